@@ -1,0 +1,169 @@
+//! A blocking NATS connection for load: writes what it is given, reads messages in place.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+/// Nothing measured here takes this long without a byte.
+const STALL: Duration = Duration::from_secs(30);
+
+/// One connection.
+pub struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// A message as it lies in the read buffer.
+pub struct Message<'a> {
+    /// Where answers go.
+    pub reply: &'a [u8],
+    /// The header block, or empty.
+    pub header: &'a [u8],
+    /// The body.
+    pub payload: &'a [u8],
+}
+
+impl Client {
+    /// Connects and waits until the server answers.
+    pub fn connect(address: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).with_context(|| format!("can not connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(STALL))?;
+        stream.set_write_timeout(Some(STALL))?;
+        let mut client = Self { stream, buffer: vec![0; 1 << 20], start: 0, end: 0 };
+        client.write(
+            b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true,\"protocol\":1,\"lang\":\"bench\",\"version\":\"0\"}\r\n",
+        )?;
+        client.flush_barrier()?;
+        Ok(client)
+    }
+
+    /// Another handle on the same connection, for a thread that only writes.
+    pub fn writer(&self) -> anyhow::Result<TcpStream> {
+        Ok(self.stream.try_clone()?)
+    }
+
+    /// Writes protocol text.
+    pub fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(bytes).context("the server closed the connection")
+    }
+
+    /// Waits until the server has taken everything written before.
+    pub fn flush_barrier(&mut self) -> anyhow::Result<()> {
+        self.write(b"PING\r\n")?;
+        while !self.line_is(b"PONG")? {}
+        Ok(())
+    }
+
+    /// A request with one answer.
+    pub fn request(&mut self, subject: &str, body: &str) -> anyhow::Result<String> {
+        let inbox = format!("_INBOX.bench.{}", std::process::id());
+        let text = format!("SUB {inbox} 9999\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
+        self.write(text.as_bytes())?;
+        let answer = self.next()?;
+        if answer.header.starts_with(b"NATS/1.0 503") {
+            bail!("nobody answers {subject}");
+        }
+        let answer = String::from_utf8_lossy(answer.payload).into_owned();
+        self.write(b"UNSUB 9999\r\n")?;
+        Ok(answer)
+    }
+
+    /// The next message; answers PINGs on the way.
+    pub fn next(&mut self) -> anyhow::Result<Message<'_>> {
+        loop {
+            let line = self.line()?;
+            let text = &self.buffer[line.clone()];
+            if text.starts_with(b"MSG ") || text.starts_with(b"HMSG ") {
+                return self.message(line);
+            }
+            if text.starts_with(b"PING") {
+                self.write(b"PONG\r\n")?;
+            } else if text.starts_with(b"-ERR") {
+                bail!("the server says {}", String::from_utf8_lossy(text));
+            }
+        }
+    }
+
+    fn message(&mut self, line: std::ops::Range<usize>) -> anyhow::Result<Message<'_>> {
+        let text = &self.buffer[line.clone()];
+        let with_header = text[0] == b'H';
+        let mut sizes = text.rsplit(|byte| *byte == b' ');
+        let total = number(sizes.next().unwrap_or_default())?;
+        let header = if with_header { number(sizes.next().unwrap_or_default())? } else { 0 };
+        // What is left: verb, subject, sid and perhaps a reply.
+        let reply = sizes.next().filter(|_| sizes.count() == 3);
+        let reply = reply.map(|reply| {
+            let at = reply.as_ptr() as usize - self.buffer.as_ptr() as usize;
+            (at - line.start, reply.len())
+        });
+        let keep = line.end - line.start;
+        // The line stays in front of the payload while more is read: the buffer may move it.
+        self.start = line.start;
+        let needed = keep + 2 + total + 2;
+        while self.end - self.start < needed {
+            self.fill(needed)?;
+        }
+        let base = self.start;
+        self.start += needed;
+        let payload = base + keep + 2;
+        let (reply_at, reply_len) = reply.unwrap_or((0, 0));
+        Ok(Message {
+            reply: &self.buffer[base + reply_at..base + reply_at + reply_len],
+            header: &self.buffer[payload..payload + header],
+            payload: &self.buffer[payload + header..payload + total],
+        })
+    }
+
+    fn line_is(&mut self, expected: &[u8]) -> anyhow::Result<bool> {
+        let line = self.line()?;
+        let text = &self.buffer[line];
+        if text.starts_with(b"-ERR") {
+            bail!("the server says {}", String::from_utf8_lossy(text));
+        }
+        Ok(text == expected)
+    }
+
+    fn line(&mut self) -> anyhow::Result<std::ops::Range<usize>> {
+        let mut looked = 0;
+        loop {
+            let unread = &self.buffer[self.start + looked..self.end];
+            if let Some(at) = unread.windows(2).position(|pair| pair == b"\r\n") {
+                let line = self.start..self.start + looked + at;
+                self.start = line.end + 2;
+                return Ok(line);
+            }
+            looked = (self.end - self.start).saturating_sub(1);
+            self.fill(0)?;
+        }
+    }
+
+    fn fill(&mut self, needed: usize) -> anyhow::Result<()> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+        if self.end == self.buffer.len() || self.buffer.len() - self.start < needed {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            if self.buffer.len() < needed || self.end == self.buffer.len() {
+                self.buffer.resize((self.buffer.len() * 2).max(needed), 0);
+            }
+        }
+        let read = self.stream.read(&mut self.buffer[self.end..]).context("the server stopped answering")?;
+        if read == 0 {
+            bail!("the server closed the connection");
+        }
+        self.end += read;
+        Ok(())
+    }
+}
+
+fn number(text: &[u8]) -> anyhow::Result<usize> {
+    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).context("the server sent a malformed size")
+}

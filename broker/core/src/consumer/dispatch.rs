@@ -1,0 +1,448 @@
+//! The leader's half of a consumer: what to deliver next, or when to look again.
+//!
+//! Hot path: `poll` for a message that is read ahead costs a few comparisons, one insertion among the unacked and
+//! no allocation.
+//!
+//! Everything here is decided from what was handed in; time comes in as an argument.
+
+mod acks;
+mod deliver;
+mod step;
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use levee_protocol::api::duration_text::format_duration;
+use levee_protocol::api::{ConsumerConfig, ConsumerInfo, PullRequest, ReplayPolicy, SequenceInfo};
+use levee_protocol::command::ConsumerProgress;
+use levee_protocol::ids::{ConsumerName, Seq};
+use levee_protocol::subject::Filter;
+use levee_protocol::time::{Nanos, Timestamp};
+
+use self::acks::Samples;
+use self::deliver::{Next, Replay};
+pub use self::step::{AckOutcome, Advisory, Confirm, Delivery, Step};
+use crate::consumer::backlog::{Backlog, Reading};
+use crate::consumer::backoff::{Deadlines, wait_after};
+use crate::consumer::fold::Fold;
+use crate::consumer::ledger::Ledger;
+use crate::consumer::notice::{Closed, Notice};
+use crate::consumer::push::Push;
+use crate::consumer::settle::{Marks, Run};
+use crate::consumer::source::Source;
+use crate::consumer::waiting::{Waiter, Waiting};
+use crate::stream::{MessageView, ReadFailed};
+
+/// How long to wait before asking again for an inactive consumer to be deleted.
+const INACTIVE_AGAIN: Nanos = Nanos::from_secs(1);
+/// For how long acks are believed that belong to deliveries of the leader before.
+const INHERITANCE: Nanos = Nanos::from_secs(60);
+/// A consumer this young had no leader before.
+const NEWBORN: Nanos = Nanos::from_secs(1);
+/// Waiting requests, when the configuration sets no limit.
+const MAX_WAITING_DEFAULT: usize = 512;
+
+/// The leader's half of one consumer.
+#[derive(Debug)]
+pub struct Dispatch {
+    name: ConsumerName,
+    stream_name: String,
+    incarnation: u64,
+    created: Timestamp,
+    config: ConsumerConfig,
+    filters: Vec<Filter>,
+    /// A copy of the ledger's marks that runs ahead of the log.
+    marks: Marks,
+    fold: Fold,
+    backlog: Backlog,
+    /// Messages to deliver again.
+    ready: BTreeSet<Seq>,
+    deadlines: Deadlines,
+    /// Pull requests that `poll` has not looked at yet.
+    arrived: VecDeque<Waiter>,
+    waiting: Waiting,
+    push: Option<Push>,
+    replay: Option<Replay>,
+    samples: Samples,
+    outbox: VecDeque<Step>,
+    /// Length of the constant part of an ack subject, for the sizes of messages.
+    ack_subject_base: usize,
+    interest_changed: bool,
+    /// Until when an ack of something that this leader has not delivered is taken for one of the leader before. At
+    /// other times it is a stray, perhaps meant for an earlier consumer of the same name.
+    inherits_until: Timestamp,
+    used_at: Timestamp,
+    inactive_at: Option<Timestamp>,
+}
+
+impl Dispatch {
+    /// Takes over from the ledger. Deliveries that were unacked are repeated when their wait is over.
+    pub fn new(
+        ledger: &Ledger,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        now: Timestamp,
+    ) -> Result<Self, ReadFailed> {
+        let stream_name = stream.config().map(|config| config.name.clone()).unwrap_or_default();
+        let mut dispatch = Self {
+            name: ledger.name.clone(),
+            ack_subject_base: "$JS.ACK.......".len() + stream_name.len() + ledger.name.as_str().len(),
+            stream_name,
+            incarnation: ledger.incarnation,
+            created: ledger.created,
+            config: ConsumerConfig::default(),
+            filters: Vec::new(),
+            marks: ledger.marks.clone(),
+            fold: Fold::default(),
+            backlog: Backlog::default(),
+            ready: BTreeSet::new(),
+            deadlines: Deadlines::default(),
+            arrived: VecDeque::new(),
+            waiting: Waiting::default(),
+            push: None,
+            replay: None,
+            samples: Samples::default(),
+            outbox: VecDeque::new(),
+            interest_changed: true,
+            inherits_until: if now.since(ledger.created) > NEWBORN {
+                now.plus(INHERITANCE)
+            } else {
+                Timestamp::ZERO
+            },
+            used_at: now,
+            inactive_at: None,
+        };
+        if ledger.config.replay_policy == ReplayPolicy::Original {
+            dispatch.replay = Some(Replay { until: stream.last_seq(), before: None });
+        }
+        dispatch.configure(ledger, now);
+        dispatch.drop_dead(stream);
+        dispatch.num_pending(stream, view)?;
+        Ok(dispatch)
+    }
+
+    /// A pull request. Returns what is refused at once; everything else is decided by `poll`.
+    pub fn on_pull(&mut self, request: &PullRequest, reply: Bytes, now: Timestamp) -> Vec<Notice> {
+        if self.push.is_some() {
+            return vec![Notice::push_based(reply)];
+        }
+        let config = &self.config;
+        if request.idle_heartbeat > Nanos::ZERO
+            && request.idle_heartbeat.0.saturating_mul(2) > request.expires.0
+        {
+            return vec![Notice::bad_request(reply, "heartbeat value too large")];
+        }
+        if !request.id.is_empty() {
+            return vec![Notice::bad_request(reply, "Not a Pinned Client Priority consumer")];
+        }
+        if request.min_pending > 0 || request.min_ack_pending > 0 {
+            return vec![Notice::bad_request(reply, "Not a Overflow Priority consumer")];
+        }
+        if !(0..=9).contains(&request.priority) {
+            return vec![Notice::bad_request(reply, "Priority must be between 0 and 9")];
+        }
+        if config.max_batch > 0 && request.batch > config.max_batch {
+            return vec![Notice::exceeded(reply, &format!("MaxRequestBatch of {}", config.max_batch))];
+        }
+        if config.max_expires > Nanos::ZERO && request.expires > config.max_expires {
+            return vec![Notice::exceeded(
+                reply,
+                &format!("MaxRequestExpires of {}", format_duration(config.max_expires)),
+            )];
+        }
+        if config.max_bytes > 0 && request.max_bytes > config.max_bytes {
+            return vec![Notice::exceeded(reply, &format!("MaxRequestMaxBytes of {}", config.max_bytes))];
+        }
+        self.used_at = now;
+        let mut notices = Vec::new();
+        let max_waiting =
+            usize::try_from(config.max_waiting).ok().filter(|max| *max > 0).unwrap_or(MAX_WAITING_DEFAULT);
+        if self.waiting.len() + self.arrived.len() >= max_waiting {
+            self.waiting.due(self.marks.delivered, None, now, |notice| notices.push(notice));
+        }
+        if self.waiting.len() + self.arrived.len() < max_waiting {
+            self.arrived.push_back(Waiter::new(request, reply, now));
+        } else if request.idle_heartbeat.is_zero() {
+            notices.push(Notice::exceeded(reply, "MaxWaiting"));
+        }
+        notices
+    }
+
+    /// The stream took messages. Their subjects do not matter: the next `poll` looks.
+    pub fn on_appended(&mut self, _first: Seq, _last: Seq) {}
+
+    /// The stream lost messages. To be handed in before the next `poll` that may see it; a late report costs a count
+    /// of what is pending, and nothing else.
+    pub fn on_removed(&mut self, first: Seq, last: Seq) {
+        self.backlog.removed(Run { first, last });
+    }
+
+    /// The consumer was updated, paused or resumed.
+    pub fn on_configured(&mut self, ledger: &Ledger, now: Timestamp) {
+        self.configure(ledger, now);
+    }
+
+    /// Subscribers came or went somewhere; inboxes and the deliver subject are looked at again.
+    pub fn on_interest_changed(&mut self) {
+        self.interest_changed = true;
+    }
+
+    /// A client answered flow control; `subject` is where it answered to.
+    pub fn on_flow_reply(&mut self, subject: &[u8], now: Timestamp) {
+        self.used_at = now;
+        if let Some(push) = &mut self.push {
+            push.answered(subject);
+        }
+    }
+
+    /// Ends all requests: the consumer goes away, or this node does not lead any more.
+    pub fn close(&mut self, why: Closed) -> Vec<Notice> {
+        let mut notices = self.waiting.close(why);
+        notices.extend(self.arrived.drain(..).map(|waiter| Notice::closed(waiter.into_inbox(), why)));
+        notices
+    }
+
+    /// One step. To be called until it says `Sleep`. `interest` says whether anybody subscribes to a subject.
+    pub fn poll(
+        &mut self,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        interest: &dyn Fn(&[u8]) -> bool,
+        now: Timestamp,
+    ) -> Result<Step, ReadFailed> {
+        if let Some(step) = self.outbox.pop_front() {
+            return Ok(step);
+        }
+        self.sync(stream, view, now)?;
+        self.expire_acks(now);
+        self.look_at_interest(interest, now);
+        self.admit(stream, view)?;
+        self.run_timers(interest, now);
+        if let Some(step) = self.outbox.pop_front() {
+            return Ok(step);
+        }
+        let resume_at = match self.next_delivery(stream, view, interest, now)? {
+            Next::Deliver(delivery) => return Ok(Step::Deliver(delivery)),
+            Next::Nothing { look_again } => look_again,
+        };
+        if let Some(step) = self.outbox.pop_front() {
+            return Ok(step);
+        }
+        let timers = [
+            resume_at,
+            self.deadlines.next(),
+            self.waiting.wake(),
+            self.push.as_ref().and_then(Push::next_timer),
+            self.inactive_at,
+        ];
+        Ok(Step::Sleep(timers.into_iter().flatten().min()))
+    }
+
+    /// What happened since this was last called, to be proposed; `None` when nothing did.
+    pub fn take_progress(&mut self) -> Option<ConsumerProgress> {
+        self.fold.take(&self.name, self.incarnation)
+    }
+
+    /// How many deliveries and settlements wait to be taken.
+    #[must_use]
+    pub fn progress_events(&self) -> u64 {
+        self.fold.events()
+    }
+
+    /// Matching messages that were not delivered yet, as of now.
+    pub fn num_pending(&mut self, stream: &dyn Source, view: &dyn MessageView) -> Result<u64, ReadFailed> {
+        let reading = Reading { stream, view, filters: &self.filters };
+        self.backlog.sync(reading, &self.marks)?;
+        self.backlog.undelivered(reading, &self.marks)
+    }
+
+    /// Waiting pull requests.
+    #[must_use]
+    pub fn num_waiting(&self) -> u64 {
+        (self.waiting.len() + self.arrived.len()) as u64
+    }
+
+    /// Delivered and not settled.
+    #[must_use]
+    pub fn num_ack_pending(&self) -> u64 {
+        self.marks.num_unacked()
+    }
+
+    /// Everything there is to know of the consumer now. Who leads the stream, and what is added to the shown
+    /// metadata, is up to the caller.
+    pub fn info(
+        &mut self,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        now: Timestamp,
+    ) -> Result<ConsumerInfo, ReadFailed> {
+        let num_pending = self.num_pending(stream, view)?;
+        let paused_until = self.paused_until(now);
+        let marks = &self.marks;
+        Ok(ConsumerInfo {
+            stream_name: self.stream_name.clone(),
+            name: self.name.to_string(),
+            created: self.created,
+            config: Some(self.config.clone()),
+            delivered: SequenceInfo {
+                consumer_seq: marks.delivered.consumer,
+                stream_seq: marks.delivered.stream,
+                last_active: marks.delivered_at,
+            },
+            ack_floor: SequenceInfo {
+                consumer_seq: marks.floor.consumer,
+                stream_seq: marks.floor.stream,
+                last_active: marks.settled_at,
+            },
+            num_ack_pending: marks.num_unacked(),
+            num_redelivered: marks.num_redelivered(),
+            num_waiting: self.num_waiting(),
+            num_pending,
+            push_bound: self.push.as_ref().is_some_and(|push| push.bound),
+            paused: paused_until.is_some(),
+            pause_remaining: paused_until.map_or(Nanos::ZERO, |until| until.since(now)),
+            ts: now,
+            ..ConsumerInfo::default()
+        })
+    }
+
+    /// Messages that were settled before this leader delivered them.
+    #[cfg(test)]
+    pub(crate) fn early(&self) -> Vec<Seq> {
+        self.marks.early.iter().copied().collect()
+    }
+
+    fn configure(&mut self, ledger: &Ledger, now: Timestamp) {
+        let filters_changed = self.filters != ledger.filters;
+        let old = std::mem::replace(&mut self.config, ledger.config.clone());
+        let config = &self.config;
+        self.filters = ledger.filters.clone();
+        if filters_changed {
+            self.backlog.reset();
+        }
+        if !config.is_push() {
+            self.push = None;
+        } else if self.push.is_none()
+            || old.deliver_subject != config.deliver_subject
+            || old.rate_limit_bps != config.rate_limit_bps
+        {
+            let reply_prefix = format!("$JS.FC.{}.{}.", self.stream_name, self.name);
+            self.push = Some(Push::new(config, &reply_prefix, now));
+            self.interest_changed = true;
+        }
+        if old.sample_freq != config.sample_freq {
+            self.samples = Samples::parse(&config.sample_freq);
+        }
+        if old.inactive_threshold != config.inactive_threshold {
+            let threshold = config.inactive_threshold;
+            self.inactive_at = (threshold > Nanos::ZERO).then(|| self.used_at.plus(threshold));
+        }
+        if old.ack_wait != config.ack_wait || old.backoff != config.backoff {
+            self.deadlines.clear();
+            for (seq, unacked) in &self.marks.unacked {
+                self.deadlines.add(unacked.at.plus(wait_after(&self.config, unacked.attempt)), *seq);
+            }
+        }
+    }
+
+    fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.config.pause_until.filter(|until| *until > now)
+    }
+
+    /// Brings everything in line with the stream.
+    fn sync(
+        &mut self,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        now: Timestamp,
+    ) -> Result<(), ReadFailed> {
+        let gone = self.backlog.gone(stream);
+        let reading = Reading { stream, view, filters: &self.filters };
+        self.backlog.sync(reading, &self.marks)?;
+        for run in gone {
+            self.drop_unacked(run, stream, now);
+        }
+        Ok(())
+    }
+
+    fn look_at_interest(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
+        if !std::mem::take(&mut self.interest_changed) {
+            return;
+        }
+        if let Some(push) = &mut self.push {
+            let was_bound = push.bound;
+            push.bind(interest(&push.subject), now);
+            if was_bound && !push.bound {
+                self.used_at = now;
+            }
+        }
+        self.waiting.due(self.marks.delivered, Some(interest), now, |notice| {
+            self.outbox.push_back(Step::Notify(notice))
+        });
+    }
+
+    /// Lets new requests in. One that does not wait is answered at once when earlier ones take all there is.
+    fn admit(&mut self, stream: &dyn Source, view: &dyn MessageView) -> Result<(), ReadFailed> {
+        while let Some(waiter) = self.arrived.pop_front() {
+            if waiter.no_wait() {
+                let reading = Reading { stream, view, filters: &self.filters };
+                let available = self.backlog.undelivered(reading, &self.marks)? + self.ready.len() as u64;
+                if available > 0 && available < self.waiting.wanted() {
+                    self.outbox.push_back(Step::Notify(Notice::requests_pending(waiter.into_inbox())));
+                    continue;
+                }
+                if available == 0 && waiter.is_one_shot() {
+                    self.outbox.push_back(Step::Notify(Notice::no_messages(waiter.into_inbox())));
+                    continue;
+                }
+            }
+            self.waiting.add(waiter);
+        }
+        Ok(())
+    }
+
+    fn run_timers(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
+        let last = self.marks.delivered;
+        if self.waiting.wake().is_some_and(|at| at <= now) {
+            self.waiting.due(last, Some(interest), now, |notice| self.outbox.push_back(Step::Notify(notice)));
+        }
+        if let Some(push) = &mut self.push
+            && let Some(notice) = push.due(last, now)
+        {
+            push.bind(interest(&push.subject), now);
+            if push.bound {
+                self.outbox.push_back(Step::Notify(notice));
+            }
+        }
+        if self.inactive_at.is_some_and(|at| at <= now) {
+            self.check_activity(interest, now);
+        }
+    }
+
+    fn check_activity(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
+        let threshold = self.config.inactive_threshold;
+        let in_use = match &mut self.push {
+            Some(push) => {
+                push.bind(interest(&push.subject), now);
+                push.bound
+            }
+            None => {
+                let outbox = &mut self.outbox;
+                self.waiting.due(self.marks.delivered, Some(interest), now, |notice| {
+                    outbox.push_back(Step::Notify(notice))
+                });
+                !self.waiting.is_empty()
+            }
+        };
+        if in_use {
+            self.used_at = now;
+        }
+        let at = self.used_at.plus(threshold);
+        if at > now {
+            self.inactive_at = Some(at);
+        } else {
+            self.outbox.push_back(Step::Inactive);
+            self.inactive_at = Some(now.plus(INACTIVE_AGAIN));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! How deliveries end: by acks, by time, by the message being gone.
+
+use bytes::Bytes;
+use levee_protocol::api::consumer_check::parse_sampling;
+use levee_protocol::api::{AckKind, AckPolicy, AckReply, ConsumerConfig};
+use levee_protocol::command::progress::Settlement;
+use levee_protocol::ids::Seq;
+use levee_protocol::time::{Nanos, Timestamp};
+
+use super::{AckOutcome, Advisory, Confirm, Dispatch, Step};
+use crate::consumer::backoff::wait_after;
+use crate::consumer::settle::{Marks, Run};
+use crate::consumer::source::Source;
+
+const DELETED_BY_LIMITS: &str = "Message deleted by stream limits";
+const DELETED_UNACKED: &str = "Unacknowledged message was deleted";
+
+impl Dispatch {
+    /// An ack. Changes the working copy and what is to be proposed.
+    pub fn on_ack(&mut self, ack: &AckReply<'_>, kind: AckKind<'_>, now: Timestamp) -> AckOutcome {
+        let mut outcome = AckOutcome::default();
+        let seq = ack.stream_seq;
+        let beyond = self.backlog.last_seq().is_none_or(|last| seq > last);
+        if self.config.ack_policy == AckPolicy::None || seq == Seq::NONE || beyond {
+            return outcome;
+        }
+        if seq > self.marks.delivered.stream && now > self.inherits_until {
+            return outcome;
+        }
+        self.used_at = now;
+        outcome.confirm = Confirm::Now;
+        match kind {
+            AckKind::Ack => {
+                self.sample(seq, ack, now, &mut outcome.advisories);
+                self.settle(seq, Settlement::Acked, now);
+                outcome.confirm = Confirm::AfterProgress;
+            }
+            AckKind::Next(request) => {
+                self.sample(seq, ack, now, &mut outcome.advisories);
+                self.settle(seq, Settlement::Acked, now);
+                outcome.confirm = Confirm::No;
+                outcome.next = Some(Bytes::copy_from_slice(request));
+            }
+            AckKind::Terminate(reason) => {
+                if let Some(unacked) = self.marks.unacked.get(&seq) {
+                    outcome.advisories.push(Advisory::Terminated {
+                        consumer_seq: ack.consumer_seq,
+                        stream_seq: seq,
+                        deliveries: unacked.attempt.into(),
+                        reason: String::from_utf8_lossy(reason).into_owned(),
+                    });
+                }
+                self.settle(seq, Settlement::Terminated, now);
+                outcome.confirm = Confirm::AfterProgress;
+            }
+            AckKind::Nak(delay) => self.nak(ack, delay, now, &mut outcome.advisories),
+            AckKind::InProgress => {
+                self.wait_from(seq, now);
+            }
+            AckKind::Unknown => {}
+        }
+        outcome
+    }
+
+    /// Messages that were delivered and are gone from the stream are not waited for any more.
+    pub(super) fn drop_unacked(&mut self, run: Run, stream: &dyn Source, now: Timestamp) {
+        let lost: Vec<Seq> = self.marks.unacked.range(run.first..=run.last).map(|(seq, _)| *seq).collect();
+        for seq in lost.into_iter().filter(|seq| !stream.is_live(*seq)) {
+            if let Some(unacked) = self.marks.unacked.get(&seq) {
+                let reason = if seq < stream.first_seq() { DELETED_BY_LIMITS } else { DELETED_UNACKED };
+                self.outbox.push_back(Step::Advisory(Advisory::Terminated {
+                    consumer_seq: unacked.consumer_seq,
+                    stream_seq: seq,
+                    deliveries: unacked.attempt.into(),
+                    reason: reason.into(),
+                }));
+            }
+            self.settle_one(seq, Settlement::Terminated, now);
+        }
+        self.marks.forget_exhausted_below(stream.first_seq());
+    }
+
+    /// After taking over: whatever was removed while nobody watched.
+    pub(super) fn drop_dead(&mut self, stream: &dyn Source) {
+        let dead: Vec<Seq> = self.marks.unacked.keys().copied().filter(|seq| !stream.is_live(*seq)).collect();
+        for seq in dead {
+            self.marks.settle(seq);
+            self.fold.settled(seq, Settlement::Terminated);
+        }
+    }
+
+    fn settle(&mut self, seq: Seq, how: Settlement, now: Timestamp) {
+        if self.config.ack_policy != AckPolicy::All {
+            self.settle_one(seq, how, now);
+            return;
+        }
+        if seq <= self.marks.floor.stream {
+            return;
+        }
+        let unheard = seq > self.marks.delivered.stream;
+        self.marks.settle_all(seq);
+        self.marks.settled_at = Some(now);
+        self.ready = self.ready.split_off(&seq.next());
+        self.fold.settled(seq, Settlement::AckedAll);
+        if unheard {
+            self.backlog.reset();
+        }
+    }
+
+    fn settle_one(&mut self, seq: Seq, how: Settlement, now: Timestamp) {
+        let unheard = seq > self.marks.delivered.stream;
+        if !self.marks.settle(seq) {
+            return;
+        }
+        self.marks.settled_at = Some(now);
+        self.ready.remove(&seq);
+        self.fold.settled(seq, how);
+        if unheard {
+            self.backlog.settled_early(seq);
+        }
+    }
+
+    fn nak(&mut self, ack: &AckReply<'_>, delay: Nanos, now: Timestamp, advisories: &mut Vec<Advisory>) {
+        let seq = ack.stream_seq;
+        let Some(attempt) = self.marks.unacked.get(&seq).map(|unacked| unacked.attempt) else { return };
+        advisories.push(Advisory::Naked {
+            consumer_seq: ack.consumer_seq,
+            stream_seq: seq,
+            deliveries: attempt.into(),
+        });
+        if delay > Nanos::ZERO {
+            let wait = wait_after(&self.config, attempt);
+            self.wait_from(seq, now.plus(delay).plus(Nanos(-wait.0)));
+        } else if let Some(advisory) = self.deliver_again(seq, attempt) {
+            advisories.push(advisory);
+        }
+    }
+
+    /// Starts the wait for an ack over, as if the message had been sent at this time.
+    fn wait_from(&mut self, seq: Seq, at: Timestamp) {
+        let Some(unacked) = self.marks.unacked.get_mut(&seq) else { return };
+        let was_ready = self.ready.remove(&seq);
+        if unacked.at != at || was_ready {
+            unacked.at = at;
+            let attempt = unacked.attempt;
+            self.wait_for_ack(seq, at, attempt);
+        }
+    }
+
+    pub(super) fn wait_for_ack(&mut self, seq: Seq, from: Timestamp, attempt: u32) {
+        let (config, marks) = (&self.config, &self.marks);
+        self.deadlines.sweep(marks.unacked.len(), |at, seq| is_due_at(config, marks, seq, at));
+        self.deadlines.add(from.plus(wait_after(config, attempt)), seq);
+    }
+
+    /// Queues a message for its next attempt, or gives up on it.
+    fn deliver_again(&mut self, seq: Seq, attempt: u32) -> Option<Advisory> {
+        let exhausted = u32::try_from(self.config.max_deliver).is_ok_and(|max| max > 0 && attempt >= max);
+        if !exhausted {
+            self.ready.insert(seq);
+            return None;
+        }
+        self.ready.remove(&seq);
+        self.marks.exhaust(seq);
+        self.fold.settled(seq, Settlement::Exhausted);
+        Some(Advisory::MaxDeliveries { stream_seq: seq, deliveries: attempt.into() })
+    }
+
+    pub(super) fn expire_acks(&mut self, now: Timestamp) {
+        while let Some((at, seq)) = self.deadlines.pop_due(now) {
+            if self.ready.contains(&seq) || !is_due_at(&self.config, &self.marks, seq, at) {
+                continue;
+            }
+            let attempt = self.marks.unacked.get(&seq).map_or(1, |unacked| unacked.attempt);
+            if let Some(advisory) = self.deliver_again(seq, attempt) {
+                self.outbox.push_back(Step::Advisory(advisory));
+            }
+        }
+    }
+
+    fn sample(&mut self, seq: Seq, ack: &AckReply<'_>, now: Timestamp, advisories: &mut Vec<Advisory>) {
+        let Some(unacked) = self.marks.unacked.get(&seq) else { return };
+        if self.samples.choose() {
+            advisories.push(Advisory::Sampled {
+                consumer_seq: ack.consumer_seq,
+                stream_seq: seq,
+                deliveries: unacked.attempt.into(),
+                ack_time: now.since(unacked.at),
+            });
+        }
+    }
+}
+
+/// Chooses an even share of acks, without a random number.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    percent: u32,
+    collected: u32,
+}
+
+impl Samples {
+    pub(super) fn parse(frequency: &str) -> Self {
+        Self { percent: parse_sampling(frequency).unwrap_or(0).min(100), collected: 0 }
+    }
+
+    fn choose(&mut self) -> bool {
+        self.collected += self.percent;
+        let chosen = self.collected >= 100;
+        self.collected %= 100;
+        chosen
+    }
+}
+
+/// Whether the wait for this message's ack ends at this time; it may have been settled, or started over.
+fn is_due_at(config: &ConsumerConfig, marks: &Marks, seq: Seq, at: Timestamp) -> bool {
+    marks.unacked.get(&seq).is_some_and(|unacked| unacked.at.plus(wait_after(config, unacked.attempt)) == at)
+}

@@ -1,0 +1,119 @@
+//! Create and update: what is refused, with which number and words.
+
+use levee_protocol::api::{ApiError, DeliverPolicy, RetentionPolicy};
+
+use super::*;
+
+fn refusal(reply: Reply) -> (u16, String) {
+    match reply {
+        Reply::Rejected(ApiError { err_code, description, .. }) => (err_code, description),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+const ANY: ConsumerCreateAction = ConsumerCreateAction::CreateOrUpdate;
+
+#[test]
+fn fields_that_can_not_be_updated_are_refused_in_the_words_of_nats() {
+    let check = |config: ConsumerConfig, text: &str| {
+        let mut world = World::with_six_messages();
+        world.consumer(explicit());
+        assert_eq!(refusal(world.request(config, ANY)), (10012, text.to_owned()));
+    };
+
+    check(ConsumerConfig { ack_policy: AckPolicy::All, ..explicit() }, "ack policy can not be updated");
+    let push = ConsumerConfig { deliver_subject: "z".into(), ..explicit() };
+    check(push, "can not update pull consumer to push based");
+    check(ConsumerConfig { max_waiting: 7, ..explicit() }, "max waiting can not be updated");
+    check(
+        ConsumerConfig { deliver_policy: DeliverPolicy::New, ..explicit() },
+        "deliver policy can not be updated",
+    );
+    check(ConsumerConfig { mem_storage: true, ..explicit() }, "storage type can not be updated");
+}
+
+#[test]
+fn create_update_and_either_do_what_they_say() {
+    let mut world = World::with_six_messages();
+    let changed = ConsumerConfig { ack_wait: Nanos::from_secs(1), ..explicit() };
+
+    assert_eq!(refusal(world.request(explicit(), ConsumerCreateAction::Update)).0, 10149);
+    assert!(matches!(world.request(explicit(), ConsumerCreateAction::Create), Reply::Consumer(_)));
+    assert!(
+        matches!(world.request(explicit(), ConsumerCreateAction::Create), Reply::Consumer(_)),
+        "the same again"
+    );
+    assert_eq!(refusal(world.request(changed.clone(), ConsumerCreateAction::Create)).0, 10148);
+    assert!(matches!(world.request(changed, ConsumerCreateAction::Update), Reply::Consumer(_)));
+
+    let ledger = world.machine.consumer(&world.name).unwrap();
+    assert_eq!(ledger.config().ack_wait, Nanos::from_secs(1));
+}
+
+#[test]
+fn an_update_keeps_the_pause_and_takes_effect_at_once() {
+    let mut world = World::with_six_messages();
+    world.consumer(explicit());
+    let (now, name) = (world.now, world.name.clone());
+    let until = now.plus(Nanos::from_secs(9));
+    world.apply(StreamCommand::PauseConsumer { now, name, until });
+
+    world.consumer(ConsumerConfig { max_ack_pending: 1, filter_subject: "c1.1".into(), ..explicit() });
+
+    assert_eq!(world.info().num_pending, 2);
+    assert!(world.info().paused);
+    let level = world.info().config.unwrap().metadata["_nats.req.level"].clone();
+    assert_eq!(level, "1", "pausing needs an API level");
+    assert_eq!(world.pass(Nanos::from_secs(9)), [""; 0]);
+    assert_eq!(world.next(2), ["mine c1.1 1.2.1.1 1"]);
+}
+
+#[test]
+fn the_number_of_consumers_is_limited() {
+    let mut world = World::with_six_messages();
+    let limited = StreamConfig { max_consumers: 1, ..world.machine.config().unwrap().clone() };
+    let (now, created) = (world.now, START);
+    world.apply(StreamCommand::Configure { now, created, config: Box::new(limited) });
+    world.consumer(explicit());
+
+    world.name = ConsumerName::parse("second").unwrap();
+    let second = ConsumerConfig { durable_name: "second".into(), ..explicit() };
+
+    assert_eq!(refusal(world.request(second, ANY)).0, 10026);
+}
+
+#[test]
+fn consumers_of_a_work_queue_do_not_share_messages() {
+    let mut world =
+        World::empty(StreamConfig { retention: RetentionPolicy::WorkQueue, ..StreamConfig::default() });
+    let mut create = |name: &str, filter: &str| {
+        world.name = ConsumerName::parse(name).unwrap();
+        let config =
+            ConsumerConfig { durable_name: name.into(), filter_subject: filter.into(), ..explicit() };
+        match world.request(config, ANY) {
+            Reply::Rejected(error) => error.err_code,
+            _ => 0,
+        }
+    };
+
+    assert_eq!(create("a", "c1.a.>"), 0);
+    assert_eq!(create("b", ""), 10099);
+    assert_eq!(create("b", "c1.*.x"), 10100);
+    assert_eq!(create("b", "c1.b.>"), 0);
+    assert_eq!(create("b", "c1.>"), 10100, "an update is held to it too");
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused() {
+    let mut world = World::with_six_messages();
+    let config = ConsumerConfig {
+        priority_policy: levee_protocol::api::PriorityPolicy::Overflow,
+        priority_groups: vec!["g".into()],
+        ..explicit()
+    };
+
+    assert_eq!(
+        refusal(world.request(config, ANY)),
+        (10012, "priority groups are not supported yet".to_owned())
+    );
+}

@@ -1,0 +1,191 @@
+//! Create or update a consumer: what may change, and the rules between the consumers of one stream.
+//!
+//! What a configuration says about itself is checked in `protocol`. A rule that needs to know who is connected (a
+//! deliver subject changes only while nobody is bound) is for the leader, before it proposes.
+
+use std::collections::BTreeMap;
+
+use levee_protocol::api::stream_check::{Adjust, ServerLimits};
+use levee_protocol::api::{ApiError, ConsumerConfig, ConsumerCreateAction, RetentionPolicy, StreamConfig};
+use levee_protocol::ids::ConsumerName;
+use levee_protocol::subject::Filter;
+use levee_protocol::time::Timestamp;
+
+use crate::consumer::ledger::{Ledger, parse_filters};
+use crate::consumer::source::Source;
+use crate::consumer::start::starting_marks;
+use crate::stream::{MessageView, ReadFailed};
+
+/// Consumers of a stream that sets no limit of its own, as in NATS since 2.15.1.
+const CONSUMERS_MAX_DEFAULT: usize = 1000;
+
+/// A request to create or update a consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateRequest<'a> {
+    /// Its name.
+    pub name: &'a ConsumerName,
+    /// Its configuration as requested, before defaults.
+    pub config: &'a ConsumerConfig,
+    /// Create only, update only, or either.
+    pub action: ConsumerCreateAction,
+    /// The log index of the command.
+    pub log_index: u64,
+    /// The time of the command.
+    pub now: Timestamp,
+}
+
+/// What a request leads to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Creation {
+    /// A new consumer, to be kept under its name.
+    Created(Box<Ledger>),
+    /// The existing consumer takes on this configuration, by [`Ledger::update`].
+    Updated(Box<ConsumerConfig>),
+    /// The consumer exists with just this configuration.
+    Unchanged,
+    /// Refused by a rule.
+    Rejected(ApiError),
+}
+
+/// Decides on a request, given all consumers of the stream.
+pub fn create_or_update(
+    request: CreateRequest<'_>,
+    consumers: &BTreeMap<ConsumerName, Ledger>,
+    stream: &dyn Source,
+    view: &dyn MessageView,
+) -> Result<Creation, ReadFailed> {
+    let existing = consumers.get(request.name);
+    let config = match check(request, existing, consumers, stream) {
+        Ok(config) => config,
+        Err(error) => return Ok(Creation::Rejected(error)),
+    };
+    if let Some(existing) = existing {
+        let unchanged = existing.config == config;
+        return Ok(if unchanged { Creation::Unchanged } else { Creation::Updated(Box::new(config)) });
+    }
+    let filters = parse_filters(&config);
+    let marks = starting_marks(&config, &filters, stream, view)?;
+    Ok(Creation::Created(Box::new(Ledger {
+        name: request.name.clone(),
+        config,
+        filters,
+        created: request.now,
+        incarnation: request.log_index,
+        marks,
+    })))
+}
+
+fn check(
+    request: CreateRequest<'_>,
+    existing: Option<&Ledger>,
+    consumers: &BTreeMap<ConsumerName, Ledger>,
+    stream: &dyn Source,
+) -> Result<ConsumerConfig, ApiError> {
+    let stream_config = stream.config().ok_or_else(ApiError::stream_not_found)?;
+    let mut config = request.config.clone();
+    // The leader has checked with its own limits before it proposed; those of the request itself hold everywhere.
+    config.apply_defaults_and_validate(stream_config, &ServerLimits::default(), Adjust::Silently)?;
+    if let Some(feature) = config.unsupported_yet() {
+        return Err(ApiError::consumer_create_failed(format_args!("{feature} are not supported yet")));
+    }
+    if let Some(existing) = existing {
+        config.pause_until = existing.config.pause_until;
+    }
+    config.store_metadata();
+    match (existing, request.action) {
+        (Some(existing), ConsumerCreateAction::Create) if existing.config != config => {
+            return Err(ApiError::consumer_already_exists());
+        }
+        (Some(existing), _) => check_changes(&existing.config, &config)?,
+        (None, ConsumerCreateAction::Update) => return Err(ApiError::consumer_does_not_exist()),
+        (None, _) => check_room(&config, consumers, stream_config)?,
+    }
+    if stream_config.retention == RetentionPolicy::WorkQueue && !config.direct {
+        check_work_queue(request.name, &config, consumers)?;
+    }
+    Ok(config)
+}
+
+/// Which fields may change, in the order and with the words of NATS.
+fn check_changes(old: &ConsumerConfig, new: &ConsumerConfig) -> Result<(), ApiError> {
+    let fixed =
+        |field: &str| Err(ApiError::consumer_create_failed(format_args!("{field} can not be updated")));
+    if old.deliver_policy != new.deliver_policy {
+        return fixed("deliver policy");
+    }
+    if old.opt_start_seq != new.opt_start_seq {
+        return fixed("start sequence");
+    }
+    if old.opt_start_time != new.opt_start_time {
+        return fixed("start time");
+    }
+    if old.ack_policy != new.ack_policy {
+        return fixed("ack policy");
+    }
+    if old.replay_policy != new.replay_policy {
+        return fixed("replay policy");
+    }
+    if old.idle_heartbeat != new.idle_heartbeat {
+        return fixed("heart beats");
+    }
+    if old.flow_control != new.flow_control {
+        return fixed("flow control");
+    }
+    if old.is_push() != new.is_push() {
+        let change =
+            if new.is_push() { "pull consumer to push based" } else { "push consumer to pull based" };
+        return Err(ApiError::consumer_create_failed(format_args!("can not update {change}")));
+    }
+    if old.max_waiting != new.max_waiting {
+        return fixed("max waiting");
+    }
+    if old.mem_storage != new.mem_storage {
+        return fixed("storage type");
+    }
+    if old.direct != new.direct {
+        return fixed("direct");
+    }
+    if old.sourcing != new.sourcing {
+        return fixed("sourcing");
+    }
+    if old.is_durable() != new.is_durable() {
+        return Err(ApiError::consumer_name_in_use());
+    }
+    Ok(())
+}
+
+fn check_room(
+    config: &ConsumerConfig,
+    consumers: &BTreeMap<ConsumerName, Ledger>,
+    stream: &StreamConfig,
+) -> Result<(), ApiError> {
+    if config.direct {
+        return Ok(());
+    }
+    let max =
+        usize::try_from(stream.max_consumers).ok().filter(|max| *max > 0).unwrap_or(CONSUMERS_MAX_DEFAULT);
+    let count = consumers.values().filter(|ledger| !ledger.config.direct).count();
+    if count >= max { Err(ApiError::maximum_consumers_reached()) } else { Ok(()) }
+}
+
+/// Every message of a work queue has exactly one consumer.
+fn check_work_queue(
+    name: &ConsumerName,
+    config: &ConsumerConfig,
+    consumers: &BTreeMap<ConsumerName, Ledger>,
+) -> Result<(), ApiError> {
+    let filters = parse_filters(config);
+    let mut others =
+        consumers.values().filter(|other| other.name != *name && !other.config.direct).peekable();
+    if others.peek().is_some() && filters.is_empty() {
+        return Err(ApiError::workqueue_multiple_unfiltered());
+    }
+    if others.any(|other| other.filters.is_empty() || collide(&other.filters, &filters)) {
+        return Err(ApiError::workqueue_filter_not_unique());
+    }
+    Ok(())
+}
+
+fn collide(one: &[Filter], other: &[Filter]) -> bool {
+    one.iter().any(|filter| other.iter().any(|other| filter.collides(other)))
+}

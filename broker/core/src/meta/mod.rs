@@ -1,0 +1,92 @@
+//! The meta machine: which nodes there are, which streams there are, and which nodes hold them.
+//!
+//! One group of all nodes decides it. A stream's own group adopts what is decided here and never asks: the
+//! assignment carries everything. Whether a node is alive is not replicated; the leader puts what it sees into the
+//! command.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`state`](self) | what is replicated, and its checkpoint rows |
+//! | `streams` | create, update, delete; subject overlap |
+//! | `nodes` | register and remove |
+//! | [`placement`] | choose replicas and a preferred leader |
+
+mod nodes;
+pub mod placement;
+mod state;
+mod streams;
+
+#[cfg(test)]
+mod tests;
+
+use levee_protocol::api::ApiError;
+use levee_protocol::command::MetaCommand;
+use levee_protocol::command::meta::StreamAssignment;
+use levee_protocol::ids::NodeId;
+use levee_protocol::time::Timestamp;
+
+pub use state::MetaMachine;
+
+/// The answer to a meta command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MetaReply {
+    /// The node takes part, under this name and address.
+    Registered,
+    /// The name belongs to another node; nothing changed.
+    NameTaken {
+        /// Whose name it is.
+        by: NodeId,
+    },
+    /// The node is forgotten, or was not known.
+    Removed,
+    /// A new stream.
+    Created(Box<StreamAssignment>),
+    /// A stream with just this configuration exists; nothing changed.
+    Exists(Box<StreamAssignment>),
+    /// The stream has another configuration.
+    Updated {
+        /// How it is now.
+        assignment: Box<StreamAssignment>,
+        /// The nodes that held it before.
+        replicas_before: Vec<NodeId>,
+    },
+    /// The stream is gone.
+    Deleted(Box<StreamAssignment>),
+    /// Refused by a rule; nothing changed.
+    Rejected(ApiError),
+}
+
+impl MetaMachine {
+    /// Applies one committed command.
+    pub fn apply(&mut self, _log_index: u64, command: &MetaCommand) -> MetaReply {
+        let answer = match command {
+            MetaCommand::RegisterNode { now, node } => {
+                self.advance_clock(*now);
+                Ok(self.register(node))
+            }
+            MetaCommand::RemoveNode { now, node } => {
+                self.advance_clock(*now);
+                Ok(self.remove_node(*node))
+            }
+            MetaCommand::CreateStream { now, account, config, alive } => {
+                let now = self.advance_clock(*now);
+                self.create_stream(now, account, config, alive)
+            }
+            MetaCommand::UpdateStream { now, account, config, alive } => {
+                self.advance_clock(*now);
+                self.update_stream(account, config, alive)
+            }
+            MetaCommand::DeleteStream { now, account, name } => {
+                self.advance_clock(*now);
+                self.delete_stream(account, name)
+            }
+        };
+        answer.unwrap_or_else(MetaReply::Rejected)
+    }
+
+    /// Time never runs backwards, whatever a new leader's clock says.
+    fn advance_clock(&mut self, now: Timestamp) -> Timestamp {
+        self.clock = self.clock.max(now);
+        self.clock
+    }
+}

@@ -1,0 +1,256 @@
+//! What the meta group replicates, what can be asked of it, and how it lies on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use levee_protocol::command::Undecodable;
+use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
+use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
+use levee_protocol::subject::Trie;
+use levee_protocol::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::rows::{RowKind, StateRow};
+
+/// First byte of every row's value. Persisted: a new layout gets a new number, and old ones stay readable.
+const VERSION: u8 = 1;
+
+pub(super) type StreamKey = (AccountName, StreamName);
+
+/// The cluster's streams and nodes, as replicated.
+#[derive(Debug)]
+pub struct MetaMachine {
+    pub(super) clock: Timestamp,
+    pub(super) next_group: GroupId,
+    pub(super) nodes: BTreeMap<NodeId, NodeRegistration>,
+    streams: BTreeMap<AccountName, BTreeMap<StreamName, StreamAssignment>>,
+    /// Which stream captures a subject. Follows from `streams`.
+    captures: BTreeMap<AccountName, Trie<StreamName>>,
+    /// Follows from `streams`.
+    groups: BTreeMap<GroupId, StreamKey>,
+    dirty_counters: bool,
+    dirty_nodes: BTreeSet<NodeId>,
+    dirty_streams: BTreeSet<StreamKey>,
+}
+
+/// What belongs to no single stream or node.
+#[derive(Serialize, Deserialize)]
+struct Counters {
+    clock: i64,
+    next_group: GroupId,
+}
+
+impl Default for MetaMachine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MetaMachine {
+    /// A cluster without nodes and streams.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            clock: Timestamp::ZERO,
+            next_group: GroupId::FIRST_STREAM,
+            nodes: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            captures: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            dirty_counters: false,
+            dirty_nodes: BTreeSet::new(),
+            dirty_streams: BTreeSet::new(),
+        }
+    }
+
+    /// The streams of an account, in order of their names.
+    pub fn streams(&self, account: &AccountName) -> impl Iterator<Item = &StreamAssignment> {
+        self.streams.get(account).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The streams of all accounts.
+    pub fn all_streams(&self) -> impl Iterator<Item = &StreamAssignment> {
+        self.streams.values().flat_map(BTreeMap::values)
+    }
+
+    /// One stream.
+    #[must_use]
+    pub fn stream(&self, account: &AccountName, name: &StreamName) -> Option<&StreamAssignment> {
+        self.streams.get(account)?.get(name)
+    }
+
+    /// The stream that a group holds.
+    #[must_use]
+    pub fn stream_of_group(&self, group: GroupId) -> Option<&StreamAssignment> {
+        self.groups.get(&group).and_then(|(account, name)| self.stream(account, name))
+    }
+
+    /// The stream of this account that captures messages of this subject.
+    #[must_use]
+    pub fn stream_for_subject(&self, account: &AccountName, subject: &[u8]) -> Option<&StreamAssignment> {
+        let mut name = None;
+        self.captures.get(account)?.for_each_match(subject, |stream| name = Some(stream));
+        self.stream(account, name?)
+    }
+
+    /// Every node that was ever registered and not removed, in order of their ids.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRegistration> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeRegistration> {
+        self.nodes.get(&id)
+    }
+
+    /// Adds or replaces a stream.
+    pub(super) fn put_stream(&mut self, assignment: StreamAssignment, name: &StreamName) {
+        let key = (assignment.account.clone(), name.clone());
+        self.take_stream(&key);
+        self.index(&key, &assignment);
+        self.streams.entry(key.0.clone()).or_default().insert(key.1.clone(), assignment);
+        self.dirty_streams.insert(key);
+    }
+
+    pub(super) fn take_stream(&mut self, key: &StreamKey) -> Option<StreamAssignment> {
+        let assignment = self.streams.get_mut(&key.0)?.remove(&key.1)?;
+        self.groups.remove(&assignment.group);
+        if let Some(captures) = self.captures.get_mut(&key.0) {
+            for subject in &assignment.config.subjects {
+                captures.remove(subject.as_bytes(), |name| *name == key.1);
+            }
+        }
+        self.dirty_streams.insert(key.clone());
+        Some(assignment)
+    }
+
+    pub(super) fn put_node(&mut self, node: NodeRegistration) {
+        self.dirty_nodes.insert(node.id);
+        self.nodes.insert(node.id, node);
+    }
+
+    pub(super) fn take_node(&mut self, id: NodeId) {
+        if self.nodes.remove(&id).is_some() {
+            self.dirty_nodes.insert(id);
+        }
+    }
+
+    /// The number of a new stream's group; never given out again.
+    pub(super) fn take_group(&mut self) -> GroupId {
+        let group = self.next_group;
+        self.next_group = GroupId(group.0 + 1);
+        self.dirty_counters = true;
+        group
+    }
+
+    /// The rows that changed since this was last called.
+    pub fn dirty_rows(&mut self) -> Vec<StateRow> {
+        let mut rows = Vec::new();
+        let streams = std::mem::take(&mut self.dirty_streams);
+        let nodes = std::mem::take(&mut self.dirty_nodes);
+        if std::mem::take(&mut self.dirty_counters) || !streams.is_empty() || !nodes.is_empty() {
+            rows.push(self.counters_row());
+        }
+        rows.extend(streams.iter().map(|key| match self.stream(&key.0, &key.1) {
+            Some(assignment) => stream_row(key, assignment),
+            None => StateRow::delete(RowKind::MetaStream, &stream_row_key(key)),
+        }));
+        rows.extend(nodes.iter().map(|id| match self.nodes.get(id) {
+            Some(node) => node_row(node),
+            None => StateRow::delete(RowKind::MetaNode, &id.0.to_be_bytes()),
+        }));
+        rows
+    }
+
+    /// All rows.
+    #[must_use]
+    pub fn all_rows(&self) -> Vec<StateRow> {
+        let mut rows = vec![self.counters_row()];
+        for (account, streams) in &self.streams {
+            rows.extend(
+                streams.iter().map(|(name, stream)| stream_row(&(account.clone(), name.clone()), stream)),
+            );
+        }
+        rows.extend(self.nodes.values().map(node_row));
+        rows
+    }
+
+    /// The machine that the rows were written by.
+    pub fn load(rows: impl Iterator<Item = StateRow>) -> Result<Self, Undecodable> {
+        let mut machine = Self::new();
+        for row in rows {
+            let Some(value) = row.value else { continue };
+            match row.kind {
+                RowKind::Meta => {
+                    let counters: Counters = from_value(row.kind, &value)?;
+                    machine.clock = Timestamp(counters.clock);
+                    machine.next_group = counters.next_group;
+                }
+                RowKind::MetaStream => {
+                    let assignment: StreamAssignment = from_value(row.kind, &value)?;
+                    let name = StreamName::parse(&assignment.config.name)
+                        .map_err(|error| Undecodable(format!("stream assignment: {error}")))?;
+                    let key = (assignment.account.clone(), name);
+                    machine.index(&key, &assignment);
+                    machine.streams.entry(key.0).or_default().insert(key.1, assignment);
+                }
+                RowKind::MetaNode => {
+                    let node: NodeRegistration = from_value(row.kind, &value)?;
+                    machine.nodes.insert(node.id, node);
+                }
+                RowKind::State | RowKind::Subject | RowKind::Consumer | RowKind::Dedup | RowKind::Deleted => {
+                    return Err(Undecodable(format!("{:?} row in the meta group", row.kind)));
+                }
+            }
+        }
+        let highest = machine.groups.last_key_value().map_or(GroupId(0), |(group, _)| *group);
+        if highest >= machine.next_group {
+            return Err(Undecodable(format!("group {highest} is in use and would be given out again")));
+        }
+        Ok(machine)
+    }
+
+    fn index(&mut self, key: &StreamKey, assignment: &StreamAssignment) {
+        self.groups.insert(assignment.group, key.clone());
+        let captures = self.captures.entry(key.0.clone()).or_default();
+        for subject in &assignment.config.subjects {
+            captures.insert(subject.as_bytes(), key.1.clone());
+        }
+    }
+
+    fn counters_row(&self) -> StateRow {
+        let counters = Counters { clock: self.clock.0, next_group: self.next_group };
+        StateRow::put(RowKind::Meta, &[], to_value(&counters))
+    }
+}
+
+fn stream_row(key: &StreamKey, assignment: &StreamAssignment) -> StateRow {
+    StateRow::put(RowKind::MetaStream, &stream_row_key(key), to_value(assignment))
+}
+
+/// Names hold no control characters, so a zero byte keeps accounts apart.
+fn stream_row_key((account, name): &StreamKey) -> Vec<u8> {
+    [account.as_str().as_bytes(), b"\0", name.as_str().as_bytes()].concat()
+}
+
+fn node_row(node: &NodeRegistration) -> StateRow {
+    StateRow::put(RowKind::MetaNode, &node.id.0.to_be_bytes(), to_value(node))
+}
+
+fn to_value(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    serde_json::to_writer(&mut bytes, value).expect("these structures have only string keys");
+    bytes
+}
+
+fn from_value<'a, T: Deserialize<'a>>(kind: RowKind, bytes: &'a [u8]) -> Result<T, Undecodable> {
+    match bytes.split_first() {
+        Some((&VERSION, json)) => {
+            serde_json::from_slice(json).map_err(|error| Undecodable(format!("{kind:?} row: {error}")))
+        }
+        Some((version, _)) => Err(Undecodable(format!(
+            "{kind:?} row has unknown version {version}; it may come from a newer release"
+        ))),
+        None => Err(Undecodable(format!("{kind:?} row is empty"))),
+    }
+}

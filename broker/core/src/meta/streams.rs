@@ -1,0 +1,144 @@
+//! Streams are created, changed and deleted; no two of an account capture the same subject.
+
+use std::collections::BTreeSet;
+
+use levee_protocol::api::{ApiError, Placement, StreamConfig};
+use levee_protocol::command::meta::StreamAssignment;
+use levee_protocol::ids::{AccountName, NodeId, StreamName};
+use levee_protocol::subject;
+use levee_protocol::time::Timestamp;
+
+use super::placement::{self, Load};
+use super::{MetaMachine, MetaReply};
+use crate::stream::check_update;
+
+impl MetaMachine {
+    pub(super) fn create_stream(
+        &mut self,
+        now: Timestamp,
+        account: &AccountName,
+        config: &StreamConfig,
+        alive: &[NodeId],
+    ) -> Result<MetaReply, ApiError> {
+        let name = parse_name(config)?;
+        let mut config = config.clone();
+        config.store_metadata();
+        if let Some(existing) = self.stream(account, &name) {
+            if existing.config != config {
+                return Err(ApiError::stream_name_exists());
+            }
+            return Ok(MetaReply::Exists(Box::new(existing.clone())));
+        }
+        self.check_overlap(account, &name, &config)?;
+        let count = self.check_replicas(&config)?;
+        let candidates = self.candidates(config.placement.as_ref(), alive)?;
+        let replicas =
+            placement::choose(count, &candidates, &self.current_load()).ok_or_else(no_suitable_peers)?;
+        let assignment = StreamAssignment {
+            account: account.clone(),
+            group: self.take_group(),
+            config,
+            created: now,
+            replicas,
+            revision: 1,
+        };
+        self.put_stream(assignment.clone(), &name);
+        Ok(MetaReply::Created(Box::new(assignment)))
+    }
+
+    pub(super) fn update_stream(
+        &mut self,
+        account: &AccountName,
+        config: &StreamConfig,
+        alive: &[NodeId],
+    ) -> Result<MetaReply, ApiError> {
+        let name = parse_name(config)?;
+        let existing = self.stream(account, &name).ok_or_else(ApiError::stream_not_found)?;
+        let mut config = config.clone();
+        check_update(&existing.config, &mut config)?;
+        config.store_metadata();
+        self.check_overlap(account, &name, &config)?;
+        let replicas_before = existing.replicas.clone();
+        let mut assignment = existing.clone();
+        let scaled = assignment.config.num_replicas != config.num_replicas;
+        let moved = assignment.config.placement != config.placement;
+        if scaled || moved {
+            let count = self.check_replicas(&config)?;
+            let candidates = self.candidates(config.placement.as_ref(), alive)?;
+            let resized = placement::resize(&replicas_before, count, &candidates, &self.current_load());
+            assignment.replicas = resized.ok_or_else(no_suitable_peers)?;
+        }
+        if assignment.config == config && assignment.replicas == replicas_before {
+            let assignment = Box::new(assignment);
+            return Ok(MetaReply::Updated { assignment, replicas_before });
+        }
+        assignment.config = config;
+        assignment.revision += 1;
+        self.put_stream(assignment.clone(), &name);
+        Ok(MetaReply::Updated { assignment: Box::new(assignment), replicas_before })
+    }
+
+    pub(super) fn delete_stream(
+        &mut self,
+        account: &AccountName,
+        name: &StreamName,
+    ) -> Result<MetaReply, ApiError> {
+        let deleted = self.take_stream(&(account.clone(), name.clone()));
+        deleted
+            .map(|assignment| MetaReply::Deleted(Box::new(assignment)))
+            .ok_or_else(ApiError::stream_not_found)
+    }
+
+    fn check_overlap(
+        &self,
+        account: &AccountName,
+        name: &StreamName,
+        config: &StreamConfig,
+    ) -> Result<(), ApiError> {
+        let others = self.streams(account).filter(|other| other.config.name != name.as_str());
+        for taken in others.flat_map(|other| &other.config.subjects) {
+            if config.subjects.iter().any(|own| subject::collides(own.as_bytes(), taken.as_bytes())) {
+                return Err(ApiError::stream_subject_overlap());
+            }
+        }
+        Ok(())
+    }
+
+    /// How many nodes are to hold the stream.
+    fn check_replicas(&self, config: &StreamConfig) -> Result<usize, ApiError> {
+        let count = usize::try_from(config.num_replicas).unwrap_or(1).max(1);
+        if count > 1 && self.is_standalone() {
+            return Err(ApiError::replicas_not_supported());
+        }
+        Ok(count)
+    }
+
+    /// Nodes that a stream may be placed on. Nodes have no tags yet, so asking for one finds none.
+    fn candidates(
+        &self,
+        placement: Option<&Placement>,
+        alive: &[NodeId],
+    ) -> Result<BTreeSet<NodeId>, ApiError> {
+        let tags = placement.map_or(&[][..], |placement| &placement.tags);
+        if !tags.is_empty() {
+            let quoted: Vec<String> = tags.iter().map(|tag| format!("'{tag}'")).collect();
+            let tags = quoted.join(", ");
+            return Err(ApiError::no_suitable_peers(format_args!(
+                "no suitable peers for placement, tags not matched [{tags}]"
+            )));
+        }
+        Ok(alive.iter().copied().filter(|node| self.nodes.contains_key(node)).collect())
+    }
+
+    fn current_load(&self) -> Load {
+        Load::of(self.all_streams().map(|assignment| assignment.replicas.as_slice()))
+    }
+}
+
+fn parse_name(config: &StreamConfig) -> Result<StreamName, ApiError> {
+    StreamName::parse(&config.name).map_err(ApiError::stream_invalid_config)
+}
+
+fn no_suitable_peers() -> ApiError {
+    ApiError::no_suitable_peers("no suitable peers for placement")
+}

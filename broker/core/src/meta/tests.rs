@@ -1,0 +1,223 @@
+//! The meta machine as its users see it.
+
+use levee_protocol::api::{Placement, StreamConfig};
+use levee_protocol::command::MetaCommand;
+use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
+use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
+use levee_protocol::time::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_000_000_000);
+
+fn cluster(nodes: u64) -> MetaMachine {
+    let mut meta = MetaMachine::new();
+    for id in 1..=nodes {
+        assert_eq!(meta.apply(id, &register(id, &format!("n{id}"), "127.0.0.1:1")), MetaReply::Registered);
+    }
+    meta
+}
+
+fn register(id: u64, name: &str, cluster_address: &str) -> MetaCommand {
+    let node =
+        NodeRegistration { id: NodeId(id), name: name.into(), cluster_address: cluster_address.into() };
+    MetaCommand::RegisterNode { now: NOW, node }
+}
+
+fn config(name: &str, subjects: &[&str], num_replicas: i32) -> StreamConfig {
+    let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+    StreamConfig { name: name.into(), subjects, num_replicas, ..StreamConfig::default() }
+}
+
+fn alive(nodes: &[u64]) -> Vec<NodeId> {
+    nodes.iter().copied().map(NodeId).collect()
+}
+
+fn create(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {
+    let config = Box::new(config.clone());
+    meta.apply(
+        9,
+        &MetaCommand::CreateStream { now: NOW, account: AccountName::global(), config, alive: alive(nodes) },
+    )
+}
+
+fn update(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {
+    let config = Box::new(config.clone());
+    meta.apply(
+        9,
+        &MetaCommand::UpdateStream { now: NOW, account: AccountName::global(), config, alive: alive(nodes) },
+    )
+}
+
+fn delete(meta: &mut MetaMachine, name: &str) -> MetaReply {
+    let name = StreamName::parse(name).unwrap();
+    meta.apply(9, &MetaCommand::DeleteStream { now: NOW, account: AccountName::global(), name })
+}
+
+fn created(reply: MetaReply) -> StreamAssignment {
+    match reply {
+        MetaReply::Created(assignment) => *assignment,
+        other => panic!("not created: {other:?}"),
+    }
+}
+
+fn refusal(reply: MetaReply) -> (u16, String) {
+    match reply {
+        MetaReply::Rejected(error) => (error.err_code, error.description),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_group_number_is_never_used_twice() {
+    let mut meta = cluster(1);
+
+    let first = created(create(&mut meta, &config("A", &["a"], 1), &[1]));
+    assert!(matches!(delete(&mut meta, "A"), MetaReply::Deleted(_)));
+    let second = created(create(&mut meta, &config("A", &["a"], 1), &[1]));
+
+    assert_eq!((first.group, second.group), (GroupId(16), GroupId(17)));
+    assert_eq!(meta.stream_of_group(GroupId(16)), None);
+    assert_eq!(meta.stream_of_group(GroupId(17)), Some(&second));
+}
+
+#[test]
+fn the_same_stream_again_is_the_existing_one_and_a_different_one_is_refused() {
+    let mut meta = cluster(3);
+    let first = created(create(&mut meta, &config("A", &["a"], 3), &[1, 2, 3]));
+
+    let again = create(&mut meta, &config("A", &["a"], 3), &[1]);
+    assert_eq!(again, MetaReply::Exists(Box::new(first)), "alive nodes do not matter any more");
+
+    let different = create(&mut meta, &config("A", &["b"], 3), &[1, 2, 3]);
+    assert_eq!(refusal(different).0, 10058);
+}
+
+#[test]
+fn subjects_of_two_streams_of_an_account_do_not_overlap() {
+    let mut meta = cluster(1);
+    created(create(&mut meta, &config("A", &["orders.*"], 1), &[1]));
+
+    assert_eq!(refusal(create(&mut meta, &config("B", &["x", "orders.eu"], 1), &[1])).0, 10065);
+    let b = created(create(&mut meta, &config("B", &["orders.eu.berlin"], 1), &[1]));
+    assert_eq!(refusal(update(&mut meta, &config("B", &["*.eu"], 1), &[1])).0, 10065);
+
+    let account = AccountName::global();
+    assert_eq!(meta.stream_for_subject(&account, b"orders.eu.berlin"), Some(&b));
+    assert_eq!(meta.stream_for_subject(&account, b"orders.eu").map(|a| a.config.name.as_str()), Some("A"));
+    assert_eq!(meta.stream_for_subject(&account, b"nothing"), None);
+    assert_eq!(meta.stream_for_subject(&AccountName::system(), b"orders.eu"), None);
+}
+
+#[test]
+fn replicas_need_nodes() {
+    let mut alone = MetaMachine::new();
+    alone.apply(1, &register(1, "n1", ""));
+    assert_eq!(refusal(create(&mut alone, &config("A", &["a"], 3), &[1])).0, 10074);
+
+    let mut meta = cluster(3);
+    let none = (10005, "no suitable peers for placement".to_owned());
+    assert_eq!(refusal(create(&mut meta, &config("A", &["a"], 5), &[1, 2, 3])), none);
+    assert_eq!(refusal(create(&mut meta, &config("A", &["a"], 3), &[1, 3])), none, "2 is not alive");
+    assert_eq!(refusal(create(&mut meta, &config("A", &["a"], 2), &[1, 77])), none, "77 is not a member");
+
+    let mut tagged = config("A", &["a"], 1);
+    tagged.placement = Some(Placement { tags: vec!["nope".into()], ..Placement::default() });
+    let text = "no suitable peers for placement, tags not matched ['nope']";
+    assert_eq!(refusal(create(&mut meta, &tagged, &[1, 2, 3])), (10005, text.to_owned()));
+}
+
+#[test]
+fn scaling_keeps_the_nodes_that_hold_the_stream() {
+    let mut meta = cluster(3);
+    let first = created(create(&mut meta, &config("A", &["a"], 1), &[2, 3]));
+    assert_eq!(first.replicas, alive(&[2]));
+
+    let MetaReply::Updated { assignment, replicas_before } =
+        update(&mut meta, &config("A", &["a"], 3), &[1, 2, 3])
+    else {
+        panic!("refused");
+    };
+    assert_eq!((assignment.replicas.clone(), replicas_before), (alive(&[2, 1, 3]), alive(&[2])));
+    assert_eq!((assignment.revision, assignment.group), (2, first.group));
+
+    let MetaReply::Updated { assignment, .. } = update(&mut meta, &config("A", &["a"], 1), &[1, 2, 3]) else {
+        panic!("refused");
+    };
+    assert_eq!(assignment.replicas, alive(&[2]));
+}
+
+#[test]
+fn an_update_that_changes_nothing_is_not_a_new_revision() {
+    let mut meta = cluster(1);
+    created(create(&mut meta, &config("A", &["a"], 1), &[1]));
+
+    let MetaReply::Updated { assignment, .. } = update(&mut meta, &config("A", &["a"], 1), &[1]) else {
+        panic!("refused")
+    };
+
+    assert_eq!(assignment.revision, 1);
+    assert_eq!(refusal(update(&mut meta, &config("X", &["x"], 1), &[1])).0, 10059);
+    assert_eq!(refusal(delete(&mut meta, "X")).0, 10059);
+}
+
+#[test]
+fn a_node_name_belongs_to_one_node_until_it_leaves() {
+    let mut meta = cluster(2);
+
+    assert_eq!(meta.apply(3, &register(3, "n1", "x:1")), MetaReply::NameTaken { by: NodeId(1) });
+    assert_eq!(meta.apply(4, &register(1, "n1", "moved:1")), MetaReply::Registered);
+    assert_eq!(meta.node(NodeId(1)).unwrap().cluster_address, "moved:1");
+    assert_eq!(meta.apply(5, &MetaCommand::RemoveNode { now: NOW, node: NodeId(1) }), MetaReply::Removed);
+    assert_eq!(meta.apply(6, &register(3, "n1", "x:1")), MetaReply::Registered);
+}
+
+proptest! {
+    #[test]
+    fn rows_rebuild_the_machine(steps in prop::collection::vec((0_u8..4, 0_usize..5, 1_i32..4), 0..40)) {
+        let mut meta = cluster(3);
+        let mut stored = std::collections::BTreeMap::new();
+        for (index, (step, stream, replicas)) in steps.into_iter().enumerate() {
+            let name = format!("S{stream}");
+            let config = config(&name, &[&format!("s.{stream}.{replicas}")], replicas);
+            match step {
+                0 | 1 => create(&mut meta, &config, &[1, 2, 3]),
+                2 => update(&mut meta, &config, &[1, 2, 3]),
+                _ => delete(&mut meta, &name),
+            };
+            if index % 3 == 0 {
+                keep(&mut stored, meta.dirty_rows());
+            }
+        }
+        keep(&mut stored, meta.dirty_rows());
+
+        let mut rows: Vec<StateRow> = stored.into_values().collect();
+        rows.sort();
+        let mut all = meta.all_rows();
+        all.sort();
+        prop_assert_eq!(&rows, &all);
+        let loaded = MetaMachine::load(rows.into_iter()).unwrap();
+        let mut again = loaded.all_rows();
+        again.sort();
+        prop_assert_eq!(&again, &all);
+        let account = AccountName::global();
+        for assignment in meta.streams(&account) {
+            let subject = assignment.config.subjects[0].as_bytes();
+            prop_assert_eq!(loaded.stream_for_subject(&account, subject), Some(assignment));
+        }
+    }
+}
+
+use crate::rows::{RowKind, StateRow};
+
+fn keep(stored: &mut std::collections::BTreeMap<(RowKind, Vec<u8>), StateRow>, rows: Vec<StateRow>) {
+    for row in rows {
+        let key = (row.kind, row.key.clone());
+        if row.value.is_some() {
+            stored.insert(key, row);
+        } else {
+            stored.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The stream machine: what a stream does with a command.
+//!
+//! Every replica applies the same commands in the same order and reaches the same state. Time comes in with the
+//! command and never runs backwards. What a rule refuses is a [`Reply`]; an `Err` from [`StreamMachine::apply`] means
+//! that this node can not read what it stored.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`view`], `reads` | what rules may read beyond their own state |
+//! | [`outcome`] | changes, replies, events |
+//! | `state` | what is replicated; checkpoint rows |
+//! | `messages` | counters, live sequences, and every way a message can leave |
+//! | `subjects`, `deleted` | the subject index; removed sequences |
+//! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
+//! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
+//! | `purge` | removal on request |
+//! | [`update`] | which configuration fields may change |
+//! | `query` | what can be asked |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use levee_protocol::api::{ApiError, PurgeRequest, RetentionPolicy, StreamConfig};
+use levee_protocol::command::{Progress, StreamCommand};
+use levee_protocol::ids::{ConsumerName, Seq};
+use levee_protocol::time::{Nanos, Timestamp};
+
+use self::dedup::DuplicateWindow;
+use self::messages::{Messages, Removals};
+use self::purge::Purge;
+use self::reads::Reads;
+use self::state::Settings;
+use crate::consumer::{CreateRequest, Ledger};
+
+mod consumers;
+mod dedup;
+mod deleted;
+mod limits;
+mod messages;
+pub mod outcome;
+mod publish;
+mod purge;
+mod query;
+mod reads;
+mod retention;
+mod state;
+mod subjects;
+pub mod update;
+pub mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use outcome::{Change, ConsumerCreated, Event, Outcome, PublishReply, Reply};
+pub use update::check_update;
+pub use view::{MessageView, ReadFailed};
+
+/// Expiry by age is asked for at most this often; publishes expire on their own in between.
+const TICK_INTERVAL: Nanos = Nanos::from_millis(250);
+
+/// One stream, as replicated.
+#[derive(Debug)]
+pub struct StreamMachine {
+    /// `None` until the first `Configure`.
+    settings: Option<Arc<Settings>>,
+    created: Timestamp,
+    /// The newest time any command carried.
+    clock: Timestamp,
+    /// The time of the last tick.
+    ticked: Timestamp,
+    messages: Messages,
+    window: DuplicateWindow,
+    /// Message id of the last message, or empty.
+    last_msg_id: String,
+    /// There may be messages on subjects that the stream does not capture any more.
+    has_foreign_subjects: bool,
+    consumers: BTreeMap<ConsumerName, Ledger>,
+    /// The state row differs from what was written.
+    dirty: bool,
+    dirty_consumers: BTreeSet<ConsumerName>,
+}
+
+impl StreamMachine {
+    /// A stream before its first command, which must configure it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies one committed command. `log_index` is its place in the log, and names what it creates.
+    pub fn apply(
+        &mut self,
+        log_index: u64,
+        command: &StreamCommand,
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        self.clock = self.clock.max(command.now());
+        self.dirty = true;
+        let settings = match (command, &self.settings) {
+            (StreamCommand::Configure { created, config, .. }, _) => {
+                return self.configure(*created, config, view);
+            }
+            (_, Some(settings)) => Arc::clone(settings),
+            (StreamCommand::Publish(block), None) => {
+                let refused = PublishReply::Rejected(ApiError::stream_not_found());
+                return Ok(Outcome::reply(Reply::Publish(vec![refused; block.count() as usize])));
+            }
+            (_, None) => return Ok(Outcome::reply(Reply::Rejected(ApiError::stream_not_found()))),
+        };
+        match command {
+            StreamCommand::Publish(block) => self.publish(&settings, block, view),
+            StreamCommand::Configure { .. } => unreachable!("handled above"),
+            StreamCommand::Purge { request, .. } => self.purge(&settings, request, view),
+            StreamCommand::DeleteMessage { seq, .. } => self.delete_message(&settings, *seq, view),
+            StreamCommand::Tick { .. } => self.tick(&settings, view),
+            StreamCommand::CreateConsumer { name, config, action, .. } => {
+                let request = CreateRequest { name, config, action: *action, log_index, now: self.clock };
+                self.create_consumer(&settings, request, view)
+            }
+            StreamCommand::DeleteConsumer { name, .. } => self.delete_consumer(&settings, name, view),
+            StreamCommand::Progress(progress) => self.progress(&settings, progress, view),
+            StreamCommand::PauseConsumer { name, until, .. } => Ok(self.pause_consumer(name, *until)),
+        }
+    }
+
+    /// The earliest time at which a `Tick` has something to do.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<Timestamp> {
+        let settings = self.settings.as_ref()?;
+        let aged = settings
+            .limits
+            .max_age
+            .filter(|_| self.messages.count > 0)
+            .map(|age| self.messages.first_time.plus(age).max(self.ticked.plus(TICK_INTERVAL)));
+        let forgotten = self.window.empty_at(settings.config.duplicate_window);
+        aged.into_iter().chain(forgotten).min()
+    }
+
+    /// Takes on a configuration that meta has decided. It is not checked again: meta and this log must not disagree.
+    fn configure(
+        &mut self,
+        created: Timestamp,
+        config: &StreamConfig,
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        let settings = Arc::new(Settings::of(config));
+        let before = self.settings.replace(Arc::clone(&settings));
+        let reads = Reads::stored_only(view);
+        let mut removals = Removals::default();
+        self.messages.storage = config.storage;
+        let Some(before) = before else {
+            self.created = created;
+            self.messages.keep_history = settings.limits.keep_history();
+            self.messages.begin_at(config.first_seq.min(purge::SEQ_MAX));
+            return Ok(Outcome::configured(removals));
+        };
+        self.has_foreign_subjects |= self.messages.count > 0 && before.may_leave_foreign_subjects(&settings);
+        if before.limits.keep_history() != settings.limits.keep_history() {
+            self.messages.keep_history = settings.limits.keep_history();
+            if self.messages.keep_history {
+                self.messages.index_again(self.messages.count, &reads)?;
+            } else {
+                self.messages.subjects.drop_history();
+            }
+        }
+        let interest = |settings: &Settings| settings.config.retention == RetentionPolicy::Interest;
+        if interest(&settings) && !interest(&before) {
+            let store = (&mut self.messages, &reads, &mut removals);
+            retention::interest_begins(&self.consumers, store)?;
+        }
+        settings.limits.enforce_all_subjects(&mut self.messages, &reads, &mut removals)?;
+        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
+        self.messages.settle(&reads)?;
+        self.window.expire(self.clock, config.duplicate_window);
+        Ok(Outcome::configured(removals))
+    }
+
+    fn purge(
+        &mut self,
+        settings: &Settings,
+        request: &PurgeRequest,
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        let purge = match Purge::check(&settings.config, request) {
+            Ok(purge) => purge,
+            Err(error) => return Ok(Outcome::reply(Reply::Rejected(error))),
+        };
+        let reads = Reads::stored_only(view);
+        let mut removals = Removals::default();
+        purge.run(&mut self.messages, &reads, &mut removals)?;
+        self.messages.settle(&reads)?;
+        let count = removals.count;
+        Ok(Outcome::removed(removals, Reply::Purged(count)))
+    }
+
+    fn delete_message(
+        &mut self,
+        settings: &Settings,
+        seq: Seq,
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        if let Err(error) = purge::check_delete(&settings.config, &self.messages, seq.0) {
+            return Ok(Outcome::reply(Reply::Rejected(error)));
+        }
+        let reads = Reads::stored_only(view);
+        let mut removals = Removals::default();
+        self.messages.remove(seq.0, &reads, &mut removals)?;
+        self.messages.settle(&reads)?;
+        Ok(Outcome::removed(removals, Reply::Deleted))
+    }
+
+    fn tick(&mut self, settings: &Settings, view: &dyn MessageView) -> Result<Outcome, ReadFailed> {
+        self.ticked = self.clock;
+        self.window.expire(self.clock, settings.config.duplicate_window);
+        let reads = Reads::stored_only(view);
+        let mut removals = Removals::default();
+        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
+        self.messages.settle(&reads)?;
+        Ok(Outcome::removed(removals, Reply::None))
+    }
+
+    fn progress(
+        &mut self,
+        settings: &Settings,
+        progress: &Progress,
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        let reads = Reads::stored_only(view);
+        let mut removals = Removals::default();
+        for row in &progress.consumers {
+            let Some(ledger) = self.consumers.get_mut(&row.name) else { continue };
+            let settled = ledger.apply_progress(row, self.clock, Seq(self.messages.first));
+            if let Some(name) = self.consumers.get_key_value(&row.name).map(|(name, _)| name) {
+                self.dirty_consumers.insert(name.clone());
+            }
+            let store = (&mut self.messages, &reads, &mut removals);
+            retention::settled(settings.config.retention, &self.consumers, &row.name, &settled, store)?;
+        }
+        self.messages.settle(&reads)?;
+        Ok(Outcome::removed(removals, Reply::None))
+    }
+}

@@ -1,0 +1,350 @@
+//! Hot path: the subject index. One hash look-up per publish, no allocation for a known subject.
+//!
+//! For every subject that has messages: how many, and the first and last sequence. Entries lie in one vector and a
+//! hash table holds their positions, which keeps a subject under 100 bytes beyond its text. Nothing that replicas
+//! must agree on depends on the order of the table: rows are keyed by subject and lists are sorted.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Slot;
+use levee_protocol::command::Undecodable;
+
+use crate::rows::{RowKind, RowReader, StateRow};
+
+/// Up to this many messages per subject, a stream with such a limit remembers the sequence of every message of a
+/// subject, so that the one to evict is known without reading. Above it, the store is searched.
+pub(crate) const HISTORY_MAX: u64 = 256;
+
+/// What lives on one subject.
+#[derive(Debug, Default)]
+pub(crate) struct SubjectEntry {
+    text: Box<[u8]>,
+    /// Lower bound of the first sequence; exact unless `FIRST_IS_BOUND` is set.
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) count: u64,
+    /// With a short history: every message, oldest first.
+    #[allow(
+        clippy::box_collection,
+        reason = "most streams keep none, and 24 bytes a subject are much for nothing"
+    )]
+    history: Option<Box<VecDeque<Held>>>,
+    /// Stored bytes of the last message.
+    last_bytes: u32,
+    flags: u8,
+}
+
+/// The first message was removed and the next one was not looked for yet.
+const FIRST_IS_BOUND: u8 = 1;
+/// Differs from its row.
+const DIRTY: u8 = 2;
+/// Has a row.
+const HAS_ROW: u8 = 4;
+
+/// One message of a subject.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Held {
+    pub(crate) seq: u64,
+    pub(crate) bytes: u32,
+}
+
+impl SubjectEntry {
+    pub(crate) fn subject(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Whether `first` is the sequence of a message, rather than a lower bound.
+    pub(crate) fn first_is_exact(&self) -> bool {
+        self.flags & FIRST_IS_BOUND == 0
+    }
+
+    /// Every message of the subject, oldest first, when that is known without reading.
+    pub(crate) fn held(&self) -> Option<Vec<Held>> {
+        match &self.history {
+            Some(history) => Some(history.iter().copied().collect()),
+            None if self.count == 1 => Some(vec![Held { seq: self.last, bytes: self.last_bytes }]),
+            None => None,
+        }
+    }
+
+    /// The oldest message, when that is known without reading.
+    pub(crate) fn oldest(&self) -> Option<Held> {
+        match &self.history {
+            Some(history) => history.front().copied(),
+            None if self.count == 1 => Some(Held { seq: self.last, bytes: self.last_bytes }),
+            None => None,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(24);
+        let mut put = |number: u64| prost::encoding::encode_varint(number, &mut value);
+        put(u64::from(self.flags & FIRST_IS_BOUND));
+        put(self.count);
+        put(self.first);
+        put(self.last - self.first);
+        put(u64::from(self.last_bytes));
+        let mut before = 0;
+        for held in self.history.iter().flat_map(|history| history.iter()) {
+            put(held.seq - before);
+            put(u64::from(held.bytes));
+            before = held.seq;
+        }
+        value
+    }
+
+    fn decode(text: &[u8], value: &[u8]) -> Result<Self, Undecodable> {
+        let mut reader = RowReader::new(RowKind::Subject, value);
+        let damaged = reader.damaged();
+        let mut entry = Self { text: text.into(), flags: HAS_ROW, ..Self::default() };
+        entry.flags |= u8::try_from(reader.number()?).map_err(|_| damaged.clone())? & FIRST_IS_BOUND;
+        entry.count = reader.number()?;
+        entry.first = reader.number()?;
+        entry.last = entry.first.checked_add(reader.number()?).ok_or_else(|| damaged.clone())?;
+        entry.last_bytes = u32::try_from(reader.number()?).map_err(|_| damaged.clone())?;
+        let mut history = VecDeque::new();
+        let mut seq = 0_u64;
+        while !reader.is_empty() {
+            seq = seq.checked_add(reader.number()?).ok_or_else(|| damaged.clone())?;
+            let bytes = u32::try_from(reader.number()?).map_err(|_| damaged.clone())?;
+            history.push_back(Held { seq, bytes });
+        }
+        if !history.is_empty() {
+            entry.history = Some(Box::new(history));
+        }
+        Ok(entry)
+    }
+}
+
+/// What a removal leaves open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AfterRemoval {
+    /// The entry is as exact as it was, or gone.
+    Settled,
+    /// The last message of the subject was removed and older ones remain: the new last one must be looked for.
+    LastUnknown(u32),
+}
+
+/// All subjects of a stream.
+#[derive(Debug, Default)]
+pub(crate) struct SubjectIndex {
+    table: HashTable<u32>,
+    entries: Vec<SubjectEntry>,
+    free: Vec<u32>,
+    /// The seed may differ between nodes, and should: a client that knew it could choose subjects that collide.
+    hasher: RandomState,
+    dirty: Vec<u32>,
+    /// Subjects that have a row and no messages any more, unless they came back.
+    gone: BTreeSet<Box<[u8]>>,
+}
+
+impl SubjectIndex {
+    /// How many subjects have messages.
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn get(&self, subject: &[u8]) -> Option<&SubjectEntry> {
+        let position = self.position(subject)?;
+        Some(&self.entries[position as usize])
+    }
+
+    pub(crate) fn at(&self, position: u32) -> &SubjectEntry {
+        &self.entries[position as usize]
+    }
+
+    /// Every subject, in no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &SubjectEntry> {
+        self.entries.iter().filter(|entry| entry.count > 0)
+    }
+
+    /// Takes note of a new message, the newest of the stream. Returns where the subject's entry is, and the subject's
+    /// message until now if it had exactly one.
+    pub(crate) fn stored(
+        &mut self,
+        subject: &[u8],
+        message: Held,
+        keep_history: bool,
+    ) -> (u32, Option<Held>) {
+        let hash = self.hasher.hash_one(subject);
+        let slot = self.table.entry(
+            hash,
+            |position| *self.entries[*position as usize].text == *subject,
+            |position| self.hasher.hash_one(&*self.entries[*position as usize].text),
+        );
+        let position = match slot {
+            Slot::Occupied(slot) => *slot.get(),
+            Slot::Vacant(slot) => {
+                let entry =
+                    SubjectEntry { text: subject.into(), first: message.seq, ..SubjectEntry::default() };
+                let position = match self.free.pop() {
+                    Some(position) => {
+                        self.entries[position as usize] = entry;
+                        position
+                    }
+                    None => {
+                        self.entries.push(entry);
+                        u32::try_from(self.entries.len() - 1)
+                            .expect("memory ends before four billion subjects")
+                    }
+                };
+                slot.insert(position);
+                position
+            }
+        };
+        let entry = &mut self.entries[position as usize];
+        let only_before = (entry.count == 1).then_some(Held { seq: entry.last, bytes: entry.last_bytes });
+        entry.count += 1;
+        entry.last = message.seq;
+        entry.last_bytes = message.bytes;
+        if keep_history {
+            entry.history.get_or_insert_default().push_back(message);
+        }
+        self.mark(position);
+        (position, only_before)
+    }
+
+    /// Takes note that a message is gone.
+    pub(crate) fn removed(&mut self, subject: &[u8], seq: u64) -> AfterRemoval {
+        let Some(position) = self.position(subject) else {
+            debug_assert!(false, "removed message {seq} was not indexed");
+            return AfterRemoval::Settled;
+        };
+        self.removed_at(position, seq)
+    }
+
+    /// The same for a subject whose entry is known.
+    pub(crate) fn removed_at(&mut self, position: u32, seq: u64) -> AfterRemoval {
+        let entry = &mut self.entries[position as usize];
+        entry.count -= 1;
+        if entry.count == 0 {
+            self.forget(position);
+            return AfterRemoval::Settled;
+        }
+        let mut after = AfterRemoval::Settled;
+        if let Some(history) = &mut entry.history {
+            if let Ok(index) = history.binary_search_by_key(&seq, |held| held.seq) {
+                history.remove(index);
+            }
+            if let (Some(oldest), Some(newest)) = (history.front(), history.back()) {
+                entry.first = oldest.seq;
+                entry.last = newest.seq;
+                entry.last_bytes = newest.bytes;
+            }
+        } else {
+            if seq == entry.first {
+                entry.first = seq + 1;
+                entry.flags |= FIRST_IS_BOUND;
+            }
+            if seq == entry.last {
+                after = AfterRemoval::LastUnknown(position);
+            } else if entry.count == 1 {
+                entry.first = entry.last;
+                entry.flags &= !FIRST_IS_BOUND;
+            }
+        }
+        self.mark(position);
+        after
+    }
+
+    /// The newest message of a subject was looked for and found.
+    pub(crate) fn found_last(&mut self, position: u32, newest: Held) {
+        let entry = &mut self.entries[position as usize];
+        entry.last = newest.seq;
+        entry.last_bytes = newest.bytes;
+        if entry.count == 1 {
+            entry.first = newest.seq;
+            entry.flags &= !FIRST_IS_BOUND;
+        }
+        self.mark(position);
+    }
+
+    /// The oldest message of a subject was looked for and found.
+    pub(crate) fn found_first(&mut self, position: u32, seq: u64) {
+        let entry = &mut self.entries[position as usize];
+        entry.first = seq;
+        entry.flags &= !FIRST_IS_BOUND;
+        self.mark(position);
+    }
+
+    /// Forgets every subject.
+    pub(crate) fn clear(&mut self) {
+        self.table.clear();
+        self.free.clear();
+        self.dirty.clear();
+        let with_rows =
+            std::mem::take(&mut self.entries).into_iter().filter(|entry| entry.flags & HAS_ROW != 0);
+        self.gone.extend(with_rows.map(|entry| entry.text));
+    }
+
+    /// Forgets which messages subjects have beyond first and last.
+    pub(crate) fn drop_history(&mut self) {
+        for position in 0..self.entries.len() {
+            if self.entries[position].history.take().is_some() {
+                self.mark(u32::try_from(position).expect("positions are u32"));
+            }
+        }
+    }
+
+    pub(crate) fn position(&self, subject: &[u8]) -> Option<u32> {
+        let hash = self.hasher.hash_one(subject);
+        self.table.find(hash, |position| *self.entries[*position as usize].text == *subject).copied()
+    }
+
+    fn forget(&mut self, position: u32) {
+        let entry = std::mem::take(&mut self.entries[position as usize]);
+        let hash = self.hasher.hash_one(&*entry.text);
+        if let Ok(slot) = self.table.find_entry(hash, |other| *other == position) {
+            slot.remove();
+        }
+        self.free.push(position);
+        if entry.flags & HAS_ROW != 0 {
+            self.gone.insert(entry.text);
+        }
+    }
+
+    fn mark(&mut self, position: u32) {
+        let entry = &mut self.entries[position as usize];
+        if entry.flags & DIRTY == 0 {
+            entry.flags |= DIRTY;
+            self.dirty.push(position);
+        }
+    }
+
+    pub(crate) fn dirty_rows(&mut self, rows: &mut Vec<StateRow>) {
+        for subject in std::mem::take(&mut self.gone) {
+            if self.position(&subject).is_none() {
+                rows.push(StateRow::delete(RowKind::Subject, &subject));
+            }
+        }
+        for position in std::mem::take(&mut self.dirty) {
+            let entry = &mut self.entries[position as usize];
+            // A position is listed twice when its subject went and another one took its place.
+            if entry.flags & DIRTY != 0 {
+                entry.flags = (entry.flags & !DIRTY) | HAS_ROW;
+                rows.push(StateRow::put(RowKind::Subject, &entry.text, entry.encode()));
+            }
+        }
+    }
+
+    pub(crate) fn all_rows(&self, rows: &mut Vec<StateRow>) {
+        rows.extend(self.iter().map(|entry| StateRow::put(RowKind::Subject, &entry.text, entry.encode())));
+    }
+
+    /// Takes one row; returns how many messages it counts.
+    pub(crate) fn load_row(&mut self, key: &[u8], value: &[u8]) -> Result<u64, Undecodable> {
+        let entry = SubjectEntry::decode(key, value)?;
+        let count = entry.count;
+        let position =
+            u32::try_from(self.entries.len()).map_err(|_| Undecodable("too many subjects".into()))?;
+        self.entries.push(entry);
+        let hash = self.hasher.hash_one(key);
+        self.table.insert_unique(hash, position, |position| {
+            self.hasher.hash_one(&*self.entries[*position as usize].text)
+        });
+        Ok(count)
+    }
+}

@@ -1,0 +1,40 @@
+//! `$JS.API.INFO`: what the account uses, from all streams' leaders.
+
+use levee_protocol::api::{AccountInfo, AccountLimits, ApiStats, StorageType, level};
+
+use crate::api::context::{Answer, Context};
+use crate::api::stream_info;
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    let wanted = cx.jetstream.meta().read(|machine| {
+        machine
+            .streams(cx.account)
+            .map(|stream| (stream.group, 0))
+            .collect()
+    });
+    let infos = stream_info::settled(cx.jetstream, wanted, stream_info::LIST_PATIENCE).await;
+    let (total, errors) = cx.jetstream.api_counts();
+    let mut account = AccountInfo {
+        limits: AccountLimits::default(),
+        domain: cx.jetstream.domain().to_owned(),
+        api: ApiStats { level: level::SERVER_LEVEL, total, errors, ..ApiStats::default() },
+        ..AccountInfo::default()
+    };
+    for info in infos.values() {
+        account.streams += 1;
+        account.consumers += info.state.consumer_count;
+        let replicas = u64::try_from(info.config.num_replicas).unwrap_or(1).max(1);
+        let reserved = u64::try_from(info.config.max_bytes).unwrap_or(0) * replicas;
+        match info.config.storage {
+            StorageType::File => {
+                account.storage += info.state.bytes * replicas;
+                account.reserved_storage += reserved;
+            }
+            StorageType::Memory => {
+                account.memory += info.state.bytes * replicas;
+                account.reserved_memory += reserved;
+            }
+        }
+    }
+    Ok(cx.request.endpoint.success(&account))
+}

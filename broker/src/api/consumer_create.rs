@@ -1,0 +1,51 @@
+//! `$JS.API.CONSUMER.CREATE.*` in its forms, and the old `$JS.API.CONSUMER.DURABLE.CREATE.*`.
+
+use levee_broker_core::stream::Reply;
+use levee_protocol::api::envelope::{self, Strictness};
+use levee_protocol::api::advisory::Action;
+use levee_protocol::api::{Adjust, ApiError, ConsumerCreateRequest, ServerLimits};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::ConsumerName;
+
+use crate::advisory;
+use crate::api::consumer_info;
+use crate::api::context::{Answer, Context};
+use crate::nuid;
+
+/// Ephemeral consumers get a name of this many characters.
+const EPHEMERAL_NAME_CHARS: usize = 8;
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    let mut request: ConsumerCreateRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
+    let led = cx.led()?;
+    let name = match request.bind(&cx.request)? {
+        Some(name) => name,
+        None => ConsumerName::parse(&nuid::draw(EPHEMERAL_NAME_CHARS)).expect("letters and digits"),
+    };
+    let mut config = request.config;
+    if let Some(feature) = config.unsupported_yet() {
+        return Err(ApiError::consumer_create_failed(format!("{feature} is not supported by Levee yet")));
+    }
+    // Apply does this too; here it can be pedantic, and a refusal costs no log entry.
+    let stream = led.replica.read(|machine, _| machine.config().cloned()).ok_or_else(ApiError::not_available)?;
+    let adjust = Adjust::from_pedantic(request.pedantic);
+    config.apply_defaults_and_validate(&stream, &ServerLimits::default(), adjust)?;
+    config.store_metadata();
+    let command = StreamCommand::CreateConsumer {
+        now: cx.jetstream.clock().now(),
+        name: name.clone(),
+        config: Box::new(config),
+        action: request.action,
+    };
+    match led.replica.propose(&command).await {
+        Ok(Reply::Consumer(consumer)) if consumer.created => {
+            advisory::consumer_action(cx.jetstream, cx.account, cx.request.stream, name.as_str(), Action::Create);
+        }
+        Ok(Reply::Consumer(_)) => {}
+        Ok(Reply::Rejected(error)) => return Err(error),
+        Ok(_) | Err(_) => return Err(ApiError::not_available()),
+    }
+    let mut info = consumer_info::of(cx.jetstream, &led, &name).ok_or_else(ApiError::not_available)?;
+    info.config = info.config.map(|config| config.shown());
+    Ok(cx.request.endpoint.success(&info))
+}

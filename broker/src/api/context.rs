@@ -1,0 +1,47 @@
+//! What a handler may use, and the two ways an answer can turn out.
+
+use std::sync::Arc;
+
+use levee_protocol::api::{ApiError, Request};
+use levee_protocol::ids::AccountName;
+
+use crate::jetstream::JetStream;
+use crate::stream::{Leader, Replica};
+
+/// One call, at the node that answers it.
+pub struct Context<'a> {
+    /// The node's stream side.
+    pub jetstream: &'a Arc<JetStream>,
+    /// Who calls.
+    pub account: &'a AccountName,
+    /// What is called.
+    pub request: Request<'a>,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+/// The whole JSON document, or the error that goes into one.
+pub type Answer = Result<Vec<u8>, ApiError>;
+
+/// The stream of a call, on the node that leads it.
+pub struct Led {
+    /// The replica.
+    pub replica: Arc<Replica>,
+    /// Its leading half.
+    pub leader: Arc<Leader>,
+}
+
+impl Context<'_> {
+    /// The stream the call names. The dispatcher has brought the call to its leader; leadership may have moved
+    /// since, and then the caller tries again.
+    pub fn led(&self) -> Result<Led, ApiError> {
+        let group = self
+            .jetstream
+            .directory()
+            .group(self.account, self.request.stream)
+            .ok_or_else(ApiError::stream_not_found)?;
+        let replica = self.jetstream.replica(group).ok_or_else(ApiError::not_available)?;
+        let leader = replica.leader().ok_or_else(ApiError::not_available)?;
+        Ok(Led { replica, leader })
+    }
+}

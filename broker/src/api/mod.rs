@@ -1,0 +1,289 @@
+//! `$JS.API`: find the endpoint, bring the call to the node its scope names, answer it once.
+//!
+//! The node where the client is connected owns the call: it answers itself, or asks the leader over a peer call and
+//! passes the answer on. So every request is answered once, whatever the nodes believe about leaders meanwhile.
+//! Pull requests and direct gets are not calls but messages: they go to the stream's leader one way, and the
+//! leader sends what they ask for straight to the reply subject.
+
+mod account_info;
+mod consumer_create;
+mod consumer_delete;
+mod consumer_info;
+mod consumer_list;
+mod consumer_next;
+mod consumer_pause;
+pub mod context;
+mod direct_get;
+mod message;
+mod stream_create;
+mod stream_delete;
+pub mod stream_info;
+mod stream_list;
+mod stream_purge;
+mod stream_update;
+mod step_down;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
+use levee_protocol::api::ApiError;
+use levee_protocol::ids::{AccountName, NodeId, StreamName};
+
+use crate::api::context::{Answer, Context};
+use crate::jetstream::{CALL_API, FORWARD_REQUEST, JetStream};
+use crate::router::{ClientInfo, Inbound, MessageRef};
+use crate::runtime::tasks;
+use crate::sinks::Arrival;
+use crate::stream::forward;
+
+/// How long a call waits for a leader before it says that there is none. Clients wait five seconds.
+const LEADER_PATIENCE: Duration = Duration::from_secs(4);
+const LEADER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A call travels client's node, meta leader, stream leader at most.
+const HOPS_MAX: u8 = 2;
+
+/// Whether anybody answers this subject. Nobody does for an endpoint that does not exist, and for a direct get
+/// on a stream that does not allow it: clients see "no responders", as on nats-server.
+pub fn is_answered(jetstream: &Arc<JetStream>, account: &AccountName, subject: &[u8]) -> bool {
+    let Some(request) = parse(jetstream, subject) else { return false };
+    match request.endpoint {
+        Endpoint::DirectGet => jetstream.meta().read(|machine| {
+            StreamName::parse(request.stream)
+                .ok()
+                .and_then(|name| machine.stream(account, &name).map(|known| known.config.allow_direct))
+                .unwrap_or(false)
+        }),
+        _ => true,
+    }
+}
+
+fn parse<'a>(jetstream: &JetStream, subject: &'a [u8]) -> Option<Request<'a>> {
+    let domain = jetstream.domain();
+    Endpoint::parse(std::str::from_utf8(subject).ok()?, (!domain.is_empty()).then_some(domain))
+}
+
+/// Takes the API messages of one read chunk of a client.
+pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound) {
+    let mut messages = Inbound { chunk: batch.chunk.clone(), items: Vec::new() };
+    for item in &batch.items {
+        match parse(jetstream, batch.subject(item)).map(|request| request.endpoint) {
+            Some(Endpoint::ConsumerNext | Endpoint::DirectGet) => messages.items.push(*item),
+            Some(_) if batch.reply(item).is_empty() => {}
+            Some(_) => {
+                let (jetstream, from) = (Arc::clone(jetstream), Arc::clone(from));
+                let call = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
+                tasks::spawn("api call", async move {
+                    let item = &call.items[0];
+                    let subject = call.subject(item);
+                    let answer = answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await;
+                    if let Some(answer) = answer {
+                        send(&jetstream, &from.account, call.reply(item), &answer);
+                    }
+                });
+            }
+            None => {}
+        }
+    }
+    stream_requests(jetstream, &from.account, &messages, Arrival::Client);
+}
+
+fn send(jetstream: &JetStream, account: &AccountName, to: &[u8], payload: &[u8]) {
+    let mut route = jetstream.router().batch();
+    route.send(account, to, MessageRef { subject: to, reply: &[], header: &[], payload });
+}
+
+/// Answers a call, wherever it has to be answered. `hops` is how often it may still travel.
+async fn answer(
+    jetstream: &Arc<JetStream>,
+    account: &AccountName,
+    subject: &[u8],
+    body: &[u8],
+    hops: u8,
+) -> Option<Vec<u8>> {
+    let request = parse(jetstream, subject)?;
+    let mut waited = Duration::ZERO;
+    let answer = loop {
+        let answer = match home(jetstream, account, &request) {
+            Home::Here => {
+                let cx = Context { jetstream, account, request, body };
+                handle(&cx).await
+            }
+            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await {
+                Ok(answer) if answer.is_empty() => Err(ApiError::not_available()),
+                Ok(answer) => return Some(answer.into()),
+                Err(_) => Err(ApiError::not_available()),
+            },
+            Home::At(_) | Home::Unknown => Err(ApiError::not_available()),
+        };
+        let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
+        if !no_leader || waited >= LEADER_PATIENCE || hops < HOPS_MAX {
+            break answer;
+        }
+        tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
+        waited += LEADER_LOOK_INTERVAL;
+    };
+    jetstream.count_api(answer.is_err());
+    Some(answer.unwrap_or_else(|error| request.endpoint.failure(&error)))
+}
+
+enum Home {
+    Here,
+    At(NodeId),
+    Unknown,
+}
+
+fn home(jetstream: &JetStream, account: &AccountName, request: &Request<'_>) -> Home {
+    let at = |leader: Option<NodeId>| match leader {
+        Some(node) if node == jetstream.node() => Home::Here,
+        Some(node) => Home::At(node),
+        None => Home::Unknown,
+    };
+    match request.endpoint.scope() {
+        Scope::Local => Home::Here,
+        Scope::Meta => meta_home(jetstream),
+        Scope::Stream | Scope::Consumer | Scope::Replica => match jetstream.directory().group(account, request.stream) {
+            Some(group) => at(jetstream.directory().leader(group)),
+            // Our copy of the meta state may lag behind the answer to a create: its leader knows for certain.
+            None => meta_home(jetstream),
+        },
+    }
+}
+
+fn meta_home(jetstream: &JetStream) -> Home {
+    let Some(group) = jetstream.meta().group() else { return Home::Unknown };
+    let leadership = group.leadership().borrow().clone();
+    match leadership.leader {
+        Some(_) if leadership.leading => Home::Here,
+        Some(node) if node != jetstream.node() => Home::At(node),
+        Some(_) | None => Home::Unknown,
+    }
+}
+
+/// Calls that travel between nodes: `hops u8 | account_len u8 | account | subject_len u16 | subject | body`.
+async fn call(
+    jetstream: &JetStream,
+    node: NodeId,
+    account: &AccountName,
+    subject: &[u8],
+    body: &[u8],
+    hops: u8,
+) -> Result<Bytes, crate::router::peers::CallError> {
+    let account = account.as_str().as_bytes();
+    let mut frame = BytesMut::with_capacity(4 + account.len() + subject.len() + body.len());
+    frame.put_u8(hops);
+    frame.put_u8(u8::try_from(account.len()).expect("account names are at most 255 bytes"));
+    frame.put_slice(account);
+    frame.put_u16_le(u16::try_from(subject.len()).expect("bounded by max_control_line"));
+    frame.put_slice(subject);
+    frame.put_slice(body);
+    jetstream.peers().call(node, CALL_API, frame.freeze(), CALL_TIMEOUT).await
+}
+
+/// Answers a peer's call. Empty when it does not decode or nobody would answer it.
+pub async fn answer_peer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
+    let Some((hops, account, subject, body)) = decode_call(frame) else { return Bytes::new() };
+    answer(&jetstream, &account, &subject, &body, hops).await.map(Bytes::from).unwrap_or_default()
+}
+
+fn decode_call(mut frame: Bytes) -> Option<(u8, AccountName, Bytes, Bytes)> {
+    let take = |frame: &mut Bytes, len: usize| (frame.len() >= len).then(|| frame.split_to(len));
+    let mut head = take(&mut frame, 2)?;
+    let (hops, account_len) = (head.get_u8().min(HOPS_MAX - 1), head.get_u8() as usize);
+    let account = take(&mut frame, account_len)?;
+    let account = AccountName::parse(std::str::from_utf8(&account).ok()?).ok()?;
+    let subject_len = take(&mut frame, 2)?.get_u16_le() as usize;
+    let subject = take(&mut frame, subject_len)?;
+    Some((hops, account, subject, frame))
+}
+
+async fn handle(cx: &Context<'_>) -> Answer {
+    match cx.request.endpoint {
+        Endpoint::AccountInfo => account_info::handle(cx).await,
+        Endpoint::StreamCreate => stream_create::handle(cx).await,
+        Endpoint::StreamUpdate => stream_update::handle(cx).await,
+        Endpoint::StreamDelete => stream_delete::handle(cx).await,
+        Endpoint::StreamInfo => stream_info::handle(cx).await,
+        Endpoint::StreamNames => stream_list::names(cx),
+        Endpoint::StreamList => stream_list::infos(cx).await,
+        Endpoint::StreamPurge => stream_purge::handle(cx).await,
+        Endpoint::MessageGet => message::get(cx),
+        Endpoint::MessageDelete => message::delete(cx).await,
+        Endpoint::StreamStepDown => step_down::stream(cx).await,
+        Endpoint::ConsumerStepDown => step_down::consumer(cx).await,
+        Endpoint::MetaStepDown => step_down::meta(cx).await,
+        Endpoint::ConsumerCreate | Endpoint::ConsumerDurableCreate => consumer_create::handle(cx).await,
+        Endpoint::ConsumerInfo => consumer_info::handle(cx).await,
+        Endpoint::ConsumerNames => consumer_list::names(cx),
+        Endpoint::ConsumerList => consumer_list::infos(cx),
+        Endpoint::ConsumerDelete => consumer_delete::handle(cx).await,
+        Endpoint::ConsumerPause => consumer_pause::handle(cx).await,
+        Endpoint::ConsumerNext | Endpoint::DirectGet => {
+            unreachable!("taken by stream_requests")
+        }
+        Endpoint::StreamSnapshot
+        | Endpoint::StreamRestore
+        | Endpoint::StreamPeerRemove
+        | Endpoint::StreamPeerEvacuate
+        | Endpoint::StreamCancelMove
+        | Endpoint::ConsumerReset
+        | Endpoint::ConsumerUnpin
+        | Endpoint::ConsumerPeerRemove
+        | Endpoint::ConsumerPeerEvacuate
+        | Endpoint::ServerRemove
+        | Endpoint::ServerEvacuate
+        | Endpoint::MetaRescue
+        | Endpoint::AccountPurge
+        | Endpoint::AccountStreamMove
+        | Endpoint::AccountStreamCancelMove => Err(not_supported_yet(cx.request.endpoint)),
+    }
+}
+
+fn not_supported_yet(endpoint: Endpoint) -> ApiError {
+    let mut error = ApiError::bad_request();
+    error.description = format!("{} is not supported by Levee yet", endpoint.words());
+    error
+}
+
+/// Takes pull requests and direct gets to the leader of their stream.
+pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch: &Inbound, arrival: Arrival) {
+    for item in &batch.items {
+        let Some(request) = parse(jetstream, batch.subject(item)) else { continue };
+        let Some(group) = jetstream.directory().group(account, request.stream) else {
+            no_responders(jetstream, account, batch.reply(item));
+            continue;
+        };
+        if let Some(replica) = jetstream.replica(group)
+            && let Some(leader) = replica.leader()
+        {
+            match request.endpoint {
+                Endpoint::ConsumerNext => {
+                    consumer_next::take(jetstream, account, &leader, &request, batch, item);
+                }
+                Endpoint::DirectGet => {
+                    direct_get::take(jetstream, account, &replica, &request, batch, item);
+                }
+                _ => {}
+            }
+        } else if arrival == Arrival::Client
+            && let Some(leader) = jetstream.directory().leader(group)
+        {
+            let part = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
+            let _ = jetstream.peers().forward(leader, FORWARD_REQUEST, forward::encode(account, group, &part));
+        } else {
+            no_responders(jetstream, account, batch.reply(item));
+        }
+    }
+}
+
+/// What a client gets when nobody is there to answer: it tries again or gives up at once.
+fn no_responders(jetstream: &JetStream, account: &AccountName, to: &[u8]) {
+    if to.is_empty() {
+        return;
+    }
+    let header = b"NATS/1.0 503\r\n\r\n";
+    let mut route = jetstream.router().batch();
+    route.send(account, to, MessageRef { subject: to, reply: &[], header, payload: &[] });
+}

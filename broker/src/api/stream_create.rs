@@ -1,0 +1,57 @@
+//! `$JS.API.STREAM.CREATE.*`: meta decides, the stream's leader answers with what came of it.
+
+use std::collections::BTreeMap;
+
+use levee_broker_core::meta::MetaReply;
+use levee_protocol::api::envelope::{self, Strictness};
+use levee_protocol::api::advisory::Action;
+use levee_protocol::api::response::StreamCreated;
+use levee_protocol::api::{Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check};
+use levee_protocol::command::MetaCommand;
+
+use crate::advisory;
+use crate::api::context::{Answer, Context};
+use crate::api::stream_info;
+
+/// Reads and checks the configuration in a create or update request.
+pub fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
+    let request: StreamConfigRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
+    let mut config = request.config;
+    config.check_subject_name(cx.request.stream)?;
+    let limits = ServerLimits::default();
+    let adjust = Adjust::from_pedantic(request.pedantic);
+    match cx.request.endpoint {
+        Endpoint::StreamUpdate => stream_check::validate_update(&mut config, &limits, adjust)?,
+        _ => stream_check::validate_create(&mut config, &limits, adjust)?,
+    }
+    if let Some(feature) = stream_check::unsupported_yet(&config) {
+        return Err(ApiError::stream_invalid_config(format!("{feature} is not supported by Levee yet")));
+    }
+    config.store_metadata();
+    Ok(config)
+}
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    let config = requested_config(cx)?;
+    let command = MetaCommand::CreateStream {
+        now: cx.jetstream.clock().now(),
+        account: cx.account.clone(),
+        config: Box::new(config),
+        alive: cx.jetstream.alive_nodes(),
+    };
+    let assignment = match cx.jetstream.meta().propose(&command).await {
+        Ok(MetaReply::Created(assignment)) => {
+            advisory::stream_action(cx.jetstream, cx.account, cx.request.stream, Action::Create);
+            assignment
+        }
+        Ok(MetaReply::Exists(assignment)) => assignment,
+        Ok(MetaReply::Rejected(error)) => return Err(error),
+        Ok(_) | Err(_) => return Err(ApiError::not_available()),
+    };
+    let mut wanted = BTreeMap::new();
+    wanted.insert(assignment.group, assignment.revision);
+    let mut infos = stream_info::settled(cx.jetstream, wanted, stream_info::SETTLE_PATIENCE).await;
+    let mut info = infos.remove(&assignment.group).ok_or_else(ApiError::not_available)?;
+    info.config = info.config.shown();
+    Ok(cx.request.endpoint.success(&StreamCreated { info, did_create: true }))
+}

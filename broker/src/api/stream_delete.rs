@@ -1,0 +1,30 @@
+//! `$JS.API.STREAM.DELETE.*`
+
+use levee_broker_core::meta::MetaReply;
+use levee_protocol::api::advisory::Action;
+use levee_protocol::api::response::Done;
+use levee_protocol::api::{ApiError, envelope};
+use levee_protocol::command::MetaCommand;
+use levee_protocol::ids::StreamName;
+
+use crate::advisory;
+use crate::api::context::{Answer, Context};
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    if !envelope::is_empty_request(cx.body) {
+        return Err(ApiError::not_empty_request());
+    }
+    let command = MetaCommand::DeleteStream {
+        now: cx.jetstream.clock().now(),
+        account: cx.account.clone(),
+        name: StreamName::parse(cx.request.stream).map_err(|_| ApiError::stream_not_found())?,
+    };
+    match cx.jetstream.meta().propose(&command).await {
+        Ok(MetaReply::Rejected(error)) => Err(error),
+        Ok(MetaReply::Deleted(_)) => {
+            advisory::stream_action(cx.jetstream, cx.account, cx.request.stream, Action::Delete);
+            Ok(cx.request.endpoint.success(&Done::OK))
+        }
+        Ok(_) | Err(_) => Err(ApiError::not_available()),
+    }
+}

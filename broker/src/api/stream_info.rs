@@ -1,0 +1,217 @@
+//! `$JS.API.STREAM.INFO.*`, and the stream infos that other answers contain.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_protocol::api::envelope::{self, Strictness};
+use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
+use levee_protocol::api::{ApiError, ClusterInfo, PeerInfo, StreamInfo, StreamInfoRequest};
+use levee_protocol::ids::{GroupId, NodeId};
+use levee_protocol::subject::Filter;
+use serde::{Deserialize, Serialize};
+
+use crate::api::context::{Answer, Context};
+use crate::jetstream::JetStream;
+use crate::stream::Replica;
+
+/// Peer call: infos of streams that the peer leads, once they have adopted what meta decided.
+pub const CALL_SETTLED: u8 = 4;
+/// How long a create or update waits for the stream's leader. Clients wait five seconds.
+pub const SETTLE_PATIENCE: Duration = Duration::from_millis(4500);
+/// How long a list waits for all leaders before it names the rest as missing.
+pub const LIST_PATIENCE: Duration = Duration::from_secs(2);
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    let request: StreamInfoRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
+    let led = cx.led()?;
+    let mut info = of(cx.jetstream, &led.replica);
+    info.cluster.get_or_insert_with(|| ClusterInfo {
+        leader: cx.jetstream.identity().name.clone(),
+        ..ClusterInfo::default()
+    });
+    info.config = info.config.shown();
+
+    if request.deleted_details {
+        info.state.deleted = led.replica.read(|machine, _| machine.deleted().map(|seq| seq.0).collect());
+    }
+    let (mut total, mut limit) = (0, 0);
+    let offset = usize::try_from(request.offset).unwrap_or(0);
+    if !request.subjects_filter.is_empty() {
+        let filter = Filter::parse(&request.subjects_filter).map_err(|_| ApiError::bad_request())?;
+        let mut subjects: Vec<(String, u64)> = led.replica.read(|machine, _| {
+            machine
+                .subjects(&filter)
+                .map(|(subject, count)| (String::from_utf8_lossy(subject).into_owned(), count))
+                .collect()
+        });
+        subjects.sort_unstable();
+        total = subjects.len();
+        limit = SUBJECTS_PAGE;
+        info.state.subjects = subjects.into_iter().skip(offset).take(SUBJECTS_PAGE).collect();
+    }
+    Ok(cx.request.endpoint.success(&StreamDescribed { total, offset, limit, info }))
+}
+
+/// What is known of a stream on the node that leads it. Metadata is as stored.
+#[must_use]
+pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
+    let assignment = replica.assignment();
+    let (config, created, state) = replica.read(|machine, _| {
+        let config = machine.config().unwrap_or(&assignment.config).clone();
+        (config, assignment.created, machine.state())
+    });
+    StreamInfo {
+        config,
+        created,
+        state,
+        domain: jetstream.domain().to_owned(),
+        cluster: cluster_info(jetstream, replica),
+        ts: jetstream.clock().now(),
+        ..StreamInfo::default()
+    }
+}
+
+/// Who leads and follows. `None` on a node that runs alone.
+#[must_use]
+pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterInfo> {
+    let name = &jetstream.identity().cluster;
+    if name.is_empty() {
+        return None;
+    }
+    let mut cluster = ClusterInfo {
+        name: name.clone(),
+        leader: jetstream.identity().name.clone(),
+        ..ClusterInfo::default()
+    };
+    let status = replica.group().status();
+    if status.voters.len() > 1 {
+        cluster.raft_group = format!("S-R{}-{}", status.voters.len(), replica.group_id());
+        cluster.replicas = followers(jetstream, replica);
+    }
+    Some(cluster)
+}
+
+fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
+    let status = replica.group().status();
+    let mut followers: Vec<PeerInfo> = status
+        .replicas
+        .iter()
+        .filter(|follower| follower.node != jetstream.node())
+        .map(|follower| {
+            let online = jetstream.peers().is_connected(follower.node);
+            let lag = status.last_index.saturating_sub(follower.matched.unwrap_or(0));
+            PeerInfo {
+                name: jetstream.node_name(follower.node),
+                current: online && follower.matched.is_some_and(|matched| matched >= status.committed),
+                offline: !online,
+                active: follower.last_ack.map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+                lag,
+                peer: peer_id(follower.node),
+            }
+        })
+        .collect();
+    followers.sort_by(|a, b| a.name.cmp(&b.name));
+    followers
+}
+
+/// The short id of a node that peer lists show.
+#[must_use]
+pub fn peer_id(node: NodeId) -> String {
+    node.to_string()[..8].to_owned()
+}
+
+#[derive(Serialize, Deserialize)]
+struct SettledRequest {
+    wanted: Vec<(GroupId, u64)>,
+    patience_ms: u64,
+}
+
+/// Infos of streams, each from its leader, once it has adopted at least the given revision of its assignment.
+/// Streams whose leader can't be reached in time are missing.
+pub async fn settled(
+    jetstream: &Arc<JetStream>,
+    mut wanted: BTreeMap<GroupId, u64>,
+    patience: Duration,
+) -> BTreeMap<GroupId, StreamInfo> {
+    let mut found = BTreeMap::new();
+    let gather = async {
+        loop {
+            let mut by_node: BTreeMap<NodeId, Vec<(GroupId, u64)>> = BTreeMap::new();
+            for (group, revision) in &wanted {
+                if let Some(node) = jetstream.directory().leader(*group) {
+                    by_node.entry(node).or_default().push((*group, *revision));
+                }
+            }
+            let calls = by_node.into_iter().map(|(node, wanted)| ask(jetstream, node, wanted, patience));
+            for infos in futures::future::join_all(calls).await {
+                for (group, info) in infos {
+                    wanted.remove(&group);
+                    found.insert(group, info);
+                }
+            }
+            if wanted.is_empty() {
+                return;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    // What was found in time is in `found`, whether the rest came or not.
+    let _ = tokio::time::timeout(patience, gather).await;
+    found
+}
+
+async fn ask(
+    jetstream: &Arc<JetStream>,
+    node: NodeId,
+    wanted: Vec<(GroupId, u64)>,
+    patience: Duration,
+) -> Vec<(GroupId, StreamInfo)> {
+    if node == jetstream.node() {
+        return led_here(jetstream, &wanted, patience).await;
+    }
+    let request = SettledRequest { wanted, patience_ms: patience.as_millis().try_into().unwrap_or(u64::MAX) };
+    let frame = serde_json::to_vec(&request).expect("plain data encodes");
+    match jetstream.peers().call(node, CALL_SETTLED, frame.into(), patience).await {
+        Ok(answer) => serde_json::from_slice(&answer).unwrap_or_default(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Answers a peer's [`CALL_SETTLED`]. Empty when it does not decode.
+pub async fn answer_settled(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
+    let Ok(request) = serde_json::from_slice::<SettledRequest>(&frame) else { return Bytes::new() };
+    let patience = Duration::from_millis(request.patience_ms).min(SETTLE_PATIENCE);
+    let infos = led_here(&jetstream, &request.wanted, patience).await;
+    serde_json::to_vec(&infos).map(Bytes::from).unwrap_or_default()
+}
+
+async fn led_here(
+    jetstream: &Arc<JetStream>,
+    wanted: &[(GroupId, u64)],
+    patience: Duration,
+) -> Vec<(GroupId, StreamInfo)> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let found: Vec<(GroupId, StreamInfo)> = wanted
+            .iter()
+            .filter_map(|(group, revision)| {
+                let replica = jetstream.replica(*group)?;
+                replica.leader()?;
+                let assignment = replica.assignment();
+                let adopted = assignment.revision >= *revision
+                    && replica.read(|machine, _| machine.config() == Some(&assignment.config));
+                adopted.then(|| (*group, of(jetstream, &replica)))
+            })
+            .collect();
+        // Adoption is milliseconds away at most; somebody else's leadership is not ours to wait for.
+        if found.len() == wanted.len() || waited >= patience.min(Duration::from_millis(500)) {
+            return found;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        waited += LOOK_INTERVAL;
+    }
+}

@@ -1,0 +1,353 @@
+use std::collections::HashMap;
+
+use super::*;
+
+struct Memory(HashMap<&'static str, String>);
+
+impl Source for Memory {
+    fn read(&self, path: &str) -> Result<String, String> {
+        self.0.get(path).cloned().ok_or_else(|| format!("open {path}: no such file or directory"))
+    }
+
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+}
+
+fn load(text: &str, arguments: &[&str]) -> Result<Config, String> {
+    load_over(Config::default(), text, arguments)
+}
+
+fn load_over(base: Config, text: &str, arguments: &[&str]) -> Result<Config, String> {
+    let source = Memory(HashMap::from([("c.conf", text.to_owned())]));
+    let mut arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    if !text.is_empty() {
+        arguments.extend(["-c".to_owned(), "c.conf".to_owned()]);
+    }
+    let flags = Flags::parse(arguments).map_err(|error| error.to_string())?;
+    Config::load(base, &flags, &source).map_err(|error| error.to_string())
+}
+
+fn refuses(text: &str, expected: &str) {
+    assert_eq!(load(text, &[]).map(drop), Err(expected.to_owned()), "{text}");
+}
+
+#[test]
+fn without_a_file_and_flags_the_defaults_are_those_of_nats_server() {
+    let config = load("", &[]).unwrap();
+
+    assert_eq!(config, Config::default());
+    assert_eq!(config.listen.to_string(), "0.0.0.0:4222");
+    assert_eq!(config.jetstream, None);
+    assert_eq!(config.max_payload, 1_048_576);
+}
+
+#[test]
+fn a_file_with_every_option_of_this_release_is_read() {
+    let config = load(
+        r#"
+        server_name: n1
+        listen: "127.0.0.1:4333"
+        http: localhost:8222
+        jetstream { store_dir: "/data", max_mem: 1GB, max_file: "10G", domain: hub, sync_interval: always }
+        cluster {
+          name: C1
+          listen: 127.0.0.1:6333
+          routes: [nats://127.0.0.1:6333, "nats-route://[::1]:6334", other]
+          no_advertise: true
+        }
+        authorization { user: a, password: "s3cret", timeout: 1.5 }
+        max_payload: 2mb, max_connections: 100, max_pending: 8MB, max_subscriptions: 0
+        ping_interval: "30s"; ping_max: 3; write_deadline: 5s
+        debug: true; trace: false; logfile: /tmp/l; pid_file: /tmp/p; ports_file_dir: /tmp
+        lame_duck_duration: "1m", lame_duck_grace_period: 5s
+        server_tags: ["az:1", "Fast,ssd"]
+        server_metadata { rack: "7" }
+        "#,
+        &[],
+    )
+    .unwrap();
+
+    assert_eq!(config.server_name.as_deref(), Some("n1"));
+    assert_eq!(config.listen.to_string(), "127.0.0.1:4333");
+    assert_eq!(config.http.unwrap().to_string(), "localhost:8222");
+    let jetstream = config.jetstream.unwrap();
+    assert_eq!(jetstream.data_dir(), PathBuf::from("/data/jetstream"));
+    assert_eq!(jetstream.max_memory, Some(1 << 30));
+    assert_eq!(jetstream.max_storage, Some(10 << 30));
+    assert_eq!(jetstream.domain.as_deref(), Some("hub"));
+    assert_eq!(jetstream.sync_interval, SyncInterval::Always);
+    let cluster = config.cluster.unwrap();
+    let routes: Vec<String> = cluster.routes.iter().map(ToString::to_string).collect();
+    assert_eq!(routes, ["127.0.0.1:6333", "[::1]:6334", "other:6222"]);
+    assert!(cluster.no_advertise);
+    assert_eq!(config.authorization, Authorization::User { user: "a".into(), password: "s3cret".into() });
+    assert_eq!(config.auth_timeout, Duration::from_millis(1500));
+    assert_eq!(config.max_payload, 2 << 20);
+    assert_eq!(config.max_connections, Some(100));
+    assert_eq!(config.max_subscriptions, None);
+    assert_eq!(config.ping_interval, Duration::from_secs(30));
+    assert_eq!(config.lame_duck_grace_period, Duration::from_secs(5));
+    assert_eq!(config.server_tags, ["az:1", "fast", "ssd"]);
+    assert_eq!(config.server_metadata, [("rack".to_owned(), "7".to_owned())]);
+    assert_eq!((config.warnings, config.notes), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn unknown_options_are_errors_with_file_line_and_column_and_all_are_reported() {
+    refuses("bogus: 1", "c.conf:1:0: unknown field \"bogus\"");
+    refuses(
+        "port: 1\n  nope {}\ncluster { what: 3 }",
+        "c.conf:2:3: unknown field \"nope\"\nc.conf:3:11: unknown field \"what\"",
+    );
+    refuses("jetstream { x: 1 }", "c.conf:1:12: unknown field \"x\"");
+}
+
+#[test]
+fn a_key_that_is_only_a_variable_is_not_unknown() {
+    assert_eq!(load("MY_PORT: 4333\nport: $MY_PORT", &[]).unwrap().listen.port, 4333);
+}
+
+#[test]
+fn known_options_that_are_missing_here_are_refused_with_a_sentence() {
+    refuses("tls { cert_file: a }", "c.conf:1:0: \"tls\" is not supported yet");
+    refuses("LeafNodes: {}", "c.conf:1:0: \"leafnodes\" is not supported yet");
+    refuses("authorization { users: [] }", "c.conf:1:16: \"authorization.users\" is not supported yet");
+    refuses("cluster { tls: {} }", "c.conf:1:10: \"cluster.tls\" is not supported yet");
+    refuses("jetstream { key: x }", "c.conf:1:12: \"jetstream.key\" is not supported yet");
+    refuses("write_timeout: retry", "c.conf:1:0: \"write_timeout: retry\" is not supported yet");
+}
+
+#[test]
+fn options_that_change_nothing_are_accepted_with_a_note() {
+    let config = load("disable_sublist_cache: true\ncluster { pool_size: 5 }", &[]).unwrap();
+
+    assert_eq!(config.notes.len(), 2);
+    assert!(config.notes[1].contains("cluster.pool_size changes nothing here"));
+}
+
+#[test]
+fn a_whole_number_is_seconds_with_a_warning() {
+    let config = load("ping_interval: 10", &[]).unwrap();
+
+    assert_eq!(config.ping_interval, Duration::from_secs(10));
+    assert_eq!(
+        config.warnings,
+        [
+            "c.conf:1:0: invalid use of field \"ping_interval\": ping_interval should be converted to a duration"
+        ]
+    );
+}
+
+#[test]
+fn wrong_types_and_ranges_are_refused_where_they_stand() {
+    refuses("port: abc", "c.conf:1:0: port must be an integer, but it is a string");
+    refuses("port: 70000", "c.conf:1:0: port 70000 is not between 1 and 65535 (-1: any free)");
+    refuses("listen: foo", "c.conf:1:0: could not parse address string \"foo\"");
+    refuses(
+        "server_name: 123",
+        "c.conf:1:0: server_name must be a string, but it is an integer; write it in quotes",
+    );
+    refuses("max_payload: 10g", "c.conf:1:0: max_payload value is too big");
+    refuses("max_payload: 0", "c.conf:1:0: max_payload must be at least 1");
+    refuses(
+        "ping_interval: \"abc\"",
+        "c.conf:1:0: error parsing ping_interval: time: invalid duration \"abc\"",
+    );
+    refuses(
+        "lame_duck_duration: 10s",
+        "c.conf:1:0: invalid lame_duck_duration of 10s, minimum is 30 seconds",
+    );
+    refuses("jetstream: maybe", "c.conf:1:0: Expected 'enabled' or 'disabled' for string value, got 'maybe'");
+    refuses("authorization { token: x, user: y }", "c.conf:1:0: Cannot have a user/pass and token");
+    refuses(
+        "cluster { routes: [\"nats://u:p@h:1\"] }",
+        "c.conf:1:19: credentials in routes are not supported yet",
+    );
+    refuses("# only a comment", "c.conf: config has no values or is empty");
+}
+
+#[test]
+fn options_that_do_not_fit_together_are_refused() {
+    refuses("max_payload: 100MB", "max_payload (104857600) cannot be higher than max_pending (67108864)");
+    refuses(
+        "lame_duck_duration: 31s, lame_duck_grace_period: 40s",
+        "lame duck grace period (40s) should be strictly lower than lame duck duration (31s)",
+    );
+    refuses("jetstream { domain: \"a.b\" }", "invalid domain name: may not contain ., * or >");
+    refuses(
+        "cluster { routes: [\"nats://a:1\"] }",
+        "solicited routes require cluster capabilities, e.g. --cluster or cluster.listen",
+    );
+    let cluster = "jetstream: true, cluster { listen: 127.0.0.1:6222";
+    refuses(&format!("{cluster} }}"), "jetstream cluster requires `server_name` to be set");
+    refuses(&format!("server_name: a, {cluster} }}"), "jetstream cluster requires `cluster.name` to be set");
+    refuses(
+        &format!("server_name: a, {cluster}, name: c }}"),
+        "JetStream cluster requires configured routes: name the other nodes in `cluster.routes`",
+    );
+    refuses(
+        "authorization { user: a, password: $2a$11$abc }",
+        "passwords and tokens as bcrypt hashes are not supported yet",
+    );
+    refuses("port: 8222, http: 8222", "clients and monitoring can not both listen on 0.0.0.0:8222");
+}
+
+#[test]
+fn a_cluster_with_a_name_alone_is_none() {
+    assert_eq!(load("cluster { name: x }", &[]).unwrap().cluster, None);
+}
+
+#[test]
+fn flags_win_over_the_file_in_all_of_gos_spellings() {
+    let file = "port: 1, server_name: file, debug: true, authorization { user: u, password: p }";
+    for arguments in [
+        &["-p", "4333", "-n", "flag"][..],
+        &["--port", "4333", "--name", "flag"],
+        &["-port=4333", "--server_name=flag"],
+    ] {
+        let config = load(file, arguments).unwrap();
+        assert_eq!(config.listen.port, 4333);
+        assert_eq!(config.server_name.as_deref(), Some("flag"));
+    }
+    let config = load(file, &["-D=false", "--pass", "q"]).unwrap();
+    assert!(!config.log.debug);
+    assert_eq!(config.authorization, Authorization::User { user: "u".into(), password: "q".into() });
+}
+
+#[test]
+fn all_flags_of_this_release_are_read() {
+    let config = load(
+        "",
+        &[
+            "-a",
+            "127.0.0.1",
+            "-p",
+            "-1",
+            "-m",
+            "8333",
+            "-l",
+            "/l",
+            "-P",
+            "/p",
+            "-js",
+            "-sd",
+            "/s",
+            "-n",
+            "x",
+            "--auth",
+            "t",
+            "-DV",
+            "--ports_file_dir",
+            "/d",
+            "--cluster_name",
+            "C",
+            "--cluster_listen",
+            "nats://127.0.0.1:6333",
+            "--routes",
+            "nats://a:1, nats://b:2",
+        ],
+    )
+    .unwrap();
+
+    assert_eq!(config.listen, Listen { host: "127.0.0.1".into(), port: 0 });
+    assert_eq!(config.http.unwrap().to_string(), "127.0.0.1:8333");
+    assert_eq!(config.jetstream.unwrap().store_dir, Some("/s".into()));
+    assert_eq!(config.authorization, Authorization::Token("t".into()));
+    assert!(config.log.debug && config.log.trace);
+    let cluster = config.cluster.unwrap();
+    assert_eq!(cluster.listen.to_string(), "127.0.0.1:6333");
+    assert_eq!(cluster.routes.len(), 2);
+}
+
+#[test]
+fn a_store_directory_in_the_file_is_used_when_a_flag_turns_streams_on() {
+    let config = load("store_dir: /s", &["-js"]).unwrap();
+
+    assert_eq!(config.jetstream.unwrap().store_dir, Some("/s".into()));
+    assert_eq!(load("store_dir: /s", &[]).unwrap().jetstream, None);
+}
+
+#[test]
+fn levee_serve_has_streams_in_its_own_directory_unless_told_otherwise() {
+    let store_dir = |text: &str, arguments: &[&str]| {
+        let config = load_over(Config::levee_defaults(), text, arguments).unwrap();
+        config.jetstream.map(|jetstream| jetstream.store_dir)
+    };
+
+    assert_eq!(store_dir("", &[]), Some(Some("levee-data".into())));
+    assert_eq!(store_dir("jetstream { max_mem: 1G }", &[]), Some(Some("levee-data".into())));
+    assert_eq!(store_dir("jetstream { store_dir: /x }", &[]), Some(Some("/x".into())));
+    assert_eq!(store_dir("jetstream { store_dir: /x }", &["-sd", "/y"]), Some(Some("/y".into())));
+    assert_eq!(store_dir("jetstream: disabled", &[]), None);
+    assert_eq!(store_dir("", &["-js=false"]), None);
+}
+
+#[test]
+fn wrong_flags_are_refused_in_gos_words() {
+    let refuses = |arguments: &[&str], expected: &str| {
+        assert_eq!(load("", arguments).map(drop), Err(expected.to_owned()));
+    };
+
+    refuses(&["-x"], "flag provided but not defined: -x");
+    refuses(&["--port"], "flag needs an argument: -port");
+    refuses(&["-p", "abc"], "invalid value \"abc\" for flag -p: parse error");
+    refuses(&["stray"], "unrecognized command: \"stray\"");
+    refuses(&["-js", "false"], "unrecognized command: \"false\"");
+    refuses(&["--tls"], "flag -tls is not supported yet");
+    refuses(&["-sl", "dance"], "unknown signal \"dance\"");
+}
+
+#[test]
+fn signals_are_read_with_and_without_a_process() {
+    let signal = |text: &str| Flags::parse(["-sl".to_owned(), text.to_owned()]).unwrap().signal.unwrap();
+
+    assert_eq!(
+        signal("ldm=/run/p.pid"),
+        SignalTarget { signal: Signal::LameDuck, process: Some("/run/p.pid".into()) }
+    );
+    assert_eq!(signal("stop"), SignalTarget { signal: Signal::Stop, process: None });
+}
+
+#[test]
+fn the_digest_is_that_of_the_meaning_and_the_one_nats_server_computes() {
+    let digest = |text: &str| load(text, &[]).unwrap().file.unwrap().digest;
+
+    assert_eq!(digest("port: 4"), "sha256:c20215432530556cf1fb2c4a2eb26e78e23b9c0daf9ae2032460d5e9cb7be2c7");
+    assert_eq!(digest("{ port = 4 } # same"), digest("port: 4"));
+    assert_eq!(digest("debug: on\nport: 4"), digest("port: 4, debug: true"));
+}
+
+#[test]
+fn the_example_configurations_are_read() {
+    struct Examples;
+    impl Source for Examples {
+        fn read(&self, path: &str) -> Result<String, String> {
+            let path = format!("{}/../deploy/config/{path}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))
+        }
+
+        fn variable(&self, name: &str) -> Option<String> {
+            match name {
+                "NODE_NAME" => Some("n1".to_owned()),
+                "NODE_HOST" => Some("10.0.0.1".to_owned()),
+                "STORE_DIR" => Some("/var/lib/levee".to_owned()),
+                _ => None,
+            }
+        }
+    }
+    let load = |path: &str| {
+        let flags = Flags::parse(["-c".to_owned(), path.to_owned()]).unwrap();
+        Config::load(Config::default(), &flags, &Examples).unwrap()
+    };
+
+    let single = load("single.conf");
+    assert_eq!(single.listen.to_string(), "127.0.0.1:4222");
+    assert!(single.jetstream.is_some() && single.warnings.is_empty() && single.notes.is_empty());
+
+    let cluster = load("cluster.conf");
+    assert_eq!(cluster.listen.to_string(), "10.0.0.1:4222");
+    assert_eq!(cluster.http.unwrap().to_string(), "10.0.0.1:8222");
+    assert_eq!(cluster.cluster.unwrap().routes.len(), 3);
+    assert_eq!(cluster.lame_duck_duration, Duration::from_secs(60));
+}

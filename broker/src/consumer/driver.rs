@@ -1,0 +1,375 @@
+//! Hot path: one consumer on the leader of its stream. What arrives (pull requests, acks, events of the stream)
+//! goes into an inbox under one short lock; a task drains it, asks the rules for steps until they sleep, and hands
+//! deliveries to the router in batches. One lock, one flush and one wakeup per batch of deliveries, not per message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_broker_core::consumer::{Advisory, Closed, Confirm, Delivery, Dispatch, Notice, Step};
+use levee_broker_core::stream::{Event, ReadFailed};
+use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::{AccountName, ConsumerName};
+use levee_protocol::time::{Nanos, Timestamp};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::advisory;
+use crate::consumer::progress::Collector;
+use crate::jetstream::JetStream;
+use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
+use crate::runtime::clock::Clock;
+use crate::stream::Replica;
+
+/// Steps between two flushes: bounds how long a delivery waits and how much is staged.
+const STEPS_PER_FLUSH: usize = 512;
+/// A destination is full: let it drain before reading more from the log.
+const PRESSURE_PAUSE: Duration = Duration::from_millis(2);
+/// A consumer whose messages can't be read looks again after this long.
+const READ_RETRY: Duration = Duration::from_secs(1);
+
+/// Why a driver ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The consumer or its stream is deleted.
+    Deleted,
+    /// Another node leads now.
+    LeadershipLost,
+}
+
+/// One consumer, on the leader.
+pub struct Driver {
+    name: ConsumerName,
+    account: AccountName,
+    inbox: Mutex<Inbox>,
+    wake: Notify,
+    dispatch: Mutex<Dispatch>,
+    clock: Clock,
+}
+
+#[derive(Default)]
+struct Inbox {
+    requests: Vec<Request>,
+    events: Vec<Event>,
+    ledger_changed: bool,
+    interest_changed: bool,
+    ended: Option<Ended>,
+}
+
+/// A message for the consumer, kept in the buffer it arrived in.
+struct Request {
+    kind: RequestKind,
+    batch: Inbound,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum RequestKind {
+    Pull,
+    Ack,
+}
+
+impl Driver {
+    /// Takes over from the ledger. `None` when there is no such consumer any more.
+    pub fn new(
+        jetstream: &JetStream,
+        replica: &Replica,
+        name: &ConsumerName,
+    ) -> Result<Option<Arc<Self>>, ReadFailed> {
+        let clock = jetstream.clock().clone();
+        let dispatch = replica.read(|machine, view| {
+            machine.consumer(name).map(|ledger| Dispatch::new(ledger, machine, view, clock.now())).transpose()
+        })?;
+        Ok(dispatch.map(|dispatch| {
+            Arc::new(Self {
+                name: name.clone(),
+                account: replica.assignment().account.clone(),
+                inbox: Mutex::new(Inbox::default()),
+                wake: Notify::new(),
+                dispatch: Mutex::new(dispatch),
+                clock,
+            })
+        }))
+    }
+
+    /// A pull request arrived.
+    pub fn on_pull(&self, batch: &Inbound, item: &InboundItem) {
+        let batch = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
+        self.inbox.lock().requests.push(Request { kind: RequestKind::Pull, batch });
+        self.wake.notify_one();
+    }
+
+    /// Acks and flow control answers arrived, all for this consumer.
+    pub fn on_acks(&self, batch: &Inbound, items: &[InboundItem]) {
+        let batch = Inbound { chunk: batch.chunk.clone(), items: items.to_vec() };
+        self.inbox.lock().requests.push(Request { kind: RequestKind::Ack, batch });
+        self.wake.notify_one();
+    }
+
+    /// Something happened to the stream.
+    pub fn on_stream_events(&self, events: &[Event]) {
+        let mut inbox = self.inbox.lock();
+        // Only what moved matters of appends: the next poll looks at the stream itself.
+        inbox.events.extend(events.iter().filter(|event| matches!(event, Event::Removed { .. })).cloned());
+        drop(inbox);
+        self.wake.notify_one();
+    }
+
+    /// The consumer was updated, paused or resumed.
+    pub fn ledger_changed(&self) {
+        self.inbox.lock().ledger_changed = true;
+        self.wake.notify_one();
+    }
+
+    /// It is over: whoever waits is told why, and the task ends.
+    pub fn end(&self, why: Ended) {
+        self.inbox.lock().ended = Some(why);
+        self.wake.notify_one();
+    }
+
+    /// Everything there is to know of the consumer now, the cluster apart.
+    pub fn info(&self, jetstream: &JetStream, replica: &Replica) -> Option<ConsumerInfo> {
+        let now = jetstream.clock().now();
+        // The same order of locks as in `turn`: first the dispatch, then the machine.
+        let mut dispatch = self.dispatch.lock();
+        let info = replica.read(|machine, view| dispatch.info(machine, view, now));
+        info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()
+    }
+
+    /// Delivers until it is ended or dropped.
+    pub async fn run(self: Arc<Self>, jetstream: Arc<JetStream>, replica: Arc<Replica>, progress: Arc<Collector>) {
+        let mut route = jetstream.router().batch();
+        let mut interest = jetstream.router().interest_changed();
+        let mut scratch = Vec::with_capacity(256);
+        loop {
+            let inbox = std::mem::take(&mut *self.inbox.lock());
+            if let Some(why) = inbox.ended {
+                self.close(&mut route, why);
+                return;
+            }
+            let turn = self.turn(&jetstream, &replica, &progress, inbox, &mut route, &mut scratch);
+            let pressure = route.pressure();
+            route.flush();
+            let wait = match turn {
+                Ok(Turn::More) if pressure => Some(PRESSURE_PAUSE),
+                Ok(Turn::More) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Ok(Turn::Inactive) => {
+                    let (now, name) = (self.clock.now(), self.name.clone());
+                    // A refusal means that leadership is going, or that it is deleted already.
+                    let _ = replica.propose(&StreamCommand::DeleteConsumer { now, name }).await;
+                    continue;
+                }
+                Ok(Turn::Sleep(until)) => {
+                    until.map(|until| until.since(self.clock.now()).max(Nanos::ZERO).to_std())
+                }
+                Err(error) => {
+                    tracing::error!(
+                        "consumer '{}' of stream '{}' can't read: {error}",
+                        self.name,
+                        replica.assignment().config.name
+                    );
+                    Some(READ_RETRY)
+                }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = sleep(wait) => {}
+                changed = interest.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.inbox.lock().interest_changed = true;
+                }
+            }
+        }
+    }
+
+    /// Hands in what arrived, then takes steps up to one flush.
+    fn turn(
+        &self,
+        jetstream: &JetStream,
+        replica: &Replica,
+        progress: &Collector,
+        inbox: Inbox,
+        route: &mut RouteBatch,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Turn, ReadFailed> {
+        let now = self.clock.now();
+        let stream = replica.assignment().config.name.clone();
+        let mut dispatch = self.dispatch.lock();
+        let mut confirmations = Vec::new();
+        self.take_events(&mut dispatch, replica, &inbox, now);
+        for request in &inbox.requests {
+            for item in &request.batch.items {
+                match request.kind {
+                    RequestKind::Pull => self.pull(&mut dispatch, route, &request.batch, item, now),
+                    RequestKind::Ack => {
+                        let advisories = self.ack(&mut dispatch, route, &request.batch, item, now, &mut confirmations);
+                        for advice in advisories {
+                            self.advise(jetstream, route, &stream, &advice);
+                        }
+                    }
+                }
+            }
+        }
+        let router = jetstream.router();
+        let has_interest = |subject: &[u8]| router.has_interest(&self.account, subject);
+        let turn = replica.read(|machine, view| {
+            for _ in 0..STEPS_PER_FLUSH {
+                match dispatch.poll(machine, view, &has_interest, now)? {
+                    Step::Deliver(delivery) => self.deliver(route, &stream, &delivery, scratch),
+                    Step::Notify(notice) => self.notify(route, &notice),
+                    Step::Advisory(advice) => self.advise(jetstream, route, &stream, &advice),
+                    Step::Inactive => return Ok(Turn::Inactive),
+                    Step::Sleep(until) => return Ok(Turn::Sleep(until)),
+                }
+            }
+            Ok(Turn::More)
+        });
+        let urgent = replica.read(|machine, _| machine.acks_remove());
+        progress.report(dispatch.take_progress(), confirmations, urgent);
+        turn
+    }
+
+    fn take_events(&self, dispatch: &mut Dispatch, replica: &Replica, inbox: &Inbox, now: Timestamp) {
+        for event in &inbox.events {
+            if let Event::Removed { first, last } = event {
+                dispatch.on_removed(*first, *last);
+            }
+        }
+        if inbox.interest_changed {
+            dispatch.on_interest_changed();
+        }
+        if inbox.ledger_changed {
+            replica.read(|machine, _| {
+                if let Some(ledger) = machine.consumer(&self.name) {
+                    dispatch.on_configured(ledger, now);
+                }
+            });
+        }
+    }
+
+    fn pull(
+        &self,
+        dispatch: &mut Dispatch,
+        route: &mut RouteBatch,
+        batch: &Inbound,
+        item: &InboundItem,
+        now: Timestamp,
+    ) {
+        self.request(dispatch, route, batch.payload(item), batch.reply(item), now);
+    }
+
+    fn request(&self, dispatch: &mut Dispatch, route: &mut RouteBatch, body: &[u8], reply: &[u8], now: Timestamp) {
+        let reply = Bytes::copy_from_slice(reply);
+        let notices = match PullRequest::parse(body) {
+            Ok(request) => dispatch.on_pull(&request, reply, now),
+            Err(malformed) => vec![Notice::malformed(reply, &malformed)],
+        };
+        for notice in notices {
+            self.notify(route, &notice);
+        }
+    }
+
+    fn ack(
+        &self,
+        dispatch: &mut Dispatch,
+        route: &mut RouteBatch,
+        batch: &Inbound,
+        item: &InboundItem,
+        now: Timestamp,
+        confirmations: &mut Vec<Bytes>,
+    ) -> Vec<Advisory> {
+        let subject = batch.subject(item);
+        let reply = batch.reply(item);
+        let Some(ack) = AckReply::parse(subject) else {
+            dispatch.on_flow_reply(subject, now);
+            return Vec::new();
+        };
+        let outcome = dispatch.on_ack(&ack, AckKind::parse(batch.payload(item)), now);
+        if reply.is_empty() {
+            return outcome.advisories;
+        }
+        match outcome.confirm {
+            Confirm::No => {}
+            Confirm::Now => {
+                let empty = MessageRef { subject: reply, ..MessageRef::default() };
+                route.send(&self.account, reply, empty);
+            }
+            Confirm::AfterProgress => confirmations.push(Bytes::copy_from_slice(reply)),
+        }
+        if let Some(next) = &outcome.next {
+            self.request(dispatch, route, next, reply, now);
+        }
+        outcome.advisories
+    }
+
+    fn deliver(&self, route: &mut RouteBatch, stream: &str, delivery: &Delivery, ack_subject: &mut Vec<u8>) {
+        let record = &delivery.record;
+        ack_subject.clear();
+        AckReply {
+            stream,
+            consumer: self.name.as_str(),
+            attempt: delivery.attempt,
+            stream_seq: record.seq,
+            consumer_seq: delivery.consumer_seq,
+            timestamp: record.timestamp,
+            pending: delivery.pending,
+        }
+        .encode(ack_subject);
+        let message = MessageRef {
+            subject: &record.subject,
+            reply: ack_subject,
+            header: &record.header,
+            payload: &record.payload,
+            ..MessageRef::default()
+        };
+        // Nobody there: the rules have asked about interest before, and redeliver what got lost in between.
+        let _ = route.send(&self.account, &delivery.to, message);
+    }
+
+    fn notify(&self, route: &mut RouteBatch, notice: &Notice) {
+        let message = MessageRef {
+            subject: &notice.to,
+            reply: notice.reply.as_deref().unwrap_or_default(),
+            header: &notice.header,
+            payload: &[],
+            ..MessageRef::default()
+        };
+        let _ = route.send(&self.account, &notice.to, message);
+    }
+
+    fn advise(&self, jetstream: &JetStream, route: &mut RouteBatch, stream: &str, advice: &Advisory) {
+        advisory::consumer(jetstream, route, &self.account, stream, &self.name, advice);
+    }
+
+    fn close(&self, route: &mut RouteBatch, why: Ended) {
+        let closed = match why {
+            Ended::Deleted => Closed::Deleted,
+            Ended::LeadershipLost => Closed::LeadershipChange,
+        };
+        for notice in self.dispatch.lock().close(closed) {
+            self.notify(route, &notice);
+        }
+        route.flush();
+    }
+}
+
+enum Turn {
+    /// The budget ran out before the work did.
+    More,
+    /// Nobody uses the consumer.
+    Inactive,
+    /// Nothing to do before this time.
+    Sleep(Option<Timestamp>),
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}

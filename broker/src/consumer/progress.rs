@@ -1,0 +1,102 @@
+//! Folding: deliveries and acks of all consumers of a stream become one log entry every few milliseconds.
+//!
+//! A confirmed ack (the client asked for an answer) is answered after its entry is applied, and does not wait for
+//! company. Plain marks wait a little, so that a busy consumer costs a few hundred entries a second at most.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use levee_protocol::command::progress::{ConsumerProgress, Progress};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::AccountName;
+use levee_raft::PayloadKind;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::router::{MessageRef, Router};
+use crate::runtime::clock::Clock;
+use crate::stream::Replica;
+
+/// How long plain marks wait for company.
+const FOLD_INTERVAL: Duration = Duration::from_millis(5);
+/// Entries on their way at one time.
+const IN_FLIGHT_MAX: usize = 4;
+
+/// What consumers reported and the log has not got yet.
+pub struct Collector {
+    pending: Mutex<Pending>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Pending {
+    consumers: Vec<ConsumerProgress>,
+    /// Reply subjects of acks to confirm.
+    confirmations: Vec<Bytes>,
+    /// Somebody waits for this: do not fold further.
+    urgent: bool,
+}
+
+impl Collector {
+    /// Nothing reported yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { pending: Mutex::new(Pending::default()), wake: Notify::new() })
+    }
+
+    /// Takes a consumer's marks. `urgent` marks (an ack that frees a place or deletes a message) and
+    /// confirmations leave at once.
+    pub fn report(&self, progress: Option<ConsumerProgress>, confirmations: Vec<Bytes>, urgent: bool) {
+        if progress.is_none() && confirmations.is_empty() {
+            return;
+        }
+        let mut pending = self.pending.lock();
+        pending.urgent |= urgent || !confirmations.is_empty();
+        pending.consumers.extend(progress);
+        pending.confirmations.extend(confirmations);
+        drop(pending);
+        self.wake.notify_one();
+    }
+
+    /// Proposes and confirms until dropped.
+    pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
+        let account = replica.assignment().account.clone();
+        let mut in_flight = FuturesOrdered::new();
+        loop {
+            let has_room = in_flight.len() < IN_FLIGHT_MAX;
+            tokio::select! {
+                biased;
+                Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                    let outcome: Result<_, levee_raft::ProposeError> = outcome;
+                    // A proposal that failed confirms nothing: the client acks again, to whoever leads then.
+                    if outcome.is_ok() {
+                        confirm(&router, &account, &confirmations);
+                    }
+                }
+                () = self.wake.notified(), if has_room => {
+                    if !self.pending.lock().urgent {
+                        tokio::time::sleep(FOLD_INTERVAL).await;
+                    }
+                    let pending = std::mem::take(&mut *self.pending.lock());
+                    if pending.consumers.is_empty() && pending.confirmations.is_empty() {
+                        continue;
+                    }
+                    let progress = Progress { now: clock.now(), consumers: pending.consumers };
+                    let entry = StreamCommand::Progress(progress).encode();
+                    let proposal = replica.group().propose(PayloadKind::Inline, entry);
+                    in_flight.push_back(async move { (pending.confirmations, proposal.await) });
+                }
+            }
+        }
+    }
+}
+
+fn confirm(router: &Arc<Router>, account: &AccountName, confirmations: &[Bytes]) {
+    let mut route = router.batch();
+    for to in confirmations {
+        route.send(account, to, MessageRef { subject: to, reply: &[], header: &[], payload: &[] });
+    }
+}

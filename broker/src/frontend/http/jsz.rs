@@ -1,0 +1,163 @@
+//! `/jsz`: streams and what they use.
+
+use serde_json::{Map, Value, json};
+
+use super::varz::nanos;
+use super::{
+    JetStreamFacts, MetaFacts, MonitoringSource, Parameters, ServerFacts, StreamFacts, boolean, integer,
+};
+use crate::config::SyncInterval;
+
+/// Accounts in one page unless the request says otherwise.
+const LIMIT_DEFAULT: usize = 1024;
+
+pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -> Result<Value, String> {
+    let server = source.server();
+    let detail = Detail {
+        streams: boolean(parameters, "streams")?,
+        consumers: boolean(parameters, "consumers")?,
+        config: boolean(parameters, "config")?,
+        leader_only: boolean(parameters, "stream-leader-only")?,
+    };
+    let one_account = parameters.get("acc");
+    let accounts =
+        boolean(parameters, "accounts")? || one_account.is_some() || detail.streams || detail.consumers;
+    let offset = integer(parameters, "offset", 0)?;
+    let limit = integer(parameters, "limit", LIMIT_DEFAULT)?;
+    let Some(facts) = source.jetstream() else {
+        return Ok(json!({ "server_id": server.id, "now": server.now, "disabled": true }));
+    };
+
+    let mut out = stats(&facts);
+    let mut put = |name: &str, value: Value| {
+        out.insert(name.to_owned(), value);
+    };
+    put("server_id", json!(server.id));
+    put("now", json!(server.now));
+    put("config", config(&server, &facts));
+    put("streams", json!(facts.streams.len()));
+    put("streams_leader", json!(facts.streams.iter().filter(|stream| stream.leading).count()));
+    put("consumers", json!(facts.streams.iter().map(|stream| stream.consumers.len()).sum::<usize>()));
+    put(
+        "consumers_leader",
+        json!(facts.streams.iter().map(|stream| stream.consumers_leading).sum::<usize>()),
+    );
+    put("messages", json!(facts.streams.iter().map(|stream| stream.messages).sum::<u64>()));
+    put("bytes", json!(facts.streams.iter().map(|stream| stream.bytes).sum::<u64>()));
+    if let Some(cluster) = &facts.meta {
+        put("meta_cluster", meta(cluster));
+    }
+    let mut names: Vec<&str> = facts.streams.iter().map(|stream| stream.account.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    if accounts {
+        let wanted = names.iter().filter(|name| one_account.is_none_or(|account| account == *name));
+        let page: Vec<Value> =
+            wanted.skip(offset).take(limit).map(|name| account(name, &facts, detail)).collect();
+        put("account_details", json!(page));
+    }
+    put("total", json!(names.len()));
+    Ok(Value::Object(out))
+}
+
+#[derive(Clone, Copy)]
+struct Detail {
+    streams: bool,
+    consumers: bool,
+    config: bool,
+    leader_only: bool,
+}
+
+/// The counters that `/jsz` and `/varz` share.
+pub(super) fn stats(facts: &JetStreamFacts) -> Map<String, Value> {
+    let mut accounts: Vec<&str> = facts.streams.iter().map(|stream| stream.account.as_str()).collect();
+    accounts.sort_unstable();
+    accounts.dedup();
+    let mut out = Map::new();
+    out.insert("memory".to_owned(), json!(facts.memory));
+    out.insert("storage".to_owned(), json!(facts.storage));
+    out.insert("reserved_memory".to_owned(), json!(facts.reserved_memory));
+    out.insert("reserved_storage".to_owned(), json!(facts.reserved_storage));
+    out.insert("accounts".to_owned(), json!(accounts.len()));
+    out.insert("ha_assets".to_owned(), json!(facts.ha_assets));
+    let api = json!({ "level": facts.api_level, "total": facts.api_total, "errors": facts.api_errors });
+    out.insert("api".to_owned(), api);
+    out
+}
+
+/// The limits and the directory.
+pub(super) fn config(server: &ServerFacts, facts: &JetStreamFacts) -> Value {
+    let mut out = Map::new();
+    out.insert("max_memory".to_owned(), json!(facts.max_memory));
+    out.insert("max_storage".to_owned(), json!(facts.max_storage));
+    if let Some(jetstream) = &server.config.jetstream {
+        out.insert("store_dir".to_owned(), json!(jetstream.data_dir().to_string_lossy()));
+        match jetstream.sync_interval {
+            SyncInterval::Every(every) => out.insert("sync_interval".to_owned(), json!(nanos(every))),
+            SyncInterval::Always => out.insert("sync_always".to_owned(), json!(true)),
+        };
+        if let Some(domain) = &jetstream.domain {
+            out.insert("domain".to_owned(), json!(domain));
+        }
+    }
+    out.insert("strict".to_owned(), json!(true));
+    Value::Object(out)
+}
+
+/// The meta group.
+pub(super) fn meta(meta: &MetaFacts) -> Value {
+    let mut out = Map::new();
+    out.insert("name".to_owned(), json!(meta.cluster));
+    if let Some(leader) = &meta.leader {
+        out.insert("leader".to_owned(), json!(leader));
+    }
+    if !meta.replicas.is_empty() {
+        out.insert("replicas".to_owned(), json!(meta.replicas));
+    }
+    out.insert("cluster_size".to_owned(), json!(meta.size));
+    out.insert("quorum_needed".to_owned(), json!(meta.size / 2 + 1));
+    out.insert("pending".to_owned(), json!(meta.pending));
+    Value::Object(out)
+}
+
+fn account(name: &str, facts: &JetStreamFacts, detail: Detail) -> Value {
+    let streams = facts.streams.iter().filter(|stream| stream.account == name);
+    let mut out = Map::new();
+    out.insert("name".to_owned(), json!(name));
+    out.insert("id".to_owned(), json!(name));
+    let used = |memory: bool| -> u64 {
+        let of_kind = streams.clone().filter(|stream| (stream.config["storage"] == "memory") == memory);
+        of_kind.map(|stream| stream.bytes).sum()
+    };
+    out.insert("memory".to_owned(), json!(used(true)));
+    out.insert("storage".to_owned(), json!(used(false)));
+    if detail.streams || detail.consumers {
+        let shown = streams.filter(|stream| stream.leading || !detail.leader_only);
+        let shown: Vec<Value> = shown.map(|stream| stream_detail(stream, detail)).collect();
+        out.insert("stream_detail".to_owned(), json!(shown));
+    }
+    Value::Object(out)
+}
+
+fn stream_detail(stream: &StreamFacts, detail: Detail) -> Value {
+    let mut out = Map::new();
+    out.insert("name".to_owned(), json!(stream.name));
+    out.insert("created".to_owned(), json!(stream.created));
+    if !stream.cluster.is_null() {
+        out.insert("cluster".to_owned(), stream.cluster.clone());
+    }
+    if detail.config {
+        out.insert("config".to_owned(), stream.config.clone());
+    }
+    out.insert("state".to_owned(), stream.state.clone());
+    if detail.consumers {
+        let mut consumers = stream.consumers.clone();
+        if !detail.config {
+            for consumer in &mut consumers {
+                consumer.as_object_mut().map(|consumer| consumer.remove("config"));
+            }
+        }
+        out.insert("consumer_detail".to_owned(), json!(consumers));
+    }
+    Value::Object(out)
+}

@@ -1,0 +1,358 @@
+//! Everything this node knows of streams, in one place to ask: the meta state, the replicas it holds, who leads
+//! what. The message path meets it through [`crate::router::Services`], the API handlers through `Arc`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use levee_protocol::command::meta::NodeRegistration;
+use levee_protocol::ids::{GroupId, NodeId};
+use levee_raft::{Group, Groups, Leadership};
+use levee_storage::Storage;
+use parking_lot::RwLock;
+
+use crate::api;
+use crate::meta::Meta;
+use crate::meta::bootstrap::{Bootstrap, Standing};
+use crate::router::peers::Peers;
+use crate::router::{Inbound, Router};
+use crate::runtime::clock::Clock;
+use crate::sinks;
+use crate::stream::{Replica, forward};
+use crate::stream::directory::Directory;
+
+/// Messages for a stream, on their way to its leader.
+pub const FORWARD_PUBLISH: u8 = 1;
+/// Acks and flow control answers, on their way to the consumer.
+pub const FORWARD_ACK: u8 = 2;
+/// Pull requests and direct gets, on their way to the stream's leader.
+pub const FORWARD_REQUEST: u8 = 4;
+/// A node says that it leads a group now.
+pub const FORWARD_LEADS: u8 = 6;
+/// An API call, answered by the leader it needs.
+pub const CALL_API: u8 = 1;
+
+/// What is fixed for as long as the process runs.
+pub struct Identity {
+    /// The node's id, from its store directory.
+    pub node: NodeId,
+    /// Its server name.
+    pub name: String,
+    /// The cluster's name, or empty for a node that runs alone.
+    pub cluster: String,
+    /// The JetStream domain, or empty.
+    pub domain: String,
+    /// Where other nodes reach it, or empty.
+    pub cluster_address: String,
+}
+
+/// The stream side of a node.
+pub struct JetStream {
+    identity: Identity,
+    clock: Clock,
+    storage: Arc<Storage>,
+    groups: OnceLock<Arc<Groups>>,
+    router: Arc<Router>,
+    peers: Arc<Peers>,
+    meta: Arc<Meta>,
+    bootstrap: Arc<Bootstrap>,
+    directory: Directory,
+    replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    api_total: AtomicU64,
+    api_errors: AtomicU64,
+}
+
+impl JetStream {
+    /// The parts of a node's stream side, tied together.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        clock: Clock,
+        storage: Arc<Storage>,
+        router: Arc<Router>,
+        peers: Arc<Peers>,
+        meta: Arc<Meta>,
+        bootstrap: Arc<Bootstrap>,
+    ) -> Arc<Self> {
+        let jetstream = Arc::new(Self {
+            directory: Directory::new(),
+            identity,
+            clock,
+            storage,
+            groups: OnceLock::new(),
+            router,
+            peers,
+            meta,
+            bootstrap,
+            replicas: RwLock::new(BTreeMap::new()),
+            api_total: AtomicU64::new(0),
+            api_errors: AtomicU64::new(0),
+        });
+        jetstream.listen_to_peers();
+        jetstream
+    }
+
+    /// The Raft groups exist once the node belongs to a cluster.
+    pub fn attach_groups(&self, groups: Arc<Groups>) {
+        assert!(self.groups.set(groups).is_ok(), "groups are attached once");
+    }
+
+    /// What is fixed.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.identity.node
+    }
+
+    /// The JetStream domain, or empty.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.identity.domain
+    }
+
+    /// The node's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The node's store.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    /// The node's Raft groups. Only called after the node belongs to a cluster.
+    #[must_use]
+    pub fn groups(&self) -> &Arc<Groups> {
+        self.groups.get().expect("groups are attached before anything opens one")
+    }
+
+    /// The message router.
+    #[must_use]
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// The meta state.
+    #[must_use]
+    pub fn meta(&self) -> &Arc<Meta> {
+        &self.meta
+    }
+
+    /// Which streams exist and who leads them.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// How this node registers itself.
+    #[must_use]
+    pub fn registration(&self) -> NodeRegistration {
+        NodeRegistration {
+            id: self.identity.node,
+            name: self.identity.name.clone(),
+            cluster_address: self.identity.cluster_address.clone(),
+        }
+    }
+
+    /// The server name of a node, as far as it is known.
+    #[must_use]
+    pub fn node_name(&self, node: NodeId) -> String {
+        self.meta.read(|machine| machine.node(node).map(|known| known.name.clone())).unwrap_or_else(|| node.to_string())
+    }
+
+    /// Nodes that can hold replicas now: this one and the connected ones that the meta state knows.
+    #[must_use]
+    pub fn alive_nodes(&self) -> Vec<NodeId> {
+        let mut alive: Vec<NodeId> = self
+            .meta
+            .read(|machine| machine.nodes().map(|node| node.id).collect::<Vec<_>>())
+            .into_iter()
+            .filter(|node| *node == self.identity.node || self.peers.is_connected(*node))
+            .collect();
+        alive.sort_unstable();
+        alive
+    }
+
+    /// This node's copy of a stream.
+    #[must_use]
+    pub fn replica(&self, group: GroupId) -> Option<Arc<Replica>> {
+        self.replicas.read().get(&group).cloned()
+    }
+
+    /// All streams this node has a copy of.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.replicas.read().values().cloned().collect()
+    }
+
+    /// A replica opened.
+    pub fn insert_replica(&self, replica: Arc<Replica>) {
+        self.replicas.write().insert(replica.group_id(), replica);
+    }
+
+    /// A replica closes.
+    pub fn take_replica(&self, group: GroupId) {
+        self.replicas.write().remove(&group);
+    }
+
+    /// Counts an API call.
+    pub fn count_api(&self, failed: bool) {
+        self.api_total.fetch_add(1, Ordering::Relaxed);
+        if failed {
+            self.api_errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// API calls and failed API calls since the start.
+    #[must_use]
+    pub fn api_counts(&self) -> (u64, u64) {
+        (self.api_total.load(Ordering::Relaxed), self.api_errors.load(Ordering::Relaxed))
+    }
+
+    /// The leadership of a local replica moved.
+    pub fn leadership_moved(&self, group: GroupId, leadership: &Leadership) {
+        match leadership.leader {
+            Some(leader) if leader != self.identity.node || leadership.leading => {
+                self.directory.leads(group, leadership.raft_term, leader);
+                if leadership.leading {
+                    self.announce(&[(group, leadership.raft_term)], None);
+                }
+            }
+            Some(_) | None => self.directory.leaderless(group, leadership.raft_term),
+        }
+    }
+
+    fn announce(&self, led: &[(GroupId, u64)], to: Option<NodeId>) {
+        let mut frame = BytesMut::with_capacity(led.len() * 16);
+        for (group, raft_term) in led {
+            frame.put_u64_le(group.0);
+            frame.put_u64_le(*raft_term);
+        }
+        let frame = frame.freeze();
+        for peer in self.peers.peers() {
+            if to.is_none_or(|only| only == peer.node) {
+                // A peer that is gone asks again when it is back.
+                let _ = self.peers.forward(peer.node, FORWARD_LEADS, frame.clone());
+            }
+        }
+    }
+
+    /// A peer connected: tell it what we lead.
+    pub fn greet(&self, node: NodeId) {
+        self.announce(&self.led(), Some(node));
+    }
+
+    /// Tells everybody what we lead.
+    pub fn announce_all(&self) {
+        let led = self.led();
+        if !led.is_empty() {
+            self.announce(&led, None);
+        }
+    }
+
+    fn led(&self) -> Vec<(GroupId, u64)> {
+        self.replicas()
+            .iter()
+            .filter(|replica| replica.leader().is_some())
+            .map(|replica| (replica.group_id(), replica.group().leadership().borrow().raft_term))
+            .collect()
+    }
+
+    /// Hands every group this node leads to another voter, if there is one. For a stop without a pause.
+    pub async fn hand_over(&self) {
+        let led: Vec<Group> = self.replicas().iter().map(|replica| replica.group().clone()).collect();
+        let groups = led.into_iter().chain(self.meta.group().cloned());
+        let handovers = groups.filter(|group| group.leadership().borrow().leading).map(|group| async move {
+            let status = group.status();
+            let connected = |node: &NodeId| self.peers.is_connected(*node);
+            if let Some(to) = status.voters.iter().copied().find(connected)
+                && let Err(error) = group.transfer(to).await
+            {
+                tracing::debug!("group {} was not handed over: {error}", group.id());
+            }
+        });
+        futures::future::join_all(handovers).await;
+    }
+
+    /// Closes all groups; what they hold in memory is checkpointed.
+    pub async fn shutdown(&self) {
+        for replica in self.replicas() {
+            replica.set_leader(None);
+        }
+        if let Some(groups) = self.groups.get() {
+            groups.shutdown().await;
+        }
+    }
+
+    /// Tells every peer where this node stands, after that changed.
+    pub fn tell_standing(&self) {
+        let standing = Standing::of(&self.bootstrap.membership());
+        if let Some(uid) = &standing.uid {
+            self.peers.set_cluster_uid(uid);
+        }
+        self.peers.set_meta(standing.encode());
+    }
+
+    /// A peer went away.
+    pub fn farewell(&self, node: NodeId) {
+        self.directory.node_down(node);
+        if let Some(groups) = self.groups.get() {
+            groups.peer_down(node);
+        }
+    }
+
+    fn listen_to_peers(self: &Arc<Self>) {
+        let on = |kind, handle: fn(&Arc<Self>, NodeId, Bytes)| {
+            let jetstream: Weak<Self> = Arc::downgrade(self);
+            self.peers.on_forward(
+                kind,
+                Arc::new(move |node, frame| {
+                    if let Some(jetstream) = jetstream.upgrade() {
+                        handle(&jetstream, node, frame);
+                    }
+                }),
+            );
+        };
+        on(FORWARD_PUBLISH, |jetstream, node, frame| match forward::decode(frame) {
+            Ok((account, group, batch)) => jetstream.take_forwarded(&account, group, batch),
+            Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
+        });
+        on(FORWARD_ACK, |jetstream, node, frame| match forward::decode(frame) {
+            Ok((account, _, batch)) => sinks::take_acks(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
+        });
+        on(FORWARD_REQUEST, |jetstream, node, frame| match forward::decode(frame) {
+            Ok((account, _, batch)) => api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
+        });
+        on(FORWARD_LEADS, |jetstream, node, mut frame| {
+            while frame.remaining() >= 16 {
+                let (group, raft_term) = (GroupId(frame.get_u64_le()), frame.get_u64_le());
+                jetstream.directory.leads(group, raft_term, node);
+            }
+        });
+    }
+
+    fn take_forwarded(&self, account: &levee_protocol::ids::AccountName, group: GroupId, batch: Inbound) {
+        // Not leading any more: silence, and the publisher retries with its message id.
+        if let Some(leader) = self.replica(group).and_then(|replica| replica.leader()) {
+            // The peer's stream can't be stopped for one group, so the ingest takes it over its bound; publishers
+            // behind the peer are held back by their missing acks.
+            drop(leader.ingest.accept(account, batch));
+        }
+    }
+}

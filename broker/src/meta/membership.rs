@@ -1,0 +1,98 @@
+//! Taking nodes into the cluster, on the meta group's leader: invite the fresh, register the known, let them
+//! vote. Runs on every node and acts only where the meta group is led.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_protocol::command::MetaCommand;
+use levee_protocol::command::meta::NodeRegistration;
+use levee_protocol::ids::NodeId;
+use levee_broker_core::meta::MetaReply;
+use levee_raft::Group;
+
+use crate::jetstream::JetStream;
+use crate::meta::bootstrap::{CALL_INVITE, Standing};
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const INVITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Looks after the membership for as long as the node runs.
+pub async fn run(jetstream: Arc<JetStream>, uid: String) {
+    let mut refused = BTreeSet::new();
+    loop {
+        if let Some(group) = jetstream.meta().group()
+            && group.leadership().borrow().leading
+        {
+            look_once(&jetstream, group, &uid, &mut refused).await;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn look_once(jetstream: &Arc<JetStream>, group: &Group, uid: &str, refused: &mut BTreeSet<NodeId>) {
+    let mut present = vec![jetstream.registration()];
+    for peer in jetstream.peers().peers() {
+        let Some(standing) = Standing::decode(&peer.meta).filter(|_| peer.jetstream) else { continue };
+        match standing.uid.as_deref() {
+            Some(bound) if bound == uid => present.push(NodeRegistration {
+                id: peer.node,
+                name: peer.name.clone(),
+                cluster_address: peer.cluster_address.clone(),
+            }),
+            Some(_) => {}
+            None => invite(jetstream, peer.node, &peer.name, uid).await,
+        }
+    }
+    for node in present {
+        if !is_registered(jetstream, &node) && !register(jetstream, &node, refused).await {
+            continue;
+        }
+        let status = group.status();
+        if status.voters.contains(&node.id) {
+            continue;
+        }
+        tracing::info!("server {} joins the JetStream meta group", node.name);
+        let mut voters = status.voters.clone();
+        voters.insert(node.id);
+        let taken_in = match group.add_learner(node.id).await {
+            Ok(()) => group.change_voters(voters).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken_in {
+            tracing::warn!("server {} could not join the meta group yet: {error}", node.name);
+        }
+    }
+}
+
+async fn invite(jetstream: &Arc<JetStream>, node: NodeId, name: &str, uid: &str) {
+    match jetstream.peers().call(node, CALL_INVITE, Bytes::from(uid.to_owned()), INVITE_TIMEOUT).await {
+        Ok(answer) if answer.as_ref() == b"yes" => tracing::info!("server {name} accepted our invitation"),
+        Ok(_) => tracing::warn!("server {name} belongs to another cluster; it must be started with an empty store_dir"),
+        Err(error) => tracing::debug!("server {name} did not answer our invitation: {error}"),
+    }
+}
+
+fn is_registered(jetstream: &JetStream, node: &NodeRegistration) -> bool {
+    jetstream.meta().read(|machine| machine.node(node.id).is_some_and(|known| known == node))
+}
+
+async fn register(jetstream: &JetStream, node: &NodeRegistration, refused: &mut BTreeSet<NodeId>) -> bool {
+    let command = MetaCommand::RegisterNode { now: jetstream.clock().now(), node: node.clone() };
+    match jetstream.meta().propose(&command).await {
+        Ok(MetaReply::NameTaken { by }) => {
+            if refused.insert(node.id) {
+                tracing::error!(
+                    "server {} ({}) can't join: the name belongs to node {by}; give it another server_name",
+                    node.name,
+                    node.id
+                );
+            }
+            false
+        }
+        Ok(MetaReply::Registered) => true,
+        Ok(_) => false,
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,200 @@
+//! Credentials become an identity.
+
+use std::hint::black_box;
+
+use levee_protocol::ids::AccountName;
+use levee_protocol::wire::ConnectOptions;
+
+/// Who may connect. The default lets everybody in.
+#[derive(Clone, Debug, Default)]
+pub struct AuthConfig {
+    /// Users with passwords.
+    pub users: Vec<User>,
+    /// A token that anybody may use.
+    pub token: Option<Secret>,
+    /// The user of clients that bring no credentials.
+    pub no_auth_user: Option<String>,
+}
+
+/// A user of the configuration.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// The name in CONNECT.
+    pub name: String,
+    /// The password.
+    pub password: Secret,
+    /// Where its subjects are.
+    pub account: AccountName,
+}
+
+/// A password or token, as configured. It does not show up in logs.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text of the configuration: the secret itself.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether `given` is the secret. How long that takes does not tell how much of it is right.
+    #[must_use]
+    pub fn is(&self, given: &str) -> bool {
+        let (secret, given) = (self.0.as_bytes(), given.as_bytes());
+        let mut difference = secret.len() ^ given.len();
+        for at in 0..given.len() {
+            let expected = secret.get(at).copied().unwrap_or(0);
+            difference |= usize::from(black_box(expected ^ given[at]));
+        }
+        black_box(difference) == 0
+    }
+
+    /// Whether the configuration gave a bcrypt hash, which is not supported yet and must not be compared as text.
+    #[must_use]
+    pub fn is_hash(&self) -> bool {
+        ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.0.starts_with(prefix))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Secret")
+    }
+}
+
+/// Who a client is, once it was believed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    /// Where its subjects are.
+    pub account: AccountName,
+    /// Its user name; for monitoring. A token shows as `[REDACTED]`.
+    pub user: String,
+}
+
+impl AuthConfig {
+    /// Whether CONNECT has to carry credentials.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        !self.users.is_empty() || self.token.is_some()
+    }
+
+    /// Who a client is that did not send CONNECT, or sent one without credentials.
+    #[must_use]
+    pub fn anonymous(&self) -> Option<Identity> {
+        if !self.is_required() {
+            return Some(Identity { account: AccountName::global(), user: String::new() });
+        }
+        let name = self.no_auth_user.as_deref()?;
+        let user = self.users.iter().find(|user| user.name == name)?;
+        Some(Identity { account: user.account.clone(), user: user.name.clone() })
+    }
+
+    /// Checks the credentials of a CONNECT. `None` is a violation, whatever is wrong with them.
+    #[must_use]
+    pub fn identify(&self, options: &ConnectOptions) -> Option<Identity> {
+        if !self.is_required() {
+            return Some(Identity { account: AccountName::global(), user: options.user.clone() });
+        }
+        if options.user.is_empty() && options.pass.is_empty() && options.auth_token.is_empty() {
+            return self.anonymous();
+        }
+        // A URL with only a user part carries the token in `user`.
+        let token = if options.auth_token.is_empty() { &options.user } else { &options.auth_token };
+        if let Some(secret) = &self.token
+            && !secret.is_hash()
+            && secret.is(token)
+        {
+            return Some(Identity { account: AccountName::global(), user: "[REDACTED]".into() });
+        }
+        let known = self.users.iter().find(|user| user.name == options.user);
+        // An unknown user costs as much as a wrong password.
+        let nobody = Secret::new("no user has this name");
+        let secret = known.map_or(&nobody, |user| &user.password);
+        let believed = !secret.is_hash() && secret.is(&options.pass);
+        known.filter(|_| believed).map(|user| Identity { account: user.account.clone(), user: user.name.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect(user: &str, pass: &str, auth_token: &str) -> ConnectOptions {
+        ConnectOptions {
+            user: user.into(),
+            pass: pass.into(),
+            auth_token: auth_token.into(),
+            ..ConnectOptions::default()
+        }
+    }
+
+    fn user(name: &str, password: &str, account: &str) -> User {
+        User {
+            name: name.into(),
+            password: Secret::new(password),
+            account: AccountName::parse(account).unwrap(),
+        }
+    }
+
+    #[test]
+    fn without_configuration_everybody_is_in_the_global_account() {
+        let open = AuthConfig::default();
+
+        assert!(!open.is_required());
+        assert_eq!(open.identify(&connect("x", "y", "")).unwrap().account, AccountName::global());
+        assert!(open.anonymous().is_some());
+    }
+
+    #[test]
+    fn only_the_right_password_of_that_user_is_believed() {
+        let auth = AuthConfig {
+            users: vec![user("ann", "secret", "A"), user("bob", "other", "B")],
+            ..AuthConfig::default()
+        };
+
+        assert_eq!(auth.identify(&connect("ann", "secret", "")).unwrap().account.as_str(), "A");
+        assert_eq!(auth.identify(&connect("bob", "other", "")).unwrap().account.as_str(), "B");
+        for (name, password) in
+            [("ann", "other"), ("ann", ""), ("ann", "secre"), ("ann", "secrets"), ("eve", "secret"), ("", "")]
+        {
+            assert_eq!(auth.identify(&connect(name, password, "")), None, "{name} {password}");
+        }
+        assert_eq!(auth.anonymous(), None);
+    }
+
+    #[test]
+    fn a_token_may_come_as_token_or_as_user() {
+        let auth = AuthConfig { token: Some(Secret::new("t0k")), ..AuthConfig::default() };
+
+        assert!(auth.identify(&connect("", "", "t0k")).is_some());
+        assert!(auth.identify(&connect("t0k", "", "")).is_some());
+        assert_eq!(auth.identify(&connect("", "", "t0")), None);
+        assert_eq!(auth.identify(&connect("", "", "")), None);
+    }
+
+    #[test]
+    fn clients_without_credentials_are_the_no_auth_user_if_there_is_one() {
+        let auth = AuthConfig {
+            users: vec![user("guest", "g", "G")],
+            no_auth_user: Some("guest".into()),
+            ..AuthConfig::default()
+        };
+
+        assert_eq!(auth.identify(&connect("", "", "")).unwrap().user, "guest");
+        assert_eq!(auth.identify(&connect("guest", "wrong", "")), None);
+    }
+
+    #[test]
+    fn a_configured_hash_is_never_compared_as_text() {
+        let hash = "$2a$11$abcdefghijklmnopqrstuv";
+        let auth = AuthConfig { users: vec![user("ann", hash, "A")], ..AuthConfig::default() };
+
+        assert_eq!(auth.identify(&connect("ann", hash, "")), None);
+    }
+
+    #[test]
+    fn secrets_stay_out_of_logs() {
+        assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
+    }
+}

@@ -1,0 +1,564 @@
+//! Hot path: what waits to be written to one client. One lock and at most one write per handover, whatever the
+//! number of messages in it; no copy when nothing else waits.
+//!
+//! A producer stages messages in a buffer of its own and hands the whole buffer over. If nobody is writing, the
+//! producer writes to the socket itself: no task has to wake up for it. If the socket is full, or another
+//! producer is writing, the buffer joins the queue and the session's writer task takes care of it.
+//!
+//! The socket is a value that is passed on: whoever holds it is the one writer. It rests in the state while
+//! nobody writes, so "the queue is not empty" implies "somebody holds the socket and will look again".
+//!
+//! The queue is bounded by `max_pending` bytes; over it the client is a slow consumer and its connection ends.
+//! Well before that, producers are asked to wait for a moment (see [`Outbound::relieved`]).
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::runtime::clock;
+use crate::runtime::net::WriteHalf;
+use crate::session::CloseReason;
+
+/// Bytes that wait for one client, and what to do about them.
+pub struct Outbound {
+    max_pending: usize,
+    soft_mark: usize,
+    write_deadline: Duration,
+    pending: AtomicUsize,
+    written: AtomicU64,
+    ended: AtomicBool,
+    stalled: AtomicBool,
+    lagging: AtomicBool,
+    state: Mutex<State>,
+    wake: Notify,
+    drained: Notify,
+}
+
+struct State {
+    socket: Option<WriteHalf>,
+    for_task: Option<WriteHalf>,
+    queue: VecDeque<Segment>,
+    spare: Vec<Vec<u8>>,
+    ended: Option<CloseReason>,
+    closed: bool,
+    tally: Tally,
+}
+
+struct Segment {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+/// Messages and their bytes (header and body), as the monitoring documents count them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tally {
+    /// Messages.
+    pub msgs: u64,
+    /// Bytes of header and body.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.msgs += other.msgs;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Who does the writing when the socket is free.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delivery {
+    /// The caller, at once.
+    Direct,
+    /// The writer task: the caller has many to serve.
+    Task,
+}
+
+/// How the destination stands after a handover.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Pressure {
+    /// Go on.
+    None,
+    /// More waits than fits a cache: a moment's pause keeps memory small. Not for a client that does not read.
+    Soft,
+    /// Three quarters of `max_pending` wait: NATS stalls fast producers here.
+    Hard,
+    /// The client is gone; what was handed over is dropped.
+    Gone,
+}
+
+impl Outbound {
+    /// The outbound side of a connection. Run [`Outbound::write_when_needed`] on a task.
+    #[must_use]
+    pub fn new(socket: Option<WriteHalf>, max_pending: usize, write_deadline: Duration) -> Self {
+        Self {
+            max_pending,
+            soft_mark: SOFT_MARK.min(max_pending / 4),
+            write_deadline,
+            pending: AtomicUsize::new(0),
+            written: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            lagging: AtomicBool::new(false),
+            state: Mutex::new(State {
+                socket,
+                for_task: None,
+                queue: VecDeque::new(),
+                spare: Vec::new(),
+                ended: None,
+                closed: false,
+                tally: Tally::default(),
+            }),
+            wake: Notify::new(),
+            drained: Notify::new(),
+        }
+    }
+
+    /// Hands over a buffer of whole protocol lines, which comes back empty.
+    pub fn hand_over(&self, staged: &mut Vec<u8>, tally: Tally, delivery: Delivery) -> Pressure {
+        let len = staged.len();
+        let mut state = self.state.lock();
+        if state.ended.is_some() {
+            staged.clear();
+            return Pressure::Gone;
+        }
+        state.tally += tally;
+        let pending = self.pending.fetch_add(len, Ordering::SeqCst) + len;
+        if pending > self.max_pending {
+            staged.clear();
+            self.end_locked(&mut state, CloseReason::SlowConsumerPendingBytes, &[]);
+            return Pressure::Gone;
+        }
+        match state.socket.take() {
+            Some(socket) if delivery == Delivery::Direct => {
+                drop(state);
+                self.write_direct(socket, staged);
+            }
+            Some(socket) => {
+                state.enqueue(staged);
+                state.for_task = Some(socket);
+                drop(state);
+                self.wake.notify_one();
+            }
+            None => state.enqueue(staged),
+        }
+        self.pressure()
+    }
+
+    /// How the destination stands.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        let pending = self.pending.load(Ordering::Relaxed);
+        if self.ended.load(Ordering::Relaxed) {
+            Pressure::Gone
+        } else if pending > self.max_pending / 4 * 3 {
+            Pressure::Hard
+        } else if pending > self.soft_mark && !self.lagging.load(Ordering::Relaxed) {
+            Pressure::Soft
+        } else {
+            Pressure::None
+        }
+    }
+
+    /// Waits until the client has taken what it was given, but never longer than a producer may be stalled.
+    /// A client that takes nothing at all is not waited for again until it moves, unless it is near its limit.
+    pub async fn relieved(&self, pressure: Pressure) {
+        let (patience, mark) = match pressure {
+            Pressure::None | Pressure::Gone => return,
+            Pressure::Soft => (SOFT_STALL, self.soft_mark / 2),
+            Pressure::Hard => (HARD_STALL, self.max_pending / 4 * 3),
+        };
+        let written = self.written.load(Ordering::Relaxed);
+        let until = clock::monotonic() + patience;
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            // Registered, then flagged, then looked: the writer moves `pending` first and looks at the flag
+            // after it, so one of the two sees the other.
+            drained.as_mut().enable();
+            self.stalled.store(true, Ordering::SeqCst);
+            if self.pending.load(Ordering::SeqCst) <= mark || self.ended.load(Ordering::SeqCst) {
+                return;
+            }
+            if tokio::time::timeout_at(until, drained).await.is_err() {
+                if self.written.load(Ordering::Relaxed) == written {
+                    self.lagging.store(true, Ordering::Relaxed);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Ends the connection. What waits, and `last_words` after it, is still written if the reason leaves the
+    /// client able to read; the first reason counts.
+    pub fn end(&self, reason: CloseReason, last_words: &[u8]) {
+        self.end_locked(&mut self.state.lock(), reason, last_words);
+    }
+
+    /// Why the connection ended, if it did.
+    #[must_use]
+    pub fn ended(&self) -> Option<CloseReason> {
+        if self.ended.load(Ordering::Relaxed) { self.state.lock().ended } else { None }
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        if self.ended.load(Ordering::Relaxed) { 0 } else { self.pending.load(Ordering::Relaxed) }
+    }
+
+    /// What was delivered so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.state.lock().tally
+    }
+
+    /// The writer task: takes over when a producer could not write everything. Ends with the connection.
+    pub async fn write_when_needed(self: Arc<Self>) {
+        loop {
+            self.wake.notified().await;
+            let socket = {
+                let mut state = self.state.lock();
+                if state.closed {
+                    return;
+                }
+                state.for_task.take()
+            };
+            if let Some(socket) = socket
+                && self.drain(socket).await == Drained::Closed
+            {
+                return;
+            }
+        }
+    }
+
+    fn write_direct(&self, socket: WriteHalf, staged: &mut Vec<u8>) {
+        let mut done = 0;
+        let mut failed = false;
+        while done < staged.len() {
+            match socket.try_write(&staged[done..]) {
+                Ok(0) => failed = true,
+                Ok(count) => {
+                    done += count;
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => failed = true,
+            }
+            break;
+        }
+        self.moved(done);
+
+        let mut state = self.state.lock();
+        if failed {
+            staged.clear();
+            self.end_locked(&mut state, CloseReason::WriteError, &[]);
+        }
+        if state.ended.is_some_and(CloseReason::is_abrupt) {
+            staged.clear();
+            state.close(&socket);
+            drop(state);
+            self.wake.notify_one();
+            return;
+        }
+        if done < staged.len() {
+            let fresh = state.spare.pop().unwrap_or_default();
+            state.queue.push_front(Segment { bytes: std::mem::replace(staged, fresh), start: done });
+        } else {
+            staged.clear();
+        }
+        if state.queue.is_empty() && state.ended.is_none() {
+            state.socket = Some(socket);
+        } else {
+            state.for_task = Some(socket);
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    async fn drain(&self, socket: WriteHalf) -> Drained {
+        let mut batch = VecDeque::new();
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.ended.is_some_and(CloseReason::is_abrupt) {
+                    state.close(&socket);
+                    return Drained::Closed;
+                }
+                if state.queue.is_empty() {
+                    if state.ended.is_some() {
+                        state.close(&socket);
+                        return Drained::Closed;
+                    }
+                    state.socket = Some(socket);
+                    return Drained::Idle;
+                }
+                std::mem::swap(&mut batch, &mut state.queue);
+            }
+            if let Err(reason) = self.write_batch(&socket, &mut batch).await {
+                batch.clear();
+                self.end(reason, &[]);
+            }
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Writes all of it within one write deadline.
+    async fn write_batch(&self, socket: &WriteHalf, batch: &mut VecDeque<Segment>) -> Result<(), CloseReason> {
+        let until = clock::monotonic() + self.write_deadline;
+        while !batch.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = batch.len().min(SLICES_MAX);
+            for (slice, segment) in slices.iter_mut().zip(batch.iter()) {
+                *slice = IoSlice::new(&segment.bytes[segment.start..]);
+            }
+            match socket.try_write_vectored(&slices[..count]) {
+                Ok(0) => return Err(CloseReason::WriteError),
+                Ok(written) => {
+                    self.moved(written);
+                    self.advance(batch, written);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    // Cancel safe: readiness and permits are not lost by dropping either future.
+                    tokio::select! {
+                        ready = socket.writable() => {
+                            if ready.is_err() {
+                                return Err(CloseReason::WriteError);
+                            }
+                        }
+                        () = self.wake.notified() => {
+                            if self.ended().is_some_and(CloseReason::is_abrupt) {
+                                batch.clear();
+                            }
+                        }
+                        () = tokio::time::sleep_until(until) => {
+                            return Err(CloseReason::SlowConsumerWriteDeadline);
+                        }
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(CloseReason::WriteError),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, batch: &mut VecDeque<Segment>, mut written: usize) {
+        while let Some(first) = batch.front_mut() {
+            let left = first.bytes.len() - first.start;
+            if written < left {
+                first.start += written;
+                return;
+            }
+            written -= left;
+            if let Some(Segment { mut bytes, .. }) = batch.pop_front() {
+                bytes.clear();
+                let mut state = self.state.lock();
+                if state.spare.len() < SPARES_MAX && bytes.capacity() <= SPARE_BYTES_MAX {
+                    state.spare.push(bytes);
+                }
+            }
+        }
+    }
+
+    /// Bytes went to the socket.
+    fn moved(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.pending.fetch_sub(count, Ordering::SeqCst);
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        if self.lagging.load(Ordering::Relaxed) {
+            self.lagging.store(false, Ordering::Relaxed);
+        }
+        if self.stalled.load(Ordering::SeqCst) {
+            self.stalled.store(false, Ordering::SeqCst);
+            self.drained.notify_waiters();
+        }
+    }
+
+    fn end_locked(&self, state: &mut State, reason: CloseReason, last_words: &[u8]) {
+        if state.ended.is_some() {
+            return;
+        }
+        state.ended = Some(reason);
+        self.ended.store(true, Ordering::SeqCst);
+        let idle = state.socket.take().or_else(|| state.for_task.take());
+        if reason.is_abrupt() {
+            state.queue.clear();
+            state.spare.clear();
+            if let Some(socket) = idle {
+                state.close(&socket);
+            }
+        } else {
+            state.queue.push_back(Segment { bytes: last_words.to_vec(), start: 0 });
+            self.pending.fetch_add(last_words.len(), Ordering::SeqCst);
+            state.for_task = idle;
+        }
+        self.drained.notify_waiters();
+        self.wake.notify_one();
+    }
+}
+
+impl State {
+    fn enqueue(&mut self, staged: &mut Vec<u8>) {
+        if let Some(last) = self.queue.back_mut()
+            && last.bytes.len() + staged.len() <= last.bytes.capacity().min(COALESCE_MAX)
+        {
+            last.bytes.extend_from_slice(staged);
+            staged.clear();
+            return;
+        }
+        let fresh = self.spare.pop().unwrap_or_default();
+        self.queue.push_back(Segment { bytes: std::mem::replace(staged, fresh), start: 0 });
+    }
+
+    fn close(&mut self, socket: &WriteHalf) {
+        socket.shutdown();
+        self.closed = true;
+        self.queue = VecDeque::new();
+        self.spare = Vec::new();
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Drained {
+    Idle,
+    Closed,
+}
+
+/// Above this, what waits no longer fits caches, and producers pause for a moment.
+const SOFT_MARK: usize = 1 << 20;
+/// How long a producer waits for a client that takes its messages, but slower than they come.
+const SOFT_STALL: Duration = Duration::from_millis(2);
+/// NATS stalls a producer for at most this long per read, for a client that is near its limit.
+const HARD_STALL: Duration = Duration::from_millis(10);
+const SLICES_MAX: usize = 64;
+const SPARES_MAX: usize = 4;
+const SPARE_BYTES_MAX: usize = 1 << 20;
+const COALESCE_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+impl Outbound {
+    /// Everything that waits, as text. For tests without sockets.
+    pub(crate) fn take_text(&self) -> String {
+        let mut state = self.state.lock();
+        let mut all = Vec::new();
+        for segment in state.queue.drain(..) {
+            all.extend_from_slice(&segment.bytes[segment.start..]);
+        }
+        self.pending.store(0, Ordering::SeqCst);
+        String::from_utf8(all).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{net, tasks};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    async fn pair() -> (Arc<Outbound>, TcpStream) {
+        sized_pair(1 << 20, Duration::from_secs(5)).await
+    }
+
+    async fn sized_pair(max_pending: usize, deadline: Duration) -> (Arc<Outbound>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let (_, write) = net::split(server).unwrap();
+        let outbound = Arc::new(Outbound::new(Some(write), max_pending, deadline));
+        tasks::spawn("writer", Arc::clone(&outbound).write_when_needed());
+        (outbound, client)
+    }
+
+    fn hand(outbound: &Outbound, text: &[u8]) -> Pressure {
+        outbound.hand_over(&mut text.to_vec(), Tally { msgs: 1, bytes: text.len() as u64 }, Delivery::Direct)
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_arrives_in_order_whoever_writes_it() {
+        let (outbound, mut client) = pair().await;
+
+        for (text, delivery) in [("a", Delivery::Direct), ("b", Delivery::Task), ("c", Delivery::Direct)] {
+            outbound.hand_over(&mut text.as_bytes().to_vec(), Tally::default(), delivery);
+        }
+        outbound.end(CloseReason::ServerShutdown, b"bye");
+
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "abcbye");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_late_gets_everything() {
+        let (outbound, mut client) = sized_pair(64 << 20, Duration::from_secs(5)).await;
+        let part: Vec<u8> = (0..100_000_u32).map(|number| number as u8).collect();
+
+        for _ in 0..200 {
+            hand(&outbound, &part);
+        }
+        outbound.end(CloseReason::ServerShutdown, &[]);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+
+        assert_eq!(all.len(), 200 * part.len());
+        assert!(all.chunks(part.len()).all(|chunk| chunk == part));
+        assert_eq!(outbound.pending(), 0);
+        assert_eq!(outbound.tally().msgs, 200);
+    }
+
+    #[tokio::test]
+    async fn a_client_over_max_pending_is_cut_off() {
+        let (outbound, mut client) = sized_pair(8 << 20, Duration::from_secs(60)).await;
+
+        let mut seen = Vec::new();
+        while outbound.ended().is_none() {
+            seen.push(hand(&outbound, &[b'x'; 500_000]));
+            assert!(seen.len() < 200, "never ended");
+        }
+
+        assert!(seen.contains(&Pressure::Hard));
+        assert_eq!(seen.last(), Some(&Pressure::Gone));
+        assert_eq!(outbound.ended(), Some(CloseReason::SlowConsumerPendingBytes));
+        assert_eq!(hand(&outbound, b"x"), Pressure::Gone);
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_within_the_write_deadline_is_cut_off() {
+        let (outbound, _client) = sized_pair(64 << 20, Duration::from_millis(50)).await;
+
+        for _ in 0..20 {
+            hand(&outbound, &[b'x'; 1_000_000]);
+        }
+        for _ in 0..200 {
+            if outbound.ended().is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+
+        assert_eq!(outbound.ended(), Some(CloseReason::SlowConsumerWriteDeadline));
+    }
+
+    #[tokio::test]
+    async fn a_stalled_producer_waits_for_a_moment_and_not_for_a_dead_client() {
+        let (outbound, client) = sized_pair(64 << 20, Duration::from_secs(60)).await;
+        while hand(&outbound, &[b'x'; 1_000_000]) != Pressure::Soft {}
+
+        outbound.relieved(Pressure::Soft).await;
+        assert_eq!(outbound.pressure(), Pressure::None, "who takes nothing is not waited for twice");
+        outbound.end(CloseReason::ClientClosed, &[]);
+        outbound.relieved(Pressure::Hard).await;
+        drop(client);
+    }
+}

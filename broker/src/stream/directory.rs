@@ -1,0 +1,164 @@
+//! Which streams exist, which subjects they capture, and which node leads them, as this node believes.
+//!
+//! Streams come from the meta state. Leaders come from this node's own groups and from what leaders announce to
+//! everybody; the highest Raft term wins. A belief may be stale: whoever gets a message it does not lead drops it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use levee_protocol::command::meta::StreamAssignment;
+use levee_protocol::ids::{AccountName, GroupId, NodeId};
+use levee_protocol::subject::Trie;
+use parking_lot::RwLock;
+
+/// The beliefs of one node.
+pub struct Directory {
+    streams: RwLock<Streams>,
+    leaders: RwLock<HashMap<GroupId, Belief>>,
+    /// Moves when a cached answer may be wrong.
+    generation: AtomicU64,
+}
+
+#[derive(Default)]
+struct Streams {
+    by_account: HashMap<AccountName, AccountStreams>,
+}
+
+#[derive(Default)]
+struct AccountStreams {
+    by_name: HashMap<String, GroupId>,
+    captures: Trie<GroupId>,
+}
+
+#[derive(Clone, Copy)]
+struct Belief {
+    raft_term: u64,
+    leader: Option<NodeId>,
+}
+
+impl Directory {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            streams: RwLock::new(Streams::default()),
+            leaders: RwLock::new(HashMap::new()),
+            generation: AtomicU64::new(1),
+        }
+    }
+
+    /// Takes on the streams of the meta state.
+    pub fn replace(&self, assignments: &[StreamAssignment]) {
+        let mut streams = Streams::default();
+        for assignment in assignments {
+            let account = streams.by_account.entry(assignment.account.clone()).or_default();
+            account.by_name.insert(assignment.config.name.clone(), assignment.group);
+            for subject in &assignment.config.subjects {
+                account.captures.insert(subject.as_bytes(), assignment.group);
+            }
+        }
+        let before = std::mem::replace(&mut *self.streams.write(), streams);
+        let exists: HashSet<GroupId> = assignments.iter().map(|known| known.group).collect();
+        // Only what is known to be deleted is forgotten: a leader may announce itself before we hear of its stream.
+        let mut leaders = self.leaders.write();
+        for group in before.by_account.values().flat_map(|account| account.by_name.values()) {
+            if !exists.contains(group) {
+                leaders.remove(group);
+            }
+        }
+        drop(leaders);
+        self.moved();
+    }
+
+    /// The stream that captures a subject.
+    #[must_use]
+    pub fn capturing(&self, account: &AccountName, subject: &[u8]) -> Option<GroupId> {
+        let streams = self.streams.read();
+        let mut found = None;
+        streams.by_account.get(account)?.captures.for_each_match(subject, |group| found = Some(*group));
+        found
+    }
+
+    /// The group of a stream.
+    #[must_use]
+    pub fn group(&self, account: &AccountName, stream: &str) -> Option<GroupId> {
+        self.streams.read().by_account.get(account)?.by_name.get(stream).copied()
+    }
+
+    /// Who leads a group, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.leaders.read().get(&group).and_then(|belief| belief.leader)
+    }
+
+    /// Somebody leads a group.
+    pub fn leads(&self, group: GroupId, raft_term: u64, leader: NodeId) {
+        self.believe(group, Belief { raft_term, leader: Some(leader) });
+    }
+
+    /// A group has no leader that is ready.
+    pub fn leaderless(&self, group: GroupId, raft_term: u64) {
+        self.believe(group, Belief { raft_term, leader: None });
+    }
+
+    fn believe(&self, group: GroupId, belief: Belief) {
+        let mut leaders = self.leaders.write();
+        let newer = leaders.get(&group).is_none_or(|known| {
+            belief.raft_term > known.raft_term || (belief.raft_term == known.raft_term && belief.leader != known.leader)
+        });
+        if newer {
+            leaders.insert(group, belief);
+            drop(leaders);
+            self.moved();
+        }
+    }
+
+    /// A node is gone: what it led has no leader until somebody says otherwise.
+    pub fn node_down(&self, node: NodeId) {
+        for belief in self.leaders.write().values_mut().filter(|belief| belief.leader == Some(node)) {
+            belief.leader = None;
+        }
+        self.moved();
+    }
+
+    /// Moves when an answer that was given may be wrong now.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn moved(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_higher_raft_term_wins_and_a_lower_one_is_ignored() {
+        let directory = Directory::new();
+
+        directory.leads(GroupId(20), 4, NodeId(2));
+        directory.leads(GroupId(20), 3, NodeId(3));
+
+        assert_eq!(directory.leader(GroupId(20)), Some(NodeId(2)));
+        directory.leads(GroupId(20), 5, NodeId(3));
+        assert_eq!(directory.leader(GroupId(20)), Some(NodeId(3)));
+    }
+
+    #[test]
+    fn what_a_lost_node_led_has_no_leader_until_somebody_takes_over() {
+        let directory = Directory::new();
+        directory.leads(GroupId(20), 4, NodeId(2));
+        let before = directory.generation();
+
+        directory.node_down(NodeId(2));
+
+        assert_eq!(directory.leader(GroupId(20)), None);
+        assert_ne!(directory.generation(), before, "cached routes are looked up again");
+        directory.leads(GroupId(20), 5, NodeId(1));
+        assert_eq!(directory.leader(GroupId(20)), Some(NodeId(1)));
+    }
+}

@@ -1,0 +1,222 @@
+//! Hot path: publishes become log entries. One copy per message (into the block), no allocation, lock, task or
+//! log line per message; one lock per read chunk of a publisher.
+//!
+//! Whatever waits when a proposal can leave is one block: batches grow with load and a lone publish never
+//! waits for company. A few proposals are in flight at a time, so that the leader's sync overlaps replication.
+//! A full queue stops the publisher's socket (decision 9); nothing is dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use levee_broker_core::stream::{PublishReply, Reply};
+use levee_protocol::api::{ApiError, PubAck};
+use levee_protocol::ids::AccountName;
+use levee_protocol::record::BlockBuilder;
+use levee_protocol::wire::headers;
+use levee_raft::{Group, PayloadKind, ProposeError};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::router::{Inbound, MessageRef, Router};
+use crate::runtime::clock::Clock;
+
+/// Proposals of one stream that may wait for their sync and majority at the same time. One measured 657k
+/// messages a second on three in-process nodes, two and more 760k to 1.1M.
+const IN_FLIGHT_MAX: usize = 4;
+/// A block is closed when it holds this many messages or bytes.
+const BLOCK_MESSAGES_MAX: usize = 2048;
+const BLOCK_BYTES_MAX: usize = 1024 * 1024;
+/// A publisher's socket is no longer read while this much waits.
+const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+const QUEUE_MESSAGES_MAX: usize = 100_000;
+
+/// The queue of publishes in front of a stream's log, on its leader.
+pub struct Ingest {
+    queue: Mutex<Queue>,
+    /// Something waits.
+    ready: Notify,
+    /// There is room again.
+    room: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Arrived>,
+    messages: usize,
+    bytes: usize,
+}
+
+struct Arrived {
+    account: AccountName,
+    batch: Inbound,
+}
+
+/// Why a publish can't be answered with a PubAck of its own.
+enum Refused {
+    /// Leadership went away or the group stopped: silence, and the publisher retries.
+    Silently,
+    /// The node can't take it now: every message of the block gets this error.
+    With(ApiError),
+}
+
+impl Ingest {
+    /// An empty queue.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { queue: Mutex::new(Queue::default()), ready: Notify::new(), room: Notify::new() })
+    }
+
+    /// Queues a read chunk's publishes, in order. A future comes back when the queue is full: whoever reads the
+    /// publisher's socket waits for it before reading on.
+    pub fn accept(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Option<BoxFuture<'static, ()>> {
+        let mut queue = self.queue.lock();
+        queue.messages += batch.items.len();
+        queue.bytes += batch.chunk.len();
+        queue.waiting.push_back(Arrived { account: account.clone(), batch });
+        let full = queue.is_full();
+        drop(queue);
+        self.ready.notify_one();
+        full.then(|| Arc::clone(self).wait_for_room())
+    }
+
+    fn wait_for_room(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                let room = self.room.notified();
+                if !self.queue.lock().is_full() {
+                    return;
+                }
+                room.await;
+            }
+        })
+    }
+
+    /// Proposes and answers until the group stops or this is dropped.
+    pub async fn run(self: Arc<Self>, stream: PubAckStream, group: Group, router: Arc<Router>, clock: Clock) {
+        let mut in_flight = FuturesOrdered::new();
+        loop {
+            while in_flight.len() < IN_FLIGHT_MAX
+                && let Some(batches) = self.take()
+            {
+                let mut block = BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
+                for Arrived { batch, .. } in &batches {
+                    for item in &batch.items {
+                        block.push(
+                            batch.subject(item),
+                            &headers::without_status(batch.header(item)),
+                            batch.payload(item),
+                        );
+                    }
+                }
+                let block = block.finish(clock.now());
+                let proposal = group.propose(PayloadKind::Block, block.as_bytes().clone());
+                in_flight.push_back(async move { (batches, proposal.await) });
+            }
+            tokio::select! {
+                biased;
+                Some((batches, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                    stream.answer(&router, &batches, outcome);
+                }
+                () = self.ready.notified(), if in_flight.len() < IN_FLIGHT_MAX => {}
+            }
+        }
+    }
+
+    /// What the next block is made of: everything that waits, up to the size of a block.
+    fn take(&self) -> Option<Vec<Arrived>> {
+        let mut queue = self.queue.lock();
+        let (mut messages, mut bytes) = (0, 0);
+        let mut taken = Vec::new();
+        while messages < BLOCK_MESSAGES_MAX
+            && bytes < BLOCK_BYTES_MAX
+            && let Some(arrived) = queue.waiting.pop_front()
+        {
+            messages += arrived.batch.items.len();
+            bytes += arrived.batch.chunk.len();
+            taken.push(arrived);
+        }
+        let was_full = queue.is_full();
+        queue.messages -= messages;
+        queue.bytes -= bytes;
+        if was_full && !queue.is_full() {
+            self.room.notify_waiters();
+        }
+        (!taken.is_empty()).then_some(taken)
+    }
+}
+
+impl Queue {
+    fn is_full(&self) -> bool {
+        self.bytes >= QUEUE_BYTES_MAX || self.messages >= QUEUE_MESSAGES_MAX
+    }
+}
+
+/// What a PubAck of this stream says besides the sequence.
+#[derive(Clone)]
+pub struct PubAckStream {
+    /// The stream's name.
+    pub name: String,
+    /// The JetStream domain, or empty.
+    pub domain: String,
+}
+
+impl PubAckStream {
+    fn answer(
+        &self,
+        router: &Arc<Router>,
+        batches: &[Arrived],
+        outcome: Result<(u64, levee_raft::Reply), ProposeError>,
+    ) {
+        let replies = match replies_of(outcome) {
+            Ok(replies) => replies,
+            Err(Refused::Silently) => return,
+            Err(Refused::With(error)) => {
+                let messages = batches.iter().map(|arrived| arrived.batch.items.len()).sum();
+                vec![PublishReply::Rejected(error); messages]
+            }
+        };
+        let mut route = router.batch();
+        let mut text = Vec::with_capacity(128);
+        let mut replies = replies.into_iter();
+        for Arrived { account, batch } in batches {
+            for item in &batch.items {
+                let Some(reply) = replies.next() else { return };
+                let to = batch.reply(item);
+                if to.is_empty() {
+                    continue;
+                }
+                text.clear();
+                let ack = |seq, duplicate| PubAck {
+                    stream: &self.name,
+                    seq,
+                    domain: &self.domain,
+                    duplicate,
+                    ..PubAck::default()
+                };
+                match reply {
+                    PublishReply::Stored { seq } => ack(seq, false).encode(&mut text),
+                    PublishReply::Duplicate { seq } => ack(seq, true).encode(&mut text),
+                    PublishReply::Rejected(error) => PubAck::encode_rejection(&self.name, &error, &mut text),
+                }
+                route.send(account, to, MessageRef { subject: to, payload: &text, ..MessageRef::default() });
+            }
+        }
+    }
+}
+
+fn replies_of(outcome: Result<(u64, levee_raft::Reply), ProposeError>) -> Result<Vec<PublishReply>, Refused> {
+    let (_, reply) = outcome.map_err(|error| match error {
+        ProposeError::Storage(error) if error.is_disk_full() => {
+            Refused::With(ApiError::insufficient_resources())
+        }
+        _ => Refused::Silently,
+    })?;
+    match reply.downcast::<Reply>().map(|reply| *reply) {
+        Ok(Reply::Publish(replies)) => Ok(replies),
+        Ok(Reply::Rejected(error)) => Err(Refused::With(error)),
+        Ok(_) | Err(_) => Err(Refused::Silently),
+    }
+}

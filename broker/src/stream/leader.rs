@@ -1,0 +1,256 @@
+//! What exists only while this node leads a stream: the ingest, the ticker, the consumers' drivers, the folding
+//! of their progress, and the adoption of what meta decides. Built on gaining leadership, dropped on losing it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use levee_broker_core::stream::{Event, Reply};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::ConsumerName;
+use levee_raft::{PayloadKind, ProposeError};
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+
+use crate::consumer::driver::{Driver, Ended};
+use crate::consumer::progress::Collector;
+use crate::jetstream::JetStream;
+use crate::runtime::tasks;
+use crate::stream::ingest::{Ingest, PubAckStream};
+use crate::stream::{Replica, ticker};
+
+/// How long the leader waits before it tries again to make a change of membership.
+const MEMBERSHIP_RETRY: Duration = Duration::from_secs(1);
+
+/// The leading half of a stream.
+pub struct Leader {
+    replica: Weak<Replica>,
+    jetstream: Weak<JetStream>,
+    /// Where publishes go.
+    pub ingest: Arc<Ingest>,
+    /// Where consumers' deliveries and acks are folded.
+    pub progress: Arc<Collector>,
+    drivers: RwLock<BTreeMap<ConsumerName, Arc<Driver>>>,
+    tick_changed: Arc<Notify>,
+    assignment_changed: Arc<Notify>,
+    tasks: tasks::Scope,
+}
+
+/// Follows the group's leadership for as long as the replica is open.
+pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
+    let jetstream = Arc::downgrade(jetstream);
+    let mut leadership = replica.group().leadership();
+    let replica = Arc::downgrade(&replica);
+    tasks::spawn("stream leadership", async move {
+        loop {
+            {
+                let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else { return };
+                let now = leadership.borrow_and_update().clone();
+                match (now.leading, replica.leader()) {
+                    (true, None) => Leader::start(&jetstream, &replica),
+                    (false, Some(leader)) => {
+                        replica.set_leader(None);
+                        leader.leadership_lost();
+                    }
+                    (true, Some(_)) | (false, None) => {}
+                }
+                jetstream.leadership_moved(replica.group_id(), &now);
+            }
+            if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl Leader {
+    fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
+        let leader = Arc::new(Self {
+            replica: Arc::downgrade(replica),
+            jetstream: Arc::downgrade(jetstream),
+            ingest: Ingest::new(),
+            progress: Collector::new(),
+            drivers: RwLock::new(BTreeMap::new()),
+            tick_changed: Arc::new(Notify::new()),
+            assignment_changed: Arc::new(Notify::new()),
+            tasks: tasks::Scope::default(),
+        });
+        let group = replica.group().clone();
+        let acks = PubAckStream {
+            name: replica.assignment().config.name.clone(),
+            domain: jetstream.domain().to_owned(),
+        };
+        leader.tasks.spawn(
+            "stream ingest",
+            Arc::clone(&leader.ingest).run(
+                acks,
+                group,
+                Arc::clone(jetstream.router()),
+                jetstream.clock().clone(),
+            ),
+        );
+        leader.tasks.spawn(
+            "stream ticker",
+            ticker::run(Arc::clone(replica), jetstream.clock().clone(), Arc::clone(&leader.tick_changed)),
+        );
+        leader.tasks.spawn(
+            "consumer progress",
+            Arc::clone(&leader.progress).run(
+                Arc::clone(replica),
+                Arc::clone(jetstream.router()),
+                jetstream.clock().clone(),
+            ),
+        );
+        leader.tasks.spawn(
+            "stream adoption",
+            adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
+        );
+        replica.set_leader(Some(Arc::clone(&leader)));
+        let consumers: Vec<ConsumerName> =
+            replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
+        for name in consumers {
+            leader.start_driver(&name);
+        }
+    }
+
+    /// What apply reported, once for each batch of applied entries.
+    pub fn on_events(&self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::ConsumerCreated { name } => self.start_driver(name),
+                Event::ConsumerUpdated { name } => {
+                    if let Some(driver) = self.driver(name) {
+                        driver.ledger_changed();
+                    }
+                }
+                Event::ConsumerDeleted { name, .. } => {
+                    if let Some(driver) = self.drivers.write().remove(name) {
+                        driver.end(Ended::Deleted);
+                    }
+                }
+                Event::Appended { .. } | Event::Removed { .. } | Event::Configured => {}
+            }
+        }
+        for driver in self.drivers.read().values() {
+            driver.on_stream_events(events);
+        }
+        self.tick_changed.notify_one();
+    }
+
+    /// The driver of a consumer, if there is such a consumer.
+    pub fn driver(&self, name: &ConsumerName) -> Option<Arc<Driver>> {
+        self.drivers.read().get(name).cloned()
+    }
+
+    /// The driver of a consumer by the text of its name.
+    pub fn driver_named(&self, name: &str) -> Option<Arc<Driver>> {
+        self.driver(&ConsumerName::parse(name).ok()?)
+    }
+
+    /// Meta changed the stream's assignment.
+    pub fn assignment_changed(&self) {
+        self.assignment_changed.notify_one();
+    }
+
+    /// The stream is deleted: whoever waits for messages is told.
+    pub fn stream_deleted(&self) {
+        self.end_drivers(Ended::Deleted);
+    }
+
+    fn leadership_lost(&self) {
+        self.end_drivers(Ended::LeadershipLost);
+    }
+
+    fn end_drivers(&self, why: Ended) {
+        for driver in std::mem::take(&mut *self.drivers.write()).into_values() {
+            driver.end(why);
+        }
+    }
+
+    fn start_driver(&self, name: &ConsumerName) {
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else { return };
+        let mut drivers = self.drivers.write();
+        if let Some(previous) = drivers.remove(name) {
+            previous.end(Ended::Deleted);
+        }
+        match Driver::new(&jetstream, &replica, name) {
+            Ok(Some(driver)) => {
+                self.tasks.spawn(
+                    "consumer driver",
+                    Arc::clone(&driver).run(jetstream, replica, Arc::clone(&self.progress)),
+                );
+                drivers.insert(name.clone(), driver);
+            }
+            // Created and deleted within one batch of entries.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!("consumer '{name}' of stream '{}' can't start: {error}", replica.assignment().config.name);
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// Has the stream's group decide something. Fails on every node but the leader.
+    pub async fn propose(&self, command: &StreamCommand) -> Result<Reply, ProposeError> {
+        let (_, reply) = self.group().propose(PayloadKind::Inline, command.encode()).await?;
+        Ok(*reply.downcast::<Reply>().expect("a stream machine answers with a Reply"))
+    }
+}
+
+/// Brings the stream in line with what meta assigned: its configuration through its own log, its voters through
+/// its group's membership.
+async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<Notify>) {
+    loop {
+        let assignment = replica.assignment();
+        let adopted = replica.read(|machine, _| machine.config() == Some(&assignment.config));
+        if !adopted {
+            let command = StreamCommand::Configure {
+                now: jetstream.clock().now(),
+                created: assignment.created,
+                config: Box::new(assignment.config.clone()),
+            };
+            match replica.propose(&command).await {
+                Ok(Reply::Rejected(error)) => tracing::error!(
+                    "stream '{}' refuses the configuration that meta decided: {}",
+                    assignment.config.name,
+                    error.description
+                ),
+                Ok(_) => {}
+                Err(_) => {
+                    // Leadership is going, or the disk is full: try again while we are here.
+                    tokio::time::sleep(MEMBERSHIP_RETRY).await;
+                    continue;
+                }
+            }
+        }
+        let status = replica.group().status();
+        let wanted = assignment.replicas.iter().copied().collect();
+        if status.voters != wanted {
+            match change_voters(&replica, &wanted).await {
+                Ok(()) => continue,
+                Err(error) => {
+                    tracing::warn!(
+                        "replicas of stream '{}' can't be changed yet: {error}",
+                        assignment.config.name
+                    );
+                    tokio::time::sleep(MEMBERSHIP_RETRY).await;
+                    continue;
+                }
+            }
+        }
+        changed.notified().await;
+    }
+}
+
+async fn change_voters(
+    replica: &Replica,
+    wanted: &std::collections::BTreeSet<levee_protocol::ids::NodeId>,
+) -> Result<(), levee_raft::Error> {
+    let group = replica.group();
+    let status = group.status();
+    for node in wanted.difference(&status.voters) {
+        group.add_learner(*node).await?;
+    }
+    group.change_voters(wanted.clone()).await
+}

@@ -1,0 +1,112 @@
+//! A stream's group, as `raft` drives it: the rules decide, the message store and the checkpoint follow.
+//!
+//! The state lock is held until the message store knows what the rules decided, so a reader never sees a
+//! sequence without its message.
+
+use std::sync::Arc;
+
+use levee_broker_core::rows::{RowKind, StateRow};
+use levee_broker_core::stream::{Change, StreamMachine};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::GroupId;
+use levee_raft::{CommittedEntry, ReplicatedMachine, Reply};
+use levee_storage::{Batch, Error, Storage};
+
+use crate::stream::{Replica, StoredMessages};
+
+/// The replicated half of a stream.
+pub struct Machine {
+    replica: Arc<Replica>,
+}
+
+impl Machine {
+    /// A machine that applies to `replica`.
+    #[must_use]
+    pub fn new(replica: Arc<Replica>) -> Self {
+        Self { replica }
+    }
+}
+
+/// The machine as of the last checkpoint of `group`.
+pub fn load(storage: &Storage, group: GroupId) -> Result<StreamMachine, Error> {
+    let rows = read_rows(storage, group)?;
+    StreamMachine::load(rows.into_iter())
+        .map_err(|error| Error::Corrupt(format!("state of group {group}: {error}")))
+}
+
+/// All checkpointed rows of `group`.
+pub fn read_rows(storage: &Storage, group: GroupId) -> Result<Vec<StateRow>, Error> {
+    let mut rows = Vec::new();
+    let mut unknown = None;
+    storage.state_rows(group, &mut |kind, key, value| match RowKind::from_number(kind) {
+        Some(kind) => rows.push(StateRow { kind, key: key.to_vec(), value: Some(value.to_vec()) }),
+        None => unknown = Some(kind),
+    })?;
+    match unknown {
+        Some(kind) => Err(Error::Corrupt(format!(
+            "state of group {group} has rows of unknown kind {kind}; the directory may be from a newer release"
+        ))),
+        None => Ok(rows),
+    }
+}
+
+/// Adds rows to a checkpoint.
+pub fn write_rows(batch: &mut Batch, group: GroupId, rows: Vec<StateRow>) {
+    for row in rows {
+        match row.value {
+            Some(value) => batch.put_state(group, row.kind.number(), &row.key, &value),
+            None => batch.delete_state(group, row.kind.number(), &row.key),
+        }
+    }
+}
+
+impl ReplicatedMachine for Machine {
+    fn apply(&mut self, entry: CommittedEntry) -> Result<Reply, Error> {
+        let replica = &*self.replica;
+        let command = StreamCommand::decode(entry.payload).map_err(|error| {
+            Error::Corrupt(format!("log entry {} of group {}: {error}", entry.index, replica.group_id))
+        })?;
+        let mut machine = replica.machine.write();
+        let outcome = machine
+            .apply(entry.index, &command, &StoredMessages(&replica.messages))
+            .map_err(|error| Error::Corrupt(error.to_string()))?;
+        for change in outcome.changes {
+            match change {
+                Change::Stored { first_seq, holes } => {
+                    let StreamCommand::Publish(block) = &command else {
+                        unreachable!("only a publish stores messages")
+                    };
+                    replica.messages.stored(entry.index, block, first_seq, &holes);
+                }
+                Change::Removed { first, last } => replica.messages.removed(first, last),
+            }
+        }
+        drop(machine);
+        if !outcome.events.is_empty() && replica.leader.load().is_some() {
+            replica.events.lock().extend(outcome.events);
+        }
+        Ok(Box::new(outcome.reply))
+    }
+
+    fn flushed(&mut self) {
+        let events = std::mem::take(&mut *self.replica.events.lock());
+        if let Some(leader) = self.replica.leader()
+            && !events.is_empty()
+        {
+            leader.on_events(&events);
+        }
+    }
+
+    fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        let rows = self.replica.machine.write().dirty_rows();
+        write_rows(batch, self.replica.group_id, rows);
+        self.replica.messages.checkpoint(batch);
+        Ok(())
+    }
+
+    fn reload(&mut self) -> Result<(), Error> {
+        let mut machine = self.replica.machine.write();
+        *machine = load(&self.replica.storage, self.replica.group_id)?;
+        self.replica.messages.reload()
+    }
+}

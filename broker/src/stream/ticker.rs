@@ -1,0 +1,38 @@
+//! Time, for a stream: sleeps until the rules have something to do and proposes one `Tick`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use levee_protocol::command::StreamCommand;
+use levee_protocol::time::Nanos;
+use tokio::sync::Notify;
+
+use crate::runtime::clock::Clock;
+use crate::stream::Replica;
+
+/// Two ticks are at least this far apart: expiry works in batches.
+const TICK_SPACING: Duration = Duration::from_millis(100);
+/// Without anything due, the ticker still looks this often, in case the clock was set.
+const TICK_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Proposes a `Tick` whenever one is due, until dropped. `changed` says that the next one may be sooner now.
+pub async fn run(replica: Arc<Replica>, clock: Clock, changed: Arc<Notify>) {
+    loop {
+        let due = replica.read(|machine, _| machine.next_tick());
+        let wait = due.map_or(TICK_IDLE_MAX, |due| {
+            due.since(clock.now()).max(Nanos::ZERO).to_std().clamp(TICK_SPACING, TICK_IDLE_MAX)
+        });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = changed.notified() => {
+                // A changed due time is looked at again, but not for every message.
+                tokio::time::sleep(TICK_SPACING).await;
+            }
+        }
+        let now = clock.now();
+        if replica.read(|machine, _| machine.next_tick()).is_some_and(|due| due <= now) {
+            // A refusal means that leadership is going; the next leader ticks.
+            let _ = replica.propose(&StreamCommand::Tick { now }).await;
+        }
+    }
+}

@@ -1,0 +1,242 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::{ConsumerConfig, StreamConfig, StreamSource};
+use crate::command::meta::NodeRegistration;
+use crate::ids::{AccountName, NodeId, StreamName};
+use crate::record::BlockBuilder;
+use crate::time::Nanos;
+
+fn names() -> impl Strategy<Value = ConsumerName> {
+    "[a-zA-Z0-9_-]{1,20}".prop_map(|text| ConsumerName::parse(&text).unwrap())
+}
+
+fn times() -> impl Strategy<Value = Timestamp> {
+    prop_oneof![Just(Timestamp::ZERO), any::<i64>().prop_map(Timestamp)]
+}
+
+fn streams() -> impl Strategy<Value = Box<StreamConfig>> {
+    let text = "[a-zA-Z.>*\"]{0,12}";
+    let texts = prop::collection::vec(text, 0..3);
+    let map = prop::collection::btree_map(text, text, 0..3);
+    (text, texts, map, any::<(i64, i64, i32, u64, bool, bool)>()).prop_map(
+        |(name, subjects, metadata, (max_msgs, max_age, replicas, first_seq, no_ack, has_mirror))| {
+            Box::new(StreamConfig {
+                mirror: has_mirror.then(|| StreamSource { name: name.clone(), ..StreamSource::default() }),
+                name,
+                subjects,
+                metadata,
+                max_msgs,
+                max_age: Nanos(max_age),
+                num_replicas: replicas,
+                first_seq,
+                no_ack,
+                ..StreamConfig::default()
+            })
+        },
+    )
+}
+
+fn consumers() -> impl Strategy<Value = Box<ConsumerConfig>> {
+    ("[a-z]{0,9}", prop::collection::vec(any::<i64>(), 0..3), any::<(u64, i64, Option<i64>, bool)>())
+        .prop_map(|(name, backoff, (opt_start_seq, max_deliver, time, headers_only))| {
+            Box::new(ConsumerConfig {
+                name,
+                backoff: backoff.into_iter().map(Nanos).collect(),
+                opt_start_seq,
+                opt_start_time: time.map(Timestamp),
+                max_deliver,
+                headers_only,
+                ..ConsumerConfig::default()
+            })
+        })
+}
+
+fn progress() -> impl Strategy<Value = Progress> {
+    let delivered =
+        (any::<(u64, u64, u32, u32)>(), times()).prop_map(|((consumer_seq, seq, count, attempt), at)| {
+            DeliveredRun { first_consumer_seq: consumer_seq, first_seq: Seq(seq), count, attempt, at }
+        });
+    let settled = (any::<(u64, u64)>(), 0_u32..4).prop_map(|((first, last), how)| SettledRun {
+        first: Seq(first),
+        last: Seq(last),
+        how: settlement_from(how).unwrap(),
+    });
+    let consumer =
+        (names(), any::<u64>(), prop::collection::vec(delivered, 0..4), prop::collection::vec(settled, 0..4))
+            .prop_map(|(name, incarnation, delivered, settled)| ConsumerProgress {
+                name,
+                incarnation,
+                delivered,
+                settled,
+            });
+    (times(), prop::collection::vec(consumer, 0..4)).prop_map(|(now, consumers)| Progress { now, consumers })
+}
+
+fn commands() -> impl Strategy<Value = StreamCommand> {
+    let block = (prop::collection::vec(("[a-z.]{1,9}", any::<Vec<u8>>()), 1..4), times()).prop_map(
+        |(records, now)| {
+            let mut builder = BlockBuilder::default();
+            for (subject, payload) in records {
+                builder.push(subject.as_bytes(), b"", &payload);
+            }
+            StreamCommand::Publish(builder.finish(now))
+        },
+    );
+    prop_oneof![
+        block,
+        (times(), times(), streams()).prop_map(|(now, created, config)| StreamCommand::Configure {
+            now,
+            created,
+            config
+        }),
+        (times(), "[a-z.>]{0,9}", any::<(u64, u64)>()).prop_map(|(now, filter, (seq, keep))| {
+            StreamCommand::Purge { now, request: PurgeRequest { filter, seq, keep } }
+        }),
+        (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::DeleteMessage { now, seq: Seq(seq) }),
+        times().prop_map(|now| StreamCommand::Tick { now }),
+        (times(), names(), consumers(), 0_u32..3).prop_map(|(now, name, config, action)| {
+            StreamCommand::CreateConsumer { now, name, config, action: action_from(action).unwrap() }
+        }),
+        (times(), names()).prop_map(|(now, name)| StreamCommand::DeleteConsumer { now, name }),
+        progress().prop_map(StreamCommand::Progress),
+        (times(), names(), times()).prop_map(|(now, name, until)| StreamCommand::PauseConsumer {
+            now,
+            name,
+            until
+        }),
+    ]
+}
+
+fn meta_commands() -> impl Strategy<Value = MetaCommand> {
+    let account = || AccountName::global();
+    let nodes = || prop::collection::vec(any::<u64>().prop_map(NodeId), 0..4);
+    prop_oneof![
+        (times(), any::<u64>(), ".{0,9}", ".{0,9}").prop_map(|(now, id, name, cluster_address)| {
+            MetaCommand::RegisterNode {
+                now,
+                node: NodeRegistration { id: NodeId(id), name, cluster_address },
+            }
+        }),
+        (times(), any::<u64>()).prop_map(|(now, id)| MetaCommand::RemoveNode { now, node: NodeId(id) }),
+        (times(), streams(), nodes()).prop_map(move |(now, config, alive)| MetaCommand::CreateStream {
+            now,
+            account: account(),
+            config,
+            alive
+        }),
+        (times(), streams(), nodes()).prop_map(move |(now, config, alive)| MetaCommand::UpdateStream {
+            now,
+            account: account(),
+            config,
+            alive
+        }),
+        (times(), "[a-zA-Z0-9_-]{1,20}").prop_map(move |(now, name)| MetaCommand::DeleteStream {
+            now,
+            account: account(),
+            name: StreamName::parse(&name).unwrap()
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn stream_commands_come_back(command in commands()) {
+        prop_assert_eq!(StreamCommand::decode(command.encode().into_bytes()), Ok(command));
+    }
+
+    #[test]
+    fn meta_commands_come_back(command in meta_commands()) {
+        prop_assert_eq!(MetaCommand::decode(&command.encode().into_bytes()), Ok(command));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        let _ = StreamCommand::decode(bytes.clone().into());
+        let _ = MetaCommand::decode(&bytes);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn pinned(command: &StreamCommand, bytes: &str) {
+    let encoded = command.encode().into_bytes();
+    assert_eq!(hex(&encoded), bytes, "{command:?}");
+    assert_eq!(StreamCommand::decode(encoded).as_ref(), Ok(command));
+}
+
+#[test]
+fn bytes_of_stream_commands_are_pinned() {
+    let now = Timestamp(0x0102_0304_0506_0708);
+    let name = || ConsumerName::parse("c").unwrap();
+    let request = PurgeRequest { filter: "a.>".to_owned(), seq: 300, keep: 1 };
+
+    pinned(&StreamCommand::Tick { now }, "13090807060504030201");
+    pinned(&StreamCommand::DeleteMessage { now, seq: Seq(7) }, "120908070605040302011007");
+    pinned(&StreamCommand::Purge { now, request }, "110908070605040302011203612e3e18ac022001");
+    pinned(&StreamCommand::DeleteConsumer { now, name: name() }, "15090807060504030201120163");
+    pinned(
+        &StreamCommand::PauseConsumer { now, name: name(), until: Timestamp::ZERO },
+        "17090807060504030201120163190000000000000080",
+    );
+    let consumer = ConsumerProgress {
+        name: name(),
+        incarnation: 5,
+        delivered: vec![DeliveredRun {
+            first_consumer_seq: 1,
+            first_seq: Seq(2),
+            count: 3,
+            attempt: 1,
+            at: Timestamp(4),
+        }],
+        settled: vec![SettledRun { first: Seq(2), last: Seq(3), how: Settlement::Terminated }],
+    };
+    pinned(
+        &StreamCommand::Progress(Progress { now, consumers: vec![consumer] }),
+        "1609080706050403020112200a016310051a1108011002180320012904000000000000002206080210031802",
+    );
+    let block = {
+        let mut builder = BlockBuilder::default();
+        builder.push(b"a", b"", b"x");
+        builder.finish(Timestamp(1))
+    };
+    assert_eq!(block.as_bytes()[0], 1, "the version of a block is what tells it from other commands");
+}
+
+#[test]
+fn numbers_of_configurations_in_commands_are_pinned() {
+    let now = Timestamp(1);
+    let configure =
+        StreamCommand::Configure { now, created: now, config: Box::new(StreamConfig::default()) }.encode();
+    assert_eq!(configure.into_bytes()[0], 16);
+    let create = StreamCommand::CreateConsumer {
+        now,
+        name: ConsumerName::parse("c").unwrap(),
+        config: Box::new(ConsumerConfig::default()),
+        action: ConsumerCreateAction::Update,
+    };
+    let bytes = create.encode().into_bytes();
+    assert_eq!(bytes[0], 20);
+    assert!(bytes.ends_with(&[0x20, 2]));
+}
+
+#[test]
+fn bytes_of_meta_commands_are_pinned() {
+    let remove = MetaCommand::RemoveNode { now: Timestamp::ZERO, node: NodeId(9) };
+    let bytes = remove.encode().into_bytes();
+
+    assert_eq!(&bytes[..], b"\x02{\"RemoveNode\":{\"now\":\"0001-01-01T00:00:00Z\",\"node\":9}}");
+    let mut renumbered = bytes.to_vec();
+    renumbered[0] = 3;
+    assert!(MetaCommand::decode(&renumbered).is_err());
+}
+
+#[test]
+fn commands_of_a_newer_release_are_refused_with_a_hint() {
+    let error = StreamCommand::decode(Bytes::from_static(&[200])).unwrap_err();
+    assert!(error.to_string().contains("newer release"), "{error}");
+    assert!(StreamCommand::decode(Bytes::new()).is_err());
+    assert!(StreamCommand::decode(Bytes::from_static(&[2, 0, 0])).is_err());
+}

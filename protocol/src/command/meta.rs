@@ -1,0 +1,85 @@
+//! Commands of the meta group: which nodes there are, which streams there are, and which nodes hold them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::StreamConfig;
+use crate::ids::{AccountName, GroupId, NodeId, StreamName};
+use crate::time::Timestamp;
+
+/// One entry of the meta log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MetaCommand {
+    /// A node takes part, or tells a new address. The name must not belong to another node.
+    RegisterNode {
+        /// The leader's time.
+        now: Timestamp,
+        /// Who.
+        node: NodeRegistration,
+    },
+    /// A node left for good: its name is free again.
+    RemoveNode {
+        /// The leader's time.
+        now: Timestamp,
+        /// Who.
+        node: NodeId,
+    },
+    /// Create a stream, or answer with the existing one if its configuration is the same.
+    CreateStream {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// As requested, defaults filled in.
+        config: Box<StreamConfig>,
+        /// Nodes that were alive when the leader looked; replicas are placed on these only.
+        alive: Vec<NodeId>,
+    },
+    /// Change a stream's configuration.
+    UpdateStream {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// The whole new configuration, defaults filled in.
+        config: Box<StreamConfig>,
+        /// Nodes that were alive when the leader looked.
+        alive: Vec<NodeId>,
+    },
+    /// Delete a stream and everything in it.
+    DeleteStream {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// Which.
+        name: StreamName,
+    },
+}
+
+/// What the cluster knows of one node.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct NodeRegistration {
+    /// Its id.
+    pub id: NodeId,
+    /// Its server name.
+    pub name: String,
+    /// `host:port` where other nodes reach it; empty when it runs alone.
+    pub cluster_address: String,
+}
+
+/// One stream, as meta assigns it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamAssignment {
+    /// Owner.
+    pub account: AccountName,
+    /// The group that holds it; never reused.
+    pub group: GroupId,
+    /// Its configuration.
+    pub config: StreamConfig,
+    /// When it was created.
+    pub created: Timestamp,
+    /// The nodes that vote, in order of preference for leading.
+    pub replicas: Vec<NodeId>,
+    /// Counts configuration changes; the stream's own log adopts them in this order.
+    pub revision: u64,
+}

@@ -1,0 +1,67 @@
+//! What a stream's consumers did since the last report, folded into one entry for all of them.
+
+use crate::ids::{ConsumerName, Seq};
+use crate::time::Timestamp;
+
+/// One progress entry.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Progress {
+    /// The leader's time.
+    pub now: Timestamp,
+    /// One row for each consumer that did something.
+    pub consumers: Vec<ConsumerProgress>,
+}
+
+/// What one consumer did, in the order: deliveries, then settlements.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConsumerProgress {
+    /// Which consumer.
+    pub name: ConsumerName,
+    /// The incarnation of the consumer this speaks of (its creation sequence in the log), so that progress of a
+    /// deleted and re-created consumer of the same name is dropped.
+    pub incarnation: u64,
+    /// Deliveries, in order.
+    pub delivered: Vec<DeliveredRun>,
+    /// Settled stream sequences, as inclusive runs, in order.
+    pub settled: Vec<SettledRun>,
+}
+
+/// Consecutive deliveries: delivery `i` of the run sent stream sequence `first_seq + i` under consumer sequence
+/// `first_consumer_seq + i`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DeliveredRun {
+    /// Consumer sequence of the first delivery.
+    pub first_consumer_seq: u64,
+    /// Stream sequence of the first delivery.
+    pub first_seq: Seq,
+    /// How many deliveries.
+    pub count: u32,
+    /// Which attempt this was, 1 for a first delivery; the same for the whole run.
+    pub attempt: u32,
+    /// When the leader sent them.
+    pub at: Timestamp,
+}
+
+/// Consecutive stream sequences that were settled in one way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SettledRun {
+    /// First stream sequence.
+    pub first: Seq,
+    /// Last stream sequence, inclusive.
+    pub last: Seq,
+    /// How.
+    pub how: Settlement,
+}
+
+/// How a delivery ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Settlement {
+    /// Acknowledged one by one.
+    Acked,
+    /// Acknowledged by "all": everything up to and including `last` is settled; `first` equals `last`.
+    AckedAll,
+    /// Terminated: never again.
+    Terminated,
+    /// Reached `max_deliver`: no longer pending, but the message stays in the stream.
+    Exhausted,
+}

@@ -1,0 +1,89 @@
+//! Commands of a stream's group. Every one carries the leader's time; apply clamps it to be non-decreasing.
+
+use crate::api::{ConsumerConfig, ConsumerCreateAction, PurgeRequest, StreamConfig};
+use crate::command::progress::Progress;
+use crate::ids::{ConsumerName, Seq};
+use crate::record::Block;
+use crate::time::Timestamp;
+
+/// One entry of a stream's log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamCommand {
+    /// A batch of publishes. Time: the block's.
+    Publish(Block),
+    /// Take on this configuration, which meta has decided. The first entry of every stream.
+    Configure {
+        /// The leader's time.
+        now: Timestamp,
+        /// When meta created the stream.
+        created: Timestamp,
+        /// The whole new configuration, defaults filled in.
+        config: Box<StreamConfig>,
+    },
+    /// Remove many messages.
+    Purge {
+        /// The leader's time.
+        now: Timestamp,
+        /// Which ones.
+        request: PurgeRequest,
+    },
+    /// Remove one message.
+    DeleteMessage {
+        /// The leader's time.
+        now: Timestamp,
+        /// Which one.
+        seq: Seq,
+    },
+    /// Time has passed: age limits, the duplicate window, whatever `next_tick` asked for.
+    Tick {
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// Create or update a consumer.
+    CreateConsumer {
+        /// The leader's time.
+        now: Timestamp,
+        /// Its name; ephemeral names are drawn by the leader before proposing.
+        name: ConsumerName,
+        /// Its configuration as requested; apply fills in defaults.
+        config: Box<ConsumerConfig>,
+        /// Create only, update only, or either.
+        action: ConsumerCreateAction,
+    },
+    /// Remove a consumer.
+    DeleteConsumer {
+        /// The leader's time.
+        now: Timestamp,
+        /// Which one.
+        name: ConsumerName,
+    },
+    /// What consumers delivered and what was acknowledged since the last of these.
+    Progress(Progress),
+    /// Deliver nothing until this time; `Timestamp::ZERO` resumes.
+    PauseConsumer {
+        /// The leader's time.
+        now: Timestamp,
+        /// Which one.
+        name: ConsumerName,
+        /// Until when.
+        until: Timestamp,
+    },
+}
+
+impl StreamCommand {
+    /// The leader's time when it proposed this.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::Publish(block) => block.timestamp(),
+            Self::Progress(progress) => progress.now,
+            Self::Configure { now, .. }
+            | Self::Purge { now, .. }
+            | Self::DeleteMessage { now, .. }
+            | Self::Tick { now }
+            | Self::CreateConsumer { now, .. }
+            | Self::DeleteConsumer { now, .. }
+            | Self::PauseConsumer { now, .. } => *now,
+        }
+    }
+}

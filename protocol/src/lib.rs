@@ -1,0 +1,22 @@
+//! Bytes, names and shapes of Levee: the NATS wire protocol, subjects, the JetStream JSON API, and the formats
+//! of replicated commands and stored messages.
+//!
+//! Pure by construction: nothing here does I/O, reads a clock or draws random numbers.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`ids`], [`time`] | names and numbers that must not be mixed up |
+//! | [`wire`] | the NATS text protocol: parser, encoder, INFO and CONNECT, header blocks |
+//! | [`subject`] | subjects, filters, matching |
+//! | [`api`] | the JetStream API: endpoints, errors, documents, publish headers, acks |
+//! | [`record`] | stored messages: the block that is log entry, wire and disk format at once |
+//! | [`command`] | what goes through a Raft log |
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod api;
+pub mod command;
+pub mod ids;
+pub mod record;
+pub mod subject;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,170 @@
+//! When checkpoints are written and logs are cut: about a second after a group's first unwritten change, which
+//! spreads groups by itself, and as soon as much was applied.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Weak;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use levee_protocol::ids::GroupId;
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::ServerState;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::group::{Group, Stopping};
+use crate::groups::Groups;
+use crate::state_machine::Floors;
+
+/// Groups with changes that are in memory only, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    order: VecDeque<(Instant, GroupId)>,
+    members: HashSet<GroupId>,
+}
+
+impl Dirty {
+    /// The group has something to write. Cheap when it already said so.
+    pub(crate) fn mark(&self, group: GroupId) {
+        let mut queue = self.0.lock();
+        if queue.members.insert(group) {
+            queue.order.push_back((Instant::now(), group));
+        }
+    }
+
+    /// The group is about to write; what it applies from now on marks it again.
+    pub(crate) fn clean(&self, group: GroupId) {
+        self.0.lock().members.remove(&group);
+    }
+
+    fn due(&self, age: Duration) -> Vec<GroupId> {
+        let mut queue = self.0.lock();
+        let mut due = Vec::new();
+        while let Some((since, group)) = queue.order.front().copied() {
+            if since.elapsed() < age {
+                break;
+            }
+            queue.order.pop_front();
+            // Written since then by itself: the mark is gone, or a newer one stands further back.
+            if queue.members.remove(&group) {
+                due.push(group);
+            }
+        }
+        due
+    }
+}
+
+const ROUND: Duration = Duration::from_millis(50);
+const AT_ONCE: usize = 8;
+const MAJORITY_EVERY: u32 = 5;
+/// A follower that has been silent for longer gets a snapshot when it comes back, if it must.
+const LIVE_WITHIN: Duration = Duration::from_secs(10);
+const SNAPSHOT_KNOWN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Runs until the node's groups are dropped.
+pub(crate) async fn run(groups: Weak<Groups>) {
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0u32;
+    loop {
+        rounds.tick().await;
+        let Some(groups) = groups.upgrade() else { return };
+        round = round.wrapping_add(1);
+        if round.is_multiple_of(MAJORITY_EVERY) {
+            groups.for_each(|group| group.0.check_majority());
+        }
+        let due = groups.dirty.due(groups.config.checkpoint_after);
+        let due = due.into_iter().filter_map(|id| groups.group(id));
+        futures::stream::iter(due).for_each_concurrent(AT_ONCE, maintain).await;
+    }
+}
+
+async fn maintain(group: Group) {
+    if *group.0.stopping.borrow() != Stopping::No {
+        return;
+    }
+    match group.floors().await {
+        Ok(Some(floors)) => purge(&group, floors).await,
+        Ok(None) => {}
+        Err(error) => {
+            if *group.0.stopping.borrow() == Stopping::No {
+                tracing::error!(group = %group.id(), "a checkpoint failed, the log keeps growing: {error}");
+            }
+        }
+    }
+}
+
+async fn purge(group: &Group, floors: Floors) {
+    let upto = purge_to(group, floors);
+    let purged = group.0.log.purged().map_or(0, |id| id.index);
+    if upto < purged + group.0.config.purge_batch {
+        return;
+    }
+    // openraft only lets go of what it knows to be in a snapshot, so it is told of the checkpoint first.
+    let mut known = group.0.raft.data_metrics();
+    if group.0.raft.trigger().snapshot().await.is_err() {
+        return;
+    }
+    let seen = known.wait_until(|data| data.snapshot.as_ref().is_some_and(|id| id.index >= upto));
+    if !matches!(tokio::time::timeout(SNAPSHOT_KNOWN_WITHIN, seen).await, Ok(Ok(_))) {
+        return;
+    }
+    let _ = group.0.raft.trigger().purge_log(upto).await;
+}
+
+/// The last index that may go: what followers still need stays, up to a bound.
+fn purge_to(group: &Group, floors: Floors) -> u64 {
+    let ordinary = floors.ordinary.min(floors.checkpointed);
+    let metrics = group.0.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    if metrics.state != ServerState::Leader {
+        return ordinary;
+    }
+    let live = |node| {
+        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(node)).and_then(|at| *at);
+        heard.is_some_and(|at| at.elapsed() < LIVE_WITHIN)
+    };
+    let replicas = metrics.replication.iter().flatten();
+    let needed = replicas
+        .filter(|(node, _)| **node != group.0.node && live(node))
+        .map(|(_, matched)| matched.as_ref().map_or(0, |id| id.index))
+        .min();
+    ordinary.min(needed.unwrap_or(u64::MAX)).max(floors.forced.min(ordinary))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_is_due_once_an_age_after_its_first_mark() {
+        let dirty = Dirty::default();
+        let age = Duration::from_secs(1);
+
+        dirty.mark(GroupId(1));
+        tokio::time::advance(Duration::from_millis(600)).await;
+        dirty.mark(GroupId(1));
+        dirty.mark(GroupId(2));
+        tokio::time::advance(Duration::from_millis(600)).await;
+
+        assert_eq!(dirty.due(age), [GroupId(1)]);
+        assert_eq!(dirty.due(age), []);
+        tokio::time::advance(Duration::from_millis(600)).await;
+        assert_eq!(dirty.due(age), [GroupId(2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_that_wrote_by_itself_waits_for_its_next_change() {
+        let dirty = Dirty::default();
+        dirty.mark(GroupId(1));
+
+        dirty.clean(GroupId(1));
+        tokio::time::advance(Duration::from_secs(2)).await;
+
+        assert_eq!(dirty.due(Duration::from_secs(1)), []);
+    }
+}

@@ -1,0 +1,112 @@
+//! Timing and bounds of the groups of a node.
+
+use std::time::Duration;
+
+/// Settings shared by all groups of a node. The defaults suit nodes of one site; change the times together.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How often a leader shows signs of life when it has nothing to send. Default 200 ms.
+    pub heartbeat: Duration,
+    /// Shortest silence after which a follower stands for election, and never below twice the heartbeat. Default
+    /// 600 ms.
+    pub election_min: Duration,
+    /// Longest silence; each follower draws between the two. Default 900 ms.
+    pub election_max: Duration,
+    /// A leader that heard from no majority for this long stops calling itself leading, so that clients are told
+    /// instead of left waiting. Default 1800 ms; at least two `election_max`.
+    pub majority_lost_after: Duration,
+    /// How long an append may go unanswered before its connection is taken for stuck. Generous, because a slow
+    /// disk answers late and repeating the append makes it later. Default 15 s.
+    pub append_timeout: Duration,
+    /// How long the next candidate waits for the one before it, when the leader's process died. Default 120 ms.
+    pub candidate_stagger: Duration,
+    /// Append requests under way to one follower of one group. Default 16.
+    pub appends_in_flight: usize,
+    /// Entry bytes in one append request; a larger entry goes alone. Default 1 MiB.
+    pub append_bytes: usize,
+    /// Entries in one append request. Default 1024.
+    pub append_entries: u64,
+    /// Proposals and messages that wait for a group's core; when full, proposals are refused and peers wait.
+    /// Default 4096.
+    pub group_queue: usize,
+    /// How long applied state stays in memory only. Default 1 s.
+    pub checkpoint_after: Duration,
+    /// Applied bytes after which a checkpoint does not wait. Default 16 MiB.
+    pub checkpoint_bytes: u64,
+    /// Applied entries kept in the log behind the last checkpoint, for followers that are a little late. Default
+    /// 1024.
+    pub keep_entries: u64,
+    /// Bytes of applied entries kept for the same reason, whichever is less. Default 32 MiB.
+    pub keep_bytes: u64,
+    /// Bytes of applied entries a leader keeps for a live follower that has not got them yet. Beyond it the
+    /// follower gets a snapshot. Default 256 MiB.
+    pub keep_lagging_bytes: u64,
+    /// Purging waits until this many entries can go at once. Default 512.
+    pub purge_batch: u64,
+    /// Bytes of one snapshot chunk, as a hint to the transport's limits; storage cuts the chunks. Default 1 MiB.
+    pub snapshot_chunk_bytes: usize,
+    /// Snapshot chunks under way. Default 4.
+    pub snapshot_chunks_in_flight: usize,
+    /// How long a snapshot chunk or the installation of a snapshot may take. Default 120 s.
+    pub snapshot_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(200),
+            election_min: Duration::from_millis(600),
+            election_max: Duration::from_millis(900),
+            majority_lost_after: Duration::from_millis(1800),
+            append_timeout: Duration::from_secs(15),
+            candidate_stagger: Duration::from_millis(120),
+            appends_in_flight: 16,
+            append_bytes: 1 << 20,
+            append_entries: 1024,
+            group_queue: 4096,
+            checkpoint_after: Duration::from_secs(1),
+            checkpoint_bytes: 16 << 20,
+            keep_entries: 1024,
+            keep_bytes: 32 << 20,
+            keep_lagging_bytes: 256 << 20,
+            purge_batch: 512,
+            snapshot_chunk_bytes: 1 << 20,
+            snapshot_chunks_in_flight: 4,
+            snapshot_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Config {
+    /// openraft's view of it. `volatile` groups may lose the end of their log in a power cut, so their leader must
+    /// accept a follower that went back.
+    pub(crate) fn openraft(&self, volatile: bool) -> openraft::Config {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        openraft::Config {
+            cluster_name: "levee".to_owned(),
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election_min),
+            election_timeout_max: millis(self.election_max).max(millis(self.election_min) + 1),
+            install_snapshot_timeout: millis(self.snapshot_timeout),
+            max_payload_entries: self.append_entries.max(1),
+            // Checkpoints and purges are ours; openraft's own policy would build one every few thousand entries.
+            snapshot_policy: openraft::SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            // How near a learner must be before it counts as caught up.
+            replication_lag_threshold: 128,
+            api_channel_size: Some(self.group_queue as u64),
+            notification_channel_size: Some(self.group_queue as u64),
+            state_machine_channel_size: Some(256),
+            api_batch_capacity: 256,
+            // Followers start receiving an append while the leader's own sync is under way.
+            broadcast_submitted_on_append: Some(true),
+            enable_pre_vote: Some(true),
+            // A restarted leader goes through an election: its promise to lead died with its process, and so did
+            // what its followers were told about it.
+            enable_leader_restore: Some(false),
+            allow_log_reversion: Some(volatile),
+            backoff: "20ms 50ms 100ms ...500ms".to_owned(),
+            ..openraft::Config::default()
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! A group on this node: propose, read, watch the leadership, change the members.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use levee_protocol::ids::{GroupId, NodeId};
+use levee_storage::kind::BLOCK;
+use levee_storage::{EntryLog, Room, Storage};
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::{EmptyNode, ReadPolicy, ServerState};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::config::Config;
+use crate::error::{Error, ProposeError};
+use crate::leadership::Leadership;
+use crate::proposals::{Proposal, Waiting};
+use crate::receive::Transfer;
+use crate::state_machine::{Applied, Floors};
+use crate::types::{Fatal, Proposed, Raft, TypeConfig};
+
+/// A handle to one group of this node. Clones are the same group.
+#[derive(Clone)]
+pub struct Group(pub(crate) Arc<GroupCore>);
+
+/// How far a group is on its way out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stopping {
+    No,
+    Asked,
+    Stopped,
+}
+
+pub(crate) struct GroupCore {
+    pub(crate) id: GroupId,
+    pub(crate) node: NodeId,
+    pub(crate) raft: Raft,
+    pub(crate) log: EntryLog,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) majority_lost: watch::Sender<bool>,
+    pub(crate) stopping: watch::Sender<Stopping>,
+    /// Set while this node has not been told, by a leader that knows it as a learner, what the log holds: until
+    /// then its empty log must not be counted in an election.
+    pub(crate) unborn: AtomicBool,
+    /// Ends a log append that waits for room on the disk.
+    pub(crate) closing: Arc<AtomicBool>,
+    /// The snapshot that is being received.
+    pub(crate) transfer: Mutex<Option<Transfer>>,
+    /// Resolves when the machine is gone.
+    pub(crate) gone: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+/// A group as this node sees it.
+#[derive(Clone, Debug, Default)]
+pub struct GroupStatus {
+    /// The leader, if known.
+    pub leader: Option<NodeId>,
+    /// The current term.
+    pub raft_term: u64,
+    /// Last index in this node's log.
+    pub last_index: Option<u64>,
+    /// Last index this node knows to be committed.
+    pub committed: Option<u64>,
+    /// Last index applied here.
+    pub applied: Option<u64>,
+    /// Last index that is in a checkpoint here.
+    pub checkpointed: Option<u64>,
+    /// Last index that is gone from this node's log.
+    pub purged: Option<u64>,
+    /// Members that vote, of all configurations in force.
+    pub voters: BTreeSet<NodeId>,
+    /// Members that only follow.
+    pub learners: BTreeSet<NodeId>,
+    /// The other members as the leader sees them; empty on others.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Why the group stopped on this node, if it did.
+    pub stopped: Option<String>,
+}
+
+/// One member as its leader sees it.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// The member.
+    pub node: NodeId,
+    /// Last index that the member is known to have, synced.
+    pub matched: Option<u64>,
+    /// Entries of the leader's log it is not known to have.
+    pub lag: u64,
+    /// How long ago it last answered; `None` if it never did.
+    pub silent_for: Option<Duration>,
+}
+
+impl Group {
+    /// The group's number.
+    #[must_use]
+    pub fn id(&self) -> GroupId {
+        self.0.id
+    }
+
+    /// Starts a group of founding members. Every founder may call it with the same voters; a group that has begun is
+    /// left alone.
+    pub async fn initialize(&self, voters: &BTreeSet<NodeId>) -> Result<(), Error> {
+        let members: BTreeMap<_, _> = voters.iter().map(|node| (*node, EmptyNode::new())).collect();
+        match self.0.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => Err(self.members(&error)),
+            Err(RaftError::Fatal(fatal)) => Err(self.stopped(&fatal)),
+        }
+    }
+
+    /// Proposes an entry. The order of calls is the order in the log; several may be under way.
+    ///
+    /// Never blocks: when the group's queue is full the proposal is refused.
+    pub fn propose(&self, kind: u8, payload: Bytes) -> Proposal {
+        let core = &*self.0;
+        if *core.stopping.borrow() != Stopping::No {
+            return Proposal::refused(ProposeError::Stopped);
+        }
+        if *core.majority_lost.borrow() {
+            return Proposal::refused(ProposeError::NotLeader { leader: None });
+        }
+        let room = if kind == BLOCK { Room::Messages } else { Room::SmallEntries };
+        if core.storage.room(room).is_err() {
+            return Proposal::refused(ProposeError::NoRoom);
+        }
+        let (answer, proposal) = core.waiting.register();
+        let write = core.raft.client_write_ff(Proposed { kind, payload }, Some(answer));
+        // Polled once, here: with room in the queue the first poll puts the proposal there, which is what makes the
+        // order of calls the order in the log. Unconstrained, because tokio would otherwise let a task that did a
+        // lot wait on a queue that has room.
+        match tokio::task::unconstrained(write).now_or_never() {
+            Some(Ok(())) => proposal,
+            Some(Err(_)) => Proposal::refused(ProposeError::Stopped),
+            None => Proposal::refused(ProposeError::Full),
+        }
+    }
+
+    /// Returns when this node has applied everything that was committed anywhere before the call, and was still the
+    /// leader after it.
+    pub async fn read_barrier(&self) -> Result<(), Error> {
+        let limit = self.0.config.majority_lost_after;
+        let barrier = self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(limit, barrier).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                Err(Error::NotLeader { group: self.0.id, leader: to.leader_id })
+            }
+            Ok(Err(RaftError::Fatal(fatal))) => Err(self.stopped(&fatal)),
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
+                Err(Error::NoMajority { group: self.0.id, attempted: "a read barrier" })
+            }
+        }
+    }
+
+    /// Who leads, now and from now on.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.subscribe()
+    }
+
+    /// Next index to apply: everything below it is in the machine's state.
+    #[must_use]
+    pub fn applied_next(&self) -> u64 {
+        self.0.applied.next.load(Ordering::Acquire)
+    }
+
+    /// The group as this node sees it now.
+    #[must_use]
+    pub fn status(&self) -> GroupStatus {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let members = metrics.membership_config.membership();
+        let last = metrics.last_log_index;
+        let next = |next: &std::sync::atomic::AtomicU64| next.load(Ordering::Acquire).checked_sub(1);
+        let heard = metrics.heartbeat.as_ref();
+        let replicas = metrics.replication.iter().flatten().filter(|(node, _)| **node != self.0.node);
+        GroupStatus {
+            leader: self.0.leadership.borrow().leader,
+            raft_term: metrics.current_term,
+            last_index: last,
+            committed: metrics.local_committed.as_ref().map(|id| id.index),
+            applied: next(&self.0.applied.next),
+            checkpointed: next(&self.0.applied.checkpointed_next),
+            purged: self.0.log.purged().map(|id| id.index),
+            voters: members.voter_ids().collect(),
+            learners: members.learner_ids().collect(),
+            replicas: replicas
+                .map(|(node, matched)| ReplicaStatus {
+                    node: *node,
+                    matched: matched.as_ref().map(|id| id.index),
+                    lag: last.map_or(0, |last| last + 1).saturating_sub(matched.as_ref().map_or(0, |id| id.index + 1)),
+                    silent_for: heard.and_then(|heard| heard.get(node)).and_then(|at| *at).map(|at| at.elapsed()),
+                })
+                .collect(),
+            stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+
+    /// Hands leadership to another voter, and returns when it is seen to lead.
+    pub async fn transfer(&self, to: NodeId) -> Result<(), Error> {
+        let mut leadership = self.leadership();
+        if leadership.borrow().leader == Some(to) {
+            return Ok(());
+        }
+        self.must_lead()?;
+        self.0.raft.trigger().transfer_leader(to).await.map_err(|fatal| self.stopped(&fatal))?;
+        let seen = leadership.wait_for(|now| now.leader == Some(to));
+        match tokio::time::timeout(self.0.config.majority_lost_after, seen).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.stopped(&Fatal::Stopped)),
+            Err(_) => Err(Error::NoMajority { group: self.0.id, attempted: "a leader transfer" }),
+        }
+    }
+
+    /// Adds a member that follows without a vote, and returns when it has nearly caught up. A node that is a member
+    /// already stays what it is.
+    ///
+    /// The node must have the group open. The wait has no limit of its own; what was added stays when it is given up.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), Error> {
+        match self.0.raft.add_learner(node, EmptyNode::new(), true).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.change_refused(error)),
+        }
+    }
+
+    /// Makes exactly these nodes the voters, in two steps through a joint majority. New ones are added as learners
+    /// first; voters that are left out leave the group.
+    pub async fn change_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
+        let members: BTreeSet<_> = {
+            let status = self.status();
+            status.voters.union(&status.learners).copied().collect()
+        };
+        for node in voters.difference(&members) {
+            self.add_learner(*node).await?;
+        }
+        match self.0.raft.change_membership(voters, false).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.change_refused(error)),
+        }
+    }
+
+    /// Writes a checkpoint of what is applied now. It is not synced by itself.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        self.floors().await.map(drop)
+    }
+
+    /// A checkpoint, and where the log may be cut behind it.
+    pub(crate) async fn floors(&self) -> Result<Option<Floors>, Error> {
+        let done = self
+            .0
+            .raft
+            .with_state_machine(|machine| Box::pin(machine.checkpoint()))
+            .await
+            .map_err(|fatal| self.stopped(&fatal))?;
+        Ok(done?)
+    }
+
+    fn must_lead(&self) -> Result<(), Error> {
+        let server = self.0.raft.server_metrics();
+        let server = server.borrow_watched();
+        if server.state == ServerState::Leader {
+            Ok(())
+        } else {
+            Err(Error::NotLeader { group: self.0.id, leader: server.current_leader })
+        }
+    }
+
+    fn change_refused(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+        match error {
+            RaftError::Fatal(fatal) => self.stopped(&fatal),
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to)) => {
+                Error::NotLeader { group: self.0.id, leader: to.leader_id }
+            }
+            RaftError::APIError(error) => self.members(&error),
+        }
+    }
+
+    fn members(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Membership { group: self.0.id, reason: error.to_string() }
+    }
+
+    pub(crate) fn stopped(&self, fatal: &Fatal) -> Error {
+        Error::Stopped { group: self.0.id, reason: fatal.to_string() }
+    }
+
+    /// Stops the group and waits until nothing of it writes any more.
+    pub(crate) async fn stop(&self) {
+        let asked = self.0.stopping.send_if_modified(|stopping| {
+            let first = *stopping == Stopping::No;
+            if first {
+                *stopping = Stopping::Asked;
+                self.0.closing.store(true, Ordering::Release);
+            }
+            first
+        });
+        if asked {
+            // What is not checkpointed is applied again when the group opens; this only makes that shorter.
+            let _ = self.checkpoint().await;
+        }
+        let _ = self.0.raft.shutdown().await;
+        let gone = self.0.gone.lock().take();
+        if let Some(gone) = gone {
+            let _ = gone.await;
+        }
+        self.0.transfer.lock().take();
+        self.0.waiting.release_all(None);
+    }
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Group").field("id", &self.0.id).field("leadership", &*self.0.leadership.borrow()).finish()
+    }
+}
+
+impl GroupCore {
+    pub(crate) fn set_leadership(&self, now: Leadership) {
+        let mut lost = false;
+        self.leadership.send_if_modified(|known| {
+            lost = known.leading && !now.leading;
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        if lost {
+            // openraft answers these when it learns what became of them, which can be never.
+            self.waiting.release_all(now.leader);
+        }
+    }
+
+    /// A leader that is the only member has nobody to send heartbeats to and nobody to lose an election to.
+    pub(crate) fn set_ticking(&self, server: &openraft::metrics::RaftServerMetrics<TypeConfig>) {
+        let alone = server.membership_config.nodes().count() == 1;
+        self.raft.runtime_config().tick(!(alone && server.state == ServerState::Leader));
+    }
+
+    /// Notices when a leader's majority went silent, and when it came back.
+    pub(crate) fn check_majority(&self) {
+        let lost = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let alone = metrics.membership_config.voter_ids().count() <= 1;
+            metrics.state == ServerState::Leader
+                && !alone
+                && metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > self.config.majority_lost_after)
+        };
+        self.majority_lost.send_if_modified(|known| {
+            let changed = *known != lost;
+            if changed && lost {
+                tracing::warn!(group = %self.id, "no majority answers; this leader stops serving until one does");
+            }
+            *known = lost;
+            changed
+        });
+    }
+
+    /// Whether this node has a vote in the group.
+    pub(crate) fn is_voter(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter == self.node)
+    }
+
+    /// Stands for election now, without asking first.
+    pub(crate) fn stand(&self) -> impl Future<Output = ()> + Send + use<> {
+        let raft = self.raft.clone();
+        async move {
+            let _ = raft.trigger().elect(false).await;
+        }
+    }
+}

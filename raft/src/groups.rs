@@ -1,0 +1,309 @@
+//! The groups of a node: open, look up, close, remove.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use levee_protocol::ids::{GroupId, NodeId};
+use levee_storage::{EntryLog, Storage, Sync};
+use openraft::async_runtime::WatchReceiver as _;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+
+use crate::checkpoints::{self, Dirty};
+use crate::config::Config;
+use crate::error::Error;
+use crate::group::{Group, GroupCore, Stopping};
+use crate::leadership;
+use crate::log_store::LogStore;
+use crate::machine::ReplicatedMachine;
+use crate::network::{Links, Network};
+use crate::proposals::Waiting;
+use crate::state_machine::{self, Applied, Parts, StateMachine};
+use crate::suspects::Suspects;
+use crate::tasks::spawn;
+use crate::transport::{Receiver, Transport};
+use crate::types::Raft;
+
+/// How this node comes to hold a group. It matters only when the store knows nothing of the group: an empty log
+/// must not vote unless the group itself is new.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Birth {
+    /// The group is new, and this node is one of its first voters.
+    Founding,
+    /// The group exists; this node is added as a learner. Until its leader fills the log it takes no part in
+    /// elections.
+    Joining,
+    /// The group was here before. If it is not, it was lost, and is refused.
+    Existing,
+}
+
+/// All groups of one node.
+pub struct Groups {
+    node: NodeId,
+    storage: Arc<Storage>,
+    transport: Arc<dyn Transport>,
+    pub(crate) config: Arc<Config>,
+    durable: Arc<openraft::Config>,
+    volatile: Arc<openraft::Config>,
+    open: RwLock<HashMap<GroupId, Slot>>,
+    pub(crate) dirty: Arc<Dirty>,
+    pub(crate) suspects: Arc<Suspects>,
+    this: Weak<Self>,
+    /// Numbers for received snapshots.
+    pub(crate) transfers: Mutex<u64>,
+}
+
+enum Slot {
+    Opening,
+    Open(Group),
+}
+
+impl Groups {
+    /// The groups of `node`; none is open yet. Call within a tokio runtime.
+    pub fn new(node: NodeId, storage: Arc<Storage>, network: Arc<dyn Transport>, config: Config) -> Arc<Self> {
+        let openraft = |volatile| Arc::new(config.openraft(volatile));
+        let groups = Arc::new_cyclic(|this| Self {
+            node,
+            storage,
+            transport: network,
+            durable: openraft(false),
+            volatile: openraft(true),
+            config: Arc::new(config.clone()),
+            open: RwLock::default(),
+            dirty: Arc::default(),
+            suspects: Arc::default(),
+            this: Weak::clone(this),
+            transfers: Mutex::new(0),
+        });
+        let receiver: Weak<dyn Receiver> = groups.this.clone();
+        groups.transport.start(receiver);
+        spawn("checkpoints", checkpoints::run(groups.this.clone()));
+        groups
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Opens a group. The machine is as the caller loaded it from the last checkpoint; what the log holds behind it
+    /// is applied again before this returns, as far as it is known to be committed.
+    pub async fn open(
+        &self,
+        group: GroupId,
+        sync: Sync,
+        machine: Box<dyn ReplicatedMachine>,
+        birth: Birth,
+    ) -> Result<Group, Error> {
+        match self.open.write().entry(group) {
+            MapEntry::Occupied(_) => return Err(Error::AlreadyOpen(group)),
+            MapEntry::Vacant(slot) => slot.insert(Slot::Opening),
+        };
+        let opened = self.start(group, sync, machine, birth).await;
+        let mut open = self.open.write();
+        match &opened {
+            Ok(group) => open.insert(group.id(), Slot::Open(group.clone())),
+            Err(_) => open.remove(&group),
+        };
+        opened
+    }
+
+    async fn start(
+        &self,
+        group: GroupId,
+        sync: Sync,
+        machine: Box<dyn ReplicatedMachine>,
+        birth: Birth,
+    ) -> Result<Group, Error> {
+        let volatile = matches!(sync, Sync::Never);
+        let log = self.storage.entry_log(group, sync)?;
+        let unborn = self.check_birth(group, &log, birth)?;
+        let applied = Arc::new(Applied::new());
+        let (gone, when_gone) = oneshot::channel();
+        let machine = StateMachine::open(Parts {
+            group,
+            node: self.node,
+            storage: Arc::clone(&self.storage),
+            log: log.clone(),
+            machine,
+            config: Arc::clone(&self.config),
+            shared: Arc::clone(&applied),
+            dirty: Arc::clone(&self.dirty),
+            gone,
+        })?;
+        let network = Arc::new(Network {
+            node: self.node,
+            group,
+            transport: Arc::clone(&self.transport),
+            config: Arc::clone(&self.config),
+            suspects: Arc::clone(&self.suspects),
+            members: OnceLock::new(),
+        });
+        let closing = Arc::new(AtomicBool::new(false));
+        let store = LogStore::new(group, log.clone(), self.config.append_bytes, Arc::clone(&closing));
+        let config = Arc::clone(if volatile { &self.volatile } else { &self.durable });
+        let raft = Raft::new(self.node, config, Links(Arc::clone(&network)), store, machine)
+            .await
+            .map_err(|fatal| Error::Stopped { group, reason: fatal.to_string() })?;
+        let _ = network.members.set(raft.server_metrics());
+        applied.running.store(true, Ordering::Release);
+        let core = Arc::new(GroupCore {
+            id: group,
+            node: self.node,
+            raft,
+            log,
+            storage: Arc::clone(&self.storage),
+            config: Arc::clone(&self.config),
+            waiting: Arc::new(Waiting::default()),
+            applied,
+            leadership: leadership::channel(),
+            majority_lost: watch::Sender::new(false),
+            stopping: watch::Sender::new(Stopping::No),
+            unborn: AtomicBool::new(unborn),
+            closing,
+            transfer: Mutex::new(None),
+            gone: Mutex::new(Some(when_gone)),
+        });
+        leadership::follow(&core);
+        Ok(Group(core))
+    }
+
+    /// Whether the group must keep out of elections for now.
+    fn check_birth(&self, group: GroupId, log: &EntryLog, birth: Birth) -> Result<bool, Error> {
+        let empty = log.last().is_none()
+            && log.vote().is_none()
+            && state_machine::read_applied_row(&self.storage, group)?.is_none();
+        let born = is_born(&self.storage, group)?;
+        match (empty, born, birth) {
+            (true, true, Birth::Founding | Birth::Joining | Birth::Existing) | (true, false, Birth::Existing) => {
+                tracing::error!(%group, "the group was in this store and its log is gone; refusing to open it");
+                Err(Error::Lost(group))
+            }
+            (true, false, Birth::Founding) => {
+                mark_born(&self.storage, group)?;
+                Ok(false)
+            }
+            (true, false, Birth::Joining) => Ok(true),
+            (false, _, _) => Ok(!born),
+        }
+    }
+
+    /// A group that is open here.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<Group> {
+        match self.open.read().get(&id) {
+            Some(Slot::Open(group)) => Some(group.clone()),
+            Some(Slot::Opening) | None => None,
+        }
+    }
+
+    /// Stops a group on this node. Its data stays.
+    pub async fn close(&self, id: GroupId) {
+        let Some(group) = self.group(id) else { return };
+        group.stop().await;
+        self.open.write().remove(&id);
+    }
+
+    /// Stops a group on this node and deletes its data. Also works when it is not open.
+    pub async fn remove(&self, id: GroupId) -> Result<(), Error> {
+        self.close(id).await;
+        self.storage.remove_group(id)?;
+        self.storage.put_node_row(&birth_row(id), &[])?;
+        Ok(())
+    }
+
+    /// Stops all groups and the transport.
+    pub async fn shutdown(&self) {
+        let open: Vec<_> = self.open.read().values().filter_map(Slot::group).collect();
+        futures::future::join_all(open.iter().map(Group::stop)).await;
+        self.open.write().clear();
+        self.transport.stop();
+    }
+
+    /// The process of `node` was seen to end. Groups that it led elect at once, one candidate after the other.
+    ///
+    /// Voters skip the dead leader's lease only if they saw it die themselves. The transport calls this when a
+    /// connection broke and its address refuses new ones; callers may have better means to know.
+    pub fn peer_down(&self, node: NodeId) {
+        self.suspects.add(node);
+        let mut candidates: Vec<(usize, Group)> = Vec::new();
+        self.for_each(|group| {
+            if let Some(turn) = turn_after(group, node) {
+                candidates.push((turn, group.clone()));
+            }
+        });
+        if candidates.is_empty() {
+            return;
+        }
+        tracing::warn!(peer = %node, groups = candidates.len(), "a peer died that led groups; electing");
+        candidates.sort_by_key(|(turn, _)| *turn);
+        let (stagger, suspects) = (self.config.candidate_stagger, Arc::clone(&self.suspects));
+        spawn("elections", async move {
+            let start = tokio::time::Instant::now();
+            for (turn, group) in candidates {
+                let wait = stagger * u32::try_from(turn).unwrap_or(u32::MAX);
+                tokio::time::sleep_until(start + wait).await;
+                if suspects.contains(node) && group.0.leadership.borrow().leader == Some(node) {
+                    group.0.stand().await;
+                }
+            }
+        });
+    }
+
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Group)) {
+        for group in self.open.read().values().filter_map(Slot::group) {
+            visit(&group);
+        }
+    }
+}
+
+impl Slot {
+    fn group(&self) -> Option<Group> {
+        match self {
+            Self::Opening => None,
+            Self::Open(group) => Some(group.clone()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Groups {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Groups").field("node", &self.node).field("open", &self.open.read().len()).finish()
+    }
+}
+
+/// When it is this node's turn to stand, after `dead`; `None` if it has none. The order among the voters differs from
+/// group to group, so that the leaders of many groups do not all move to one node.
+fn turn_after(group: &Group, dead: NodeId) -> Option<usize> {
+    let core = &group.0;
+    if core.leadership.borrow().leader != Some(dead) || !core.is_voter() {
+        return None;
+    }
+    let server = core.raft.server_metrics();
+    let server = server.borrow_watched();
+    let voters: std::collections::BTreeSet<_> =
+        server.membership_config.voter_ids().filter(|voter| *voter != dead).collect();
+    let position = voters.iter().position(|voter| *voter == core.node)?;
+    let first = usize::try_from(core.id.0 % voters.len() as u64).unwrap_or(0);
+    Some((position + voters.len() - first) % voters.len())
+}
+
+/// Node row that says a group's log was begun in this store. Persisted: never change.
+fn birth_row(group: GroupId) -> String {
+    format!("raft/born/{group}")
+}
+
+pub(crate) fn mark_born(storage: &Storage, group: GroupId) -> Result<(), levee_storage::Error> {
+    storage.put_node_row(&birth_row(group), &[1])
+}
+
+fn is_born(storage: &Storage, group: GroupId) -> Result<bool, levee_storage::Error> {
+    Ok(storage.node_row(&birth_row(group))?.is_some_and(|row| !row.is_empty()))
+}
+
+/// How long a voter waits to see for itself what a candidate says it saw.
+pub(crate) const SUSPICION_WAIT: Duration = Duration::from_millis(250);

@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod checkpoints;
+mod codec;
+mod config;
+mod error;
+mod group;
+mod groups;
+mod leadership;
+mod log_store;
+mod machine;
+mod messages;
+mod network;
+mod proposals;
+mod receive;
+mod state_machine;
+mod suspects;
+mod tasks;
+pub mod transport;
+mod types;
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
+mod pb {
+    tonic::include_proto!("levee.raft.v1");
+}
+
+pub use config::Config;
+pub use error::{Error, ProposeError};
+pub use group::{Group, GroupStatus, ReplicaStatus};
+pub use groups::{Birth, Groups};
+pub use leadership::Leadership;
+pub use machine::{CommittedEntry, ReplicatedMachine, Reply};
+pub use proposals::{Outcome, Proposal};
+pub use state_machine::APPLIED_ROW_KIND;
+pub use transport::{AddressBook, GrpcTransport, LocalNetwork, LocalTransport, RaftService, Transport};

@@ -1,0 +1,55 @@
+//! Which nodes were seen to die. Kept per node, because one dead process ends the leadership of many groups.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use levee_protocol::ids::NodeId;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Nodes whose process this node itself saw end, until they are heard from again.
+///
+/// A suspicion only lets elections skip the wait for a leader's lease. It never decides who leads: that takes a
+/// majority of votes, each given once per term, and reads confirm leadership with a majority.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    nodes: Mutex<HashMap<NodeId, Instant>>,
+    changed: Notify,
+}
+
+/// A suspicion older than this is of no use: elections have long happened by timeout.
+const FORGET_AFTER: Duration = Duration::from_secs(10);
+
+impl Suspects {
+    pub(crate) fn add(&self, node: NodeId) {
+        self.nodes.lock().insert(node, Instant::now());
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn clear(&self, node: NodeId) {
+        self.nodes.lock().remove(&node);
+    }
+
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.nodes.lock().get(&node).is_some_and(|since| since.elapsed() < FORGET_AFTER)
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        self.nodes.lock().values().any(|since| since.elapsed() < FORGET_AFTER)
+    }
+
+    /// Waits a little for this node to see what a peer says it has seen.
+    pub(crate) async fn wait_for(&self, node: NodeId, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let changed = self.changed.notified();
+            if self.contains(node) {
+                return true;
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return self.contains(node);
+            }
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Groups in one process: replication, failover, restarts, snapshots and members, on a local network and disks in
+//! memory.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use levee_protocol::ids::{GroupId, NodeId};
+use levee_raft::{Birth, Error, ProposeError};
+use levee_storage::kind::INLINE;
+use levee_storage::{MemoryDisk, Sync};
+use support::{Cluster, ListMachine, ids, payload, put, put_somewhere, quick, until};
+
+const GROUP: GroupId = GroupId(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_voter_applies_and_finds_everything_again_after_a_crash() {
+    let mut cluster = Cluster::new(1, quick());
+    cluster.found(GROUP).await;
+    cluster.leader(GROUP).await;
+    for number in 0..20 {
+        put(&cluster.nodes[&1].group(GROUP), format!("{number}")).await.unwrap();
+    }
+
+    let disk = cluster.kill(1);
+    cluster.start(1, disk);
+    cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Existing).await;
+    cluster.leader(GROUP).await;
+
+    let expected: Vec<_> = (0..20).map(|number| payload(format!("{number}"))).collect();
+    assert_eq!(cluster.converged(GROUP, 20).await, expected);
+    put(&cluster.nodes[&1].group(GROUP), "more").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leading_means_that_everything_before_is_applied() {
+    let mut cluster = Cluster::new(1, quick());
+    cluster.found(GROUP).await;
+    cluster.leader(GROUP).await;
+    let mut indexes = Vec::new();
+    for number in 0..200 {
+        indexes.push(put(&cluster.nodes[&1].group(GROUP), format!("{number}")).await.unwrap());
+    }
+    let disk = cluster.kill(1);
+    cluster.start(1, disk);
+    let group = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Existing).await;
+
+    group.leadership().wait_for(|now| now.leading).await.unwrap();
+
+    assert_eq!(cluster.nodes[&1].payloads(GROUP).len(), 200);
+    assert!(group.applied_next() > *indexes.last().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proposals_apply_in_the_order_of_the_calls_with_many_under_way() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    let group = cluster.nodes[&leader].group(GROUP);
+
+    let proposals: Vec<_> = (0..1000).map(|number| group.propose(INLINE, payload(format!("{number:04}")))).collect();
+    let mut last = 0;
+    for (number, proposal) in proposals.into_iter().enumerate() {
+        let (index, reply) = proposal.await.unwrap();
+        assert!(index > last);
+        last = index;
+        assert_eq!(*reply.downcast::<Bytes>().unwrap(), payload(format!("{number:04}")));
+    }
+
+    let expected: Vec<_> = (0..1000).map(|number| payload(format!("{number:04}"))).collect();
+    assert_eq!(cluster.converged(GROUP, 1000).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_quickly_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::new(3, levee_raft::Config::default());
+    cluster.found(GROUP).await;
+    let first = cluster.leader(GROUP).await;
+    for number in 0..50 {
+        put(&cluster.nodes[&first].group(GROUP), format!("a{number:02}")).await.unwrap();
+    }
+
+    let died = Instant::now();
+    let disk = cluster.kill(first);
+    put_somewhere(&cluster, GROUP, "b").await;
+    let failover = died.elapsed();
+    cluster.start(first, disk);
+    cluster.nodes.get_mut(&first).unwrap().open(GROUP, Birth::Existing).await;
+    put_somewhere(&cluster, GROUP, "c").await;
+
+    let held = cluster.converged(GROUP, 52).await;
+    for number in 0..50 {
+        assert!(held.contains(&payload(format!("a{number:02}"))));
+    }
+    println!("failover after a killed process: {failover:?}");
+    assert!(failover < Duration::from_millis(600), "with default timeouts, below the shortest of them: {failover:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_leader_is_replaced_by_timeout_and_stops_calling_itself_leading() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let old = cluster.leader(GROUP).await;
+    let cut_off = cluster.nodes[&old].group(GROUP);
+    put(&cut_off, "before").await.unwrap();
+
+    cluster.network.isolate(NodeId(old));
+    let stuck = cut_off.propose(INLINE, payload("stuck"));
+    let stuck = tokio::time::timeout(Duration::from_secs(5), stuck).await.expect("it must not hang");
+    let refused = put(&cut_off, "refused").await;
+
+    assert!(matches!(stuck, Err(ProposeError::Unknown { .. })), "{stuck:?}");
+    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    assert!(!cut_off.leadership().borrow().leading);
+    assert!(matches!(cut_off.read_barrier().await, Err(Error::NoMajority { .. } | Error::NotLeader { .. })));
+    let new = until("another leader", || {
+        cluster.nodes.iter().find(|(_, node)| node.group(GROUP).leadership().borrow().leading).map(|(number, _)| *number)
+    })
+    .await;
+    assert_ne!(new, old);
+    put(&cluster.nodes[&new].group(GROUP), "after").await.unwrap();
+
+    cluster.network.heal();
+    let held = cluster.converged(GROUP, 2).await;
+    assert!(held.contains(&payload("before")) && held.contains(&payload("after")));
+    assert!(!held.contains(&payload("stuck")), "the new leader's log wins");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_silence_of_everybody_does_not_depose_the_leader_for_good() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "one").await.unwrap();
+
+    for number in 1..=3 {
+        cluster.network.isolate(NodeId(number));
+    }
+    until("the leader to notice", || {
+        (!cluster.nodes[&leader].group(GROUP).leadership().borrow().leading).then_some(())
+    })
+    .await;
+    cluster.network.heal();
+
+    put_somewhere(&cluster, GROUP, "two").await;
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
+    let config = levee_raft::Config { keep_entries: 10, keep_lagging_bytes: 1000, purge_batch: 20, ..quick() };
+    let mut cluster = Cluster::new(3, config);
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    let behind = (1..=3).find(|number| *number != leader).unwrap();
+    put(&cluster.nodes[&leader].group(GROUP), "first").await.unwrap();
+    cluster.converged(GROUP, 1).await;
+
+    cluster.network.isolate(NodeId(behind));
+    let group = cluster.nodes[&leader].group(GROUP);
+    let mut count = 1;
+    until("the leader to purge", || {
+        let proposals: Vec<_> = (0..20).map(|_| group.propose(INLINE, payload(format!("{:0100}", count)))).collect();
+        count += proposals.len();
+        group.status().purged.filter(|purged| *purged > 50)
+    })
+    .await;
+    until("all to be applied", || (cluster.nodes[&leader].payloads(GROUP).len() == count).then_some(())).await;
+    cluster.network.heal();
+
+    let held = cluster.converged(GROUP, count).await;
+    assert_eq!(held.len(), count);
+    assert!(cluster.nodes[&behind].group(GROUP).status().purged.is_some(), "it came by snapshot");
+    put_somewhere(&cluster, GROUP, "last").await;
+    assert_eq!(cluster.converged(GROUP, count + 1).await.len(), count + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_grows_from_one_to_three_and_survives_its_founder() {
+    let mut cluster = Cluster::new(3, quick());
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding).await;
+    founder.initialize(&ids([1])).await.unwrap();
+    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    for number in 0..30 {
+        put(&founder, format!("{number:02}")).await.unwrap();
+    }
+
+    for number in [2, 3] {
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Joining).await;
+        founder.add_learner(NodeId(number)).await.unwrap();
+    }
+    founder.change_voters(ids([1, 2, 3])).await.unwrap();
+    let status = founder.status();
+    assert_eq!((status.voters, status.learners), (ids([1, 2, 3]), ids([])));
+    assert_eq!(status.replicas.len(), 2);
+    put(&founder, "30").await.unwrap();
+    cluster.kill(1);
+    put_somewhere(&cluster, GROUP, "31").await;
+
+    let expected: Vec<_> = (0..32).map(|number| payload(format!("{number:02}"))).collect();
+    assert_eq!(cluster.converged(GROUP, 32).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_replaced_and_the_removed_one_can_be_deleted() {
+    let mut cluster = Cluster::new(4, quick());
+    for number in 1..=3 {
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Founding).await;
+    }
+    cluster.nodes[&1].group(GROUP).initialize(&ids([1, 2, 3])).await.unwrap();
+    put_somewhere(&cluster, GROUP, "one").await;
+    let leader = cluster.leader(GROUP).await;
+    let leaving = (1..=3).find(|number| *number != leader).unwrap();
+
+    cluster.nodes.get_mut(&4).unwrap().open(GROUP, Birth::Joining).await;
+    let staying = (1..=4).filter(|number| *number != leaving);
+    cluster.nodes[&leader].group(GROUP).change_voters(ids(staying)).await.unwrap();
+    cluster.nodes[&leaving].groups.remove(GROUP).await.unwrap();
+    cluster.nodes.remove(&leaving);
+    put_somewhere(&cluster, GROUP, "two").await;
+
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_over_on_request() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let old = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&old].group(GROUP), "one").await.unwrap();
+    let new = (1..=3).find(|number| *number != old).unwrap();
+
+    cluster.nodes[&old].group(GROUP).transfer(NodeId(new)).await.unwrap();
+
+    assert_eq!(cluster.leader(GROUP).await, new);
+    put(&cluster.nodes[&new].group(GROUP), "two").await.unwrap();
+    cluster.nodes[&new].group(GROUP).read_barrier().await.unwrap();
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_log_is_gone_is_refused_and_does_not_vote() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "kept").await.unwrap();
+    cluster.converged(GROUP, 1).await;
+    let (lost, other) = {
+        let mut followers = (1..=3).filter(|number| *number != leader);
+        (followers.next().unwrap(), followers.next().unwrap())
+    };
+
+    // The whole directory is gone: the node comes back under the same id with an empty store.
+    cluster.kill(lost);
+    cluster.start(lost, MemoryDisk::new());
+    let storage = cluster.nodes[&lost].storage.clone();
+    let (machine, _) = ListMachine::load(&storage, GROUP);
+    let refused = cluster.nodes[&lost].groups.open(GROUP, Sync::Always, machine, Birth::Existing).await;
+    assert!(matches!(refused, Err(Error::Lost(GROUP))), "{refused:?}");
+    cluster.nodes.get_mut(&lost).unwrap().open(GROUP, Birth::Joining).await;
+
+    // With the leader gone, the other has one vote of three: the empty member must not help it.
+    cluster.kill(leader);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!cluster.nodes[&other].group(GROUP).leadership().borrow().leading);
+    assert!(!cluster.nodes[&lost].group(GROUP).leadership().borrow().leading);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_remembers_a_group_without_its_log_does_not_open_it() {
+    let mut cluster = Cluster::new(1, quick());
+    cluster.found(GROUP).await;
+    cluster.leader(GROUP).await;
+    put(&cluster.nodes[&1].group(GROUP), "one").await.unwrap();
+    let node = &cluster.nodes[&1];
+    node.groups.close(GROUP).await;
+    node.storage.remove_group(GROUP).unwrap();
+
+    let (machine, _) = ListMachine::load(&node.storage, GROUP);
+    let opened = node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await;
+
+    assert!(matches!(opened, Err(Error::Lost(GROUP))), "{opened:?}");
+    node.groups.remove(GROUP).await.unwrap();
+    let (machine, _) = ListMachine::load(&node.storage, GROUP);
+    assert!(node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await.is_ok(), "removed on purpose");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_machine_stops_its_group_and_answers_everybody() {
+    let mut cluster = Cluster::new(1, quick());
+    cluster.found(GROUP).await;
+    cluster.leader(GROUP).await;
+    let group = cluster.nodes[&1].group(GROUP);
+    put(&group, "fine").await.unwrap();
+
+    let proposals = ["poison", "behind it", "and this"].map(|text| group.propose(INLINE, payload(text)));
+    for proposal in proposals {
+        let outcome = tokio::time::timeout(Duration::from_secs(5), proposal).await.expect("it must not hang");
+        assert!(outcome.is_err(), "{outcome:?}");
+    }
+
+    until("the group to stop", || group.status().stopped).await;
+    assert!(!group.leadership().borrow().leading);
+    assert!(matches!(put(&group, "late").await, Err(ProposeError::Stopped)));
+    assert!(group.read_barrier().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_crash_at_once_and_lose_nothing_acknowledged() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    let mut acknowledged = Vec::new();
+    for number in 0..100 {
+        let text = format!("{number:03}");
+        put(&cluster.nodes[&leader].group(GROUP), text.clone()).await.unwrap();
+        acknowledged.push(payload(text));
+    }
+
+    let disks: Vec<_> = (1..=3).map(|number| (number, cluster.kill(number))).collect();
+    for (number, disk) in disks {
+        cluster.start(number, disk);
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Existing).await;
+    }
+    cluster.leader(GROUP).await;
+
+    assert_eq!(cluster.converged(GROUP, 100).await, acknowledged);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_groups_elect_and_serve_on_three_nodes() {
+    let mut cluster = Cluster::new(3, levee_raft::Config::default());
+    let groups: Vec<_> = (100..300).map(GroupId).collect();
+    let started = Instant::now();
+    for group in &groups {
+        for node in cluster.nodes.values_mut() {
+            node.open(*group, Birth::Founding).await;
+        }
+        cluster.nodes[&(1 + group.0 % 3)].group(*group).initialize(&ids([1, 2, 3])).await.unwrap();
+    }
+    println!("200 groups on 3 nodes opened in {:?}", started.elapsed());
+
+    for group in &groups {
+        put_somewhere(&cluster, *group, "served").await;
+    }
+    for group in &groups {
+        assert_eq!(cluster.converged(*group, 1).await, [payload("served")]);
+    }
+    println!("and all of them served after {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_group_opens_again_where_it_was() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    put_somewhere(&cluster, GROUP, "one").await;
+    let leader = cluster.leader(GROUP).await;
+    let follower = (1..=3).find(|number| *number != leader).unwrap();
+
+    cluster.nodes[&follower].groups.close(GROUP).await;
+    assert!(cluster.nodes[&follower].groups.group(GROUP).is_none());
+    put(&cluster.nodes[&leader].group(GROUP), "two").await.unwrap();
+    cluster.nodes.get_mut(&follower).unwrap().open(GROUP, Birth::Existing).await;
+
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}

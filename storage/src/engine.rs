@@ -1,0 +1,126 @@
+//! What a disk must do: ordered tables, atomic batches, views that do not change underneath a reader.
+//!
+//! Two implementations: `rocks.rs` in production, `memory.rs` in tests and simulation. Everything above this
+//! trait is the same code for both.
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::keys::{KeyRange, Table};
+
+/// Reading. The engine itself shows the newest state, a snapshot the state at its creation.
+pub(crate) trait View: Send + Sync {
+    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error>;
+
+    /// Rows of the range in order. A cursor shows the state at its creation, whatever is written later.
+    fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a>;
+}
+
+/// A disk.
+pub(crate) trait Engine: View + 'static {
+    /// All or nothing, after everything written before. `Synced` returns once it and all earlier writes are on
+    /// stable storage. After an error, what is on the disk is unknown.
+    fn write(&self, set: WriteSet, durability: Durability) -> Result<(), Error>;
+
+    /// Calls back with a view that stays as it is for the duration of the call.
+    fn with_snapshot(&self, read: &mut dyn FnMut(&dyn View));
+
+    /// Gives back the space of all deleted rows of a table; may take long, and space while it lasts.
+    fn compact(&self, table: Table);
+
+    /// About how many bytes of files the ranges take, and the whole table.
+    fn file_bytes(&self, table: Table, ranges: &[KeyRange]) -> (u64, u64);
+
+    /// Drops files that hold nothing but the range. Cheap, and it needs no free space.
+    fn drop_files(&self, table: Table, range: &KeyRange) -> Result<(), Error>;
+
+    /// Bytes left on the file system. Asked often, so it must be cheap.
+    fn disk_free(&self) -> Result<u64, Error>;
+
+    fn disk_usage(&self) -> Result<DiskUsage, Error>;
+}
+
+/// Which way a cursor goes and how much it reads ahead.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Scan {
+    /// From the first key up; for a few rows.
+    Forward,
+    /// From the first key up, reading far ahead; for bulk.
+    Bulk,
+    /// From the last key down.
+    Backward,
+}
+
+/// A position in a table.
+pub(crate) trait Cursor {
+    /// The next row, or `None` at the end of the range.
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, Error>;
+}
+
+/// When a write may be reported as done.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Durability {
+    /// Once it is ordered behind every earlier write. A crash of the machine may lose it, together with everything
+    /// after it and with nothing before it.
+    Ordered,
+    /// Once it is on stable storage, together with everything before it.
+    Synced,
+}
+
+/// Space taken and left.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DiskUsage {
+    /// Bytes of the store's files.
+    pub used: u64,
+    /// Bytes that are free on its file system for us.
+    pub free: u64,
+    /// Size of its file system.
+    pub total: u64,
+}
+
+/// An atomic batch at the level of tables and keys.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteSet {
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    Put { table: Table, key: Vec<u8>, value: Bytes },
+    Delete { table: Table, key: Vec<u8> },
+    DeleteRange { table: Table, range: KeyRange },
+}
+
+impl WriteSet {
+    pub(crate) fn put(&mut self, table: Table, key: Vec<u8>, value: Bytes) {
+        self.bytes += key.len() + value.len() + 16;
+        self.operations.push(Operation::Put { table, key, value });
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: Vec<u8>) {
+        self.bytes += key.len() + 16;
+        self.operations.push(Operation::Delete { table, key });
+    }
+
+    pub(crate) fn delete_range(&mut self, table: Table, range: KeyRange) {
+        self.bytes += range.from.len() + range.to.len() + 16;
+        self.operations.push(Operation::DeleteRange { table, range });
+    }
+
+    /// Deletes numbered keys from `from` up to and without `to`. A range tombstone costs every later read of the
+    /// table a little, so a handful of keys are deleted one by one.
+    pub(crate) fn delete_numbered(&mut self, table: Table, from: u64, to: u64, key: impl Fn(u64) -> Vec<u8>) {
+        if to.saturating_sub(from) <= 32 {
+            for number in from..to {
+                self.delete(table, key(number));
+            }
+        } else {
+            self.delete_range(table, KeyRange { from: key(from), to: key(to) });
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}

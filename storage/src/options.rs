@@ -1,0 +1,45 @@
+//! What an operator may choose about the disk.
+
+/// Memory and disk bounds of one node's storage. The defaults let three nodes run on one small machine: together
+/// about 200 MiB each under full load.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Options {
+    /// Cache of RocksDB's table blocks. Default 32 MiB.
+    pub block_cache_bytes: usize,
+    /// Memtables of all tables together. Default 64 MiB; more makes fewer and larger flushes.
+    pub write_buffer_bytes: usize,
+    /// The newest log entries of all groups, kept readable for followers and for restarts of reading. Default 32 MiB.
+    pub tail_bytes: usize,
+    /// Recently stored or read blocks of messages, kept parsed for consumers. Default 32 MiB.
+    pub read_cache_bytes: usize,
+    /// What may wait for the writer. Default 32 MiB. When full, an append blocks its thread until there is room.
+    pub queue_bytes: usize,
+    /// What one write may hold. Default 8 MiB; larger delays the first callback, smaller syncs more often.
+    pub batch_bytes: usize,
+    /// Free disk space below which messages are refused. Default 256 MiB, never less than 64 MiB: what is queued,
+    /// buffered and being compacted must still fit, or the storage stops for good.
+    pub reserve_bytes: u64,
+    /// Threads for flushes and compactions. Default 2, which is also the least.
+    pub background_jobs: i32,
+    /// Bound on the bytes per second that flushes and compactions write. Default none.
+    pub compaction_bytes_per_second: Option<u64>,
+}
+
+/// The least that must stay free, whatever the configuration says.
+pub(crate) const RESERVE_BYTES_MIN: u64 = 64 << 20;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            block_cache_bytes: 32 << 20,
+            write_buffer_bytes: 64 << 20,
+            tail_bytes: 32 << 20,
+            read_cache_bytes: 32 << 20,
+            queue_bytes: 32 << 20,
+            batch_bytes: 8 << 20,
+            reserve_bytes: 256 << 20,
+            background_jobs: 2,
+            compaction_bytes_per_second: None,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Gives the space of dropped blocks back to the file system, in the background.
+//!
+//! Dropping rows only notes that they are gone. Files that hold nothing else go at once, which needs no free space and
+//! so also works on a full disk. The rest goes when RocksDB merges files, which it does as long as it is written to;
+//! for a store that was purged and is then left alone, a table is compacted once half of it is dead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::keys::{KeyRange, Table};
+
+/// Less garbage than this is left to RocksDB's own compaction.
+const GARBAGE_BYTES_MIN: u64 = 64 << 20;
+/// Ranges that are remembered to see whether they still take space.
+const RANGES_MAX: usize = 1024;
+/// Requests that wait. When there are more, they are left out: RocksDB gets to them, only later.
+const REQUESTS_MAX: usize = 64;
+
+pub(crate) struct Reclaimer {
+    requests: Option<SyncSender<Vec<KeyRange>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reclaimer {
+    pub(crate) fn start(engine: Arc<dyn Engine>, exports: Arc<AtomicUsize>) -> Result<Self, Error> {
+        let (requests, receiver) = sync_channel::<Vec<KeyRange>>(REQUESTS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("storage-reclaim".into())
+            .spawn(move || {
+                let mut dropped = Vec::new();
+                while let Ok(ranges) = receiver.recv() {
+                    reclaim(engine.as_ref(), &exports, ranges, &mut dropped);
+                }
+            })
+            .map_err(|error| Error::Engine(format!("reclaim thread: {error}")))?;
+        Ok(Self { requests: Some(requests), thread: Some(thread) })
+    }
+
+    /// These ranges of `blocks` hold nothing anymore.
+    pub(crate) fn request(&self, ranges: Vec<KeyRange>) {
+        if let Some(requests) = &self.requests
+            && !ranges.is_empty()
+        {
+            let _ = requests.try_send(ranges);
+        }
+    }
+}
+
+impl Drop for Reclaimer {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn reclaim(engine: &dyn Engine, exports: &AtomicUsize, ranges: Vec<KeyRange>, dropped: &mut Vec<KeyRange>) {
+    // Dropping files ignores snapshots, and an export would miss what it still has to send.
+    if exports.load(Ordering::SeqCst) == 0 {
+        for range in &ranges {
+            if let Err(error) = engine.drop_files(Table::Blocks, range) {
+                tracing::warn!(%error, "dropping files of removed messages failed");
+            }
+        }
+    }
+    for range in ranges {
+        match dropped.last_mut() {
+            Some(last) if last.to <= range.from && last.from[..8] == range.from[..8] => last.to = range.to,
+            _ => dropped.push(range),
+        }
+    }
+    dropped.drain(..dropped.len().saturating_sub(RANGES_MAX));
+    let (garbage, all) = engine.file_bytes(Table::Blocks, dropped);
+    if garbage >= GARBAGE_BYTES_MIN && garbage * 2 >= all {
+        engine.compact(Table::Blocks);
+        dropped.clear();
+    }
+}
+
+/// Counts a running export.
+pub(crate) struct ExportGuard(Arc<AtomicUsize>);
+
+impl ExportGuard {
+    pub(crate) fn new(exports: &Arc<AtomicUsize>) -> Self {
+        exports.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(exports))
+    }
+}
+
+impl Drop for ExportGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
