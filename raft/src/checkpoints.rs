@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use levee_protocol::ids::GroupId;
 use openraft::Instant as _;
-use openraft::async_runtime::WatchReceiver as _;
 use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

@@ -13,8 +13,8 @@ use openraft::EntryPayload;
 use openraft::vote::RaftVote as _;
 
 use crate::types::{
-    AppendRequest, AppendResponse, Entry, LeaderId, LogId, Membership, Proposed, SnapshotMeta, StoredMembership, Vote,
-    VoteRequest, VoteResponse,
+    AppendRequest, AppendResponse, Entry, LeaderId, LogId, Membership, Proposed, SnapshotMeta,
+    StoredMembership, Vote, VoteRequest, VoteResponse,
 };
 
 /// Bytes that are not a message of ours.
@@ -346,7 +346,8 @@ pub(crate) fn decode_meta(bytes: &[u8]) -> Result<SnapshotMeta, Malformed> {
     if reader.byte()? != META_VERSION {
         return Err(Malformed("applied row: its version"));
     }
-    let meta = SnapshotMeta { last_log_id: reader.log_id_option()?, last_membership: reader.stored_membership()? };
+    let meta =
+        SnapshotMeta { last_log_id: reader.log_id_option()?, last_membership: reader.stored_membership()? };
     reader.end()?;
     Ok(meta)
 }

@@ -199,8 +199,13 @@ impl Group {
                 .map(|(node, matched)| ReplicaStatus {
                     node: *node,
                     matched: matched.as_ref().map(|id| id.index),
-                    lag: last.map_or(0, |last| last + 1).saturating_sub(matched.as_ref().map_or(0, |id| id.index + 1)),
-                    silent_for: heard.and_then(|heard| heard.get(node)).and_then(|at| *at).map(|at| at.elapsed()),
+                    lag: last
+                        .map_or(0, |last| last + 1)
+                        .saturating_sub(matched.as_ref().map_or(0, |id| id.index + 1)),
+                    silent_for: heard
+                        .and_then(|heard| heard.get(node))
+                        .and_then(|at| *at)
+                        .map(|at| at.elapsed()),
                 })
                 .collect(),
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
@@ -279,9 +284,9 @@ impl Group {
     fn change_refused(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
         match error {
             RaftError::Fatal(fatal) => self.stopped(&fatal),
-            RaftError::APIError(ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to)) => {
-                Error::NotLeader { group: self.0.id, leader: to.leader_id }
-            }
+            RaftError::APIError(
+                ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
+            ) => Error::NotLeader { group: self.0.id, leader: to.leader_id },
             RaftError::APIError(error) => self.members(&error),
         }
     }
@@ -320,7 +325,10 @@ impl Group {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Group").field("id", &self.0.id).field("leadership", &*self.0.leadership.borrow()).finish()
+        out.debug_struct("Group")
+            .field("id", &self.0.id)
+            .field("leadership", &*self.0.leadership.borrow())
+            .finish()
     }
 }
 
@@ -353,7 +361,10 @@ impl GroupCore {
             let alone = metrics.membership_config.voter_ids().count() <= 1;
             metrics.state == ServerState::Leader
                 && !alone
-                && metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > self.config.majority_lost_after)
+                && metrics
+                    .last_quorum_acked
+                    .as_ref()
+                    .is_some_and(|at| at.elapsed() > self.config.majority_lost_after)
         };
         self.majority_lost.send_if_modified(|known| {
             let changed = *known != lost;
@@ -367,7 +378,12 @@ impl GroupCore {
 
     /// Whether this node has a vote in the group.
     pub(crate) fn is_voter(&self) -> bool {
-        self.raft.server_metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter == self.node)
+        self.raft
+            .server_metrics()
+            .borrow_watched()
+            .membership_config
+            .voter_ids()
+            .any(|voter| voter == self.node)
     }
 
     /// Stands for election now, without asking first.

@@ -63,7 +63,12 @@ enum Slot {
 
 impl Groups {
     /// The groups of `node`; none is open yet. Call within a tokio runtime.
-    pub fn new(node: NodeId, storage: Arc<Storage>, network: Arc<dyn Transport>, config: Config) -> Arc<Self> {
+    pub fn new(
+        node: NodeId,
+        storage: Arc<Storage>,
+        network: Arc<dyn Transport>,
+        config: Config,
+    ) -> Arc<Self> {
         let openraft = |volatile| Arc::new(config.openraft(volatile));
         let groups = Arc::new_cyclic(|this| Self {
             node,
@@ -179,7 +184,8 @@ impl Groups {
             && state_machine::read_applied_row(&self.storage, group)?.is_none();
         let born = is_born(&self.storage, group)?;
         match (empty, born, birth) {
-            (true, true, Birth::Founding | Birth::Joining | Birth::Existing) | (true, false, Birth::Existing) => {
+            (true, true, Birth::Founding | Birth::Joining | Birth::Existing)
+            | (true, false, Birth::Existing) => {
                 tracing::error!(%group, "the group was in this store and its log is gone; refusing to open it");
                 Err(Error::Lost(group))
             }

@@ -7,8 +7,8 @@
 use std::sync::{Arc, Weak};
 
 use levee_protocol::ids::NodeId;
-use openraft::async_runtime::WatchReceiver as _;
 use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::watch;
 
 use crate::group::{GroupCore, Stopping};

@@ -95,13 +95,19 @@ impl LogStore {
 
 impl RaftLogReader<TypeConfig> for LogStore {
     /// Entries in pieces, so that applying a long stretch does not hold all of it in memory.
-    async fn entries_stream<R>(&mut self, range: R) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<R>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         R: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (from, to) = self.bounds(&range);
         let pieces = Pieces { store: self.clone(), next: from, to, ready: Vec::new().into_iter() };
-        futures::stream::unfold(pieces, |mut pieces| async move { pieces.next().map(|entry| (entry, pieces)) })
+        futures::stream::unfold(
+            pieces,
+            |mut pieces| async move { pieces.next().map(|entry| (entry, pieces)) },
+        )
     }
 
     async fn try_get_log_entries<R>(&mut self, range: R) -> Result<Vec<Entry>, io::Error>
@@ -218,7 +224,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 Err(back) => callback = back,
             }
         }
-        Err(io::Error::other(format!("group {}: closed while its log waited for room on the disk", self.group)))
+        Err(io::Error::other(format!(
+            "group {}: closed while its log waited for room on the disk",
+            self.group
+        )))
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {

@@ -89,7 +89,10 @@ impl Link {
     }
 
     /// Starts an append now, so that the order of calls is the order on the wire; resolves to its result.
-    fn append(&self, request: AppendRequest) -> impl Future<Output = Result<StreamAppendResult<TypeConfig>, RpcError>> + Send + use<> {
+    fn append(
+        &self,
+        request: AppendRequest,
+    ) -> impl Future<Output = Result<StreamAppendResult<TypeConfig>, RpcError>> + Send + use<> {
         let link = self.clone();
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
@@ -98,8 +101,11 @@ impl Link {
             self.call(Lane::Log, Kind::Append, head, payloads)
         });
         async move {
-            let Some(answer) = called else { return Err(Unreachable::from_string("the group is starting").into()) };
-            let head = link.answer(answer, RPCTypes::AppendEntries, link.network.config.append_timeout).await?;
+            let Some(answer) = called else {
+                return Err(Unreachable::from_string("the group is starting").into());
+            };
+            let head =
+                link.answer(answer, RPCTypes::AppendEntries, link.network.config.append_timeout).await?;
             let response = codec::decode_append_response(&head).map_err(malformed)?;
             append_result(response, previous, last)
         }
@@ -112,7 +118,11 @@ impl Link {
         codec::decode_vote_response(&head).map_err(malformed)
     }
 
-    async fn send_snapshot(&self, vote: &Vote, snapshot: Snapshot) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
+    async fn send_snapshot(
+        &self,
+        vote: &Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
         let SnapshotData::Outgoing(mut reader) = snapshot.snapshot else {
             return Err(NetworkError::from_string("a snapshot without content").into());
         };
@@ -179,7 +189,11 @@ fn append_result(
 impl RaftNetworkV2<TypeConfig> for Link {
     type SnapshotData = SnapshotData;
 
-    async fn append_entries(&mut self, request: AppendRequest, _option: RPCOption) -> Result<AppendResponse, RpcError> {
+    async fn append_entries(
+        &mut self,
+        request: AppendRequest,
+        _option: RPCOption,
+    ) -> Result<AppendResponse, RpcError> {
         self.append(request).await.map(AppendResponse::from)
     }
 
@@ -194,7 +208,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let link = self.clone();
         let in_flight = self.network.config.appends_in_flight.max(1);
         // `buffered` polls the requests in order and yields the results in order.
-        let results: BoxStream<'s, _> = Box::pin(input.map(move |request| Link::append(&link, request)).buffered(in_flight));
+        let results: BoxStream<'s, _> =
+            Box::pin(input.map(move |request| Link::append(&link, request)).buffered(in_flight));
         Box::pin(futures::future::ready(Ok(results)))
     }
 
@@ -215,7 +230,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (group, target) = (self.network.group, self.target);
         tracing::info!(%group, %target, meta = %snapshot.meta, "sending a snapshot");
-        let sending: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(self.send_snapshot(&vote, snapshot));
+        let sending: Pin<Box<dyn Future<Output = _> + Send + '_>> =
+            Box::pin(self.send_snapshot(&vote, snapshot));
         match futures::future::select(sending, Box::pin(cancel)).await {
             futures::future::Either::Left((sent, _)) => Ok(sent?),
             futures::future::Either::Right((closed, _)) => Err(closed.into()),

@@ -103,7 +103,9 @@ impl<T: Send + 'static> Responder<TypeConfig, T> for Answer<T> {
         let Some(waiting) = self.waiting.take() else { return };
         // The trait is generic over the result, and client writes are the only results we ask for.
         let mut result = Some(result);
-        let Some(written) = (&mut result as &mut dyn Any).downcast_mut::<Option<ClientWriteResult<TypeConfig>>>() else {
+        let Some(written) =
+            (&mut result as &mut dyn Any).downcast_mut::<Option<ClientWriteResult<TypeConfig>>>()
+        else {
             debug_assert!(false, "a responder for something else than a client write");
             return waiting.answer(self.ticket, Err(ProposeError::Stopped));
         };

@@ -58,7 +58,8 @@ impl Receiver for Groups {
     fn receive(&self, from: NodeId, frame: Frame) -> Answering {
         self.suspects.clear(from);
         let (group, kind) = (frame.group, frame.kind);
-        let answering = self.group(group).ok_or(Refused::NotOpen).and_then(|open| self.take(&open.0, from, frame));
+        let answering =
+            self.group(group).ok_or(Refused::NotOpen).and_then(|open| self.take(&open.0, from, frame));
         answering.unwrap_or_else(|refused| {
             tracing::debug!(%group, %from, kind, "refused: {refused}");
             ready(Failure::frame(group, &refused))
@@ -119,7 +120,8 @@ fn append(group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answerin
 }
 
 fn frame_holds_blocks(request: &AppendRequest) -> bool {
-    let is_block = |entry: &Entry| matches!(&entry.payload, EntryPayload::Normal(proposed) if proposed.kind == BLOCK);
+    let is_block =
+        |entry: &Entry| matches!(&entry.payload, EntryPayload::Normal(proposed) if proposed.kind == BLOCK);
     request.entries.iter().any(is_block)
 }
 
@@ -208,7 +210,8 @@ fn snapshot_begin(group: &Arc<GroupCore>, head: &[u8], number: u64) -> Result<An
 fn snapshot_chunk(group: &Arc<GroupCore>, frame: Frame) -> Result<Answering, Refused> {
     let (number, chunk) = transfer_position(&frame.head)?;
     let mut current = group.transfer.lock();
-    let transfer = current.as_mut().filter(|transfer| transfer.number == number).ok_or(Refused::NoTransfer)?;
+    let transfer =
+        current.as_mut().filter(|transfer| transfer.number == number).ok_or(Refused::NoTransfer)?;
     let [payload] = <[Bytes; 1]>::try_from(frame.payloads).map_err(|_| Malformed("snapshot chunk"))?;
     if transfer.next_chunk != chunk {
         *current = None;
@@ -224,10 +227,12 @@ fn snapshot_chunk(group: &Arc<GroupCore>, frame: Frame) -> Result<Answering, Ref
 
 fn snapshot_end(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
     let (number, count) = transfer_position(head)?;
-    let transfer = group.transfer.lock().take_if(|transfer| transfer.number == number && transfer.next_chunk == count);
+    let transfer =
+        group.transfer.lock().take_if(|transfer| transfer.number == number && transfer.next_chunk == count);
     let transfer = transfer.ok_or(Refused::NoTransfer)?;
     let (id, raft) = (group.id, group.raft.clone());
-    let snapshot = Snapshot { meta: transfer.meta, snapshot: SnapshotData::Incoming(Box::new(transfer.writer)) };
+    let snapshot =
+        Snapshot { meta: transfer.meta, snapshot: SnapshotData::Incoming(Box::new(transfer.writer)) };
     Ok(Box::pin(async move {
         match raft.install_full_snapshot(transfer.vote, snapshot).await {
             Ok(response) => answer(id, Kind::SnapshotEnd, Bytes::from(codec::encode_vote(&response.vote))),

@@ -206,7 +206,11 @@ impl StateMachine {
 
     fn apply_one(&mut self, (entry, responder): EntryResponder<TypeConfig>) -> Result<(), io::Error> {
         let id = entry.log_id;
-        debug_assert_eq!(self.applied.as_ref().map_or(0, |id| id.index + 1), id.index, "entries are applied in order");
+        debug_assert_eq!(
+            self.applied.as_ref().map_or(0, |id| id.index + 1),
+            id.index,
+            "entries are applied in order"
+        );
         let reply = match entry.payload {
             EntryPayload::Blank => {
                 if id.leader_id.node_id == self.node {
@@ -227,7 +231,10 @@ impl StateMachine {
                     kind: proposed.kind,
                     payload: proposed.payload,
                 };
-                self.machine.get_mut().apply(entry).map_err(|error| self.broken("applying an entry", id.index, &error))?
+                self.machine
+                    .get_mut()
+                    .apply(entry)
+                    .map_err(|error| self.broken("applying an entry", id.index, &error))?
             }
         };
         self.applied = Some(id);
@@ -275,7 +282,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Checkpointed> {
         // While opening, the stored checkpoint is recent enough, and a thousand groups open faster without a write.
-        let made = if self.shared.running.load(Ordering::Acquire) { self.checkpoint_or_stop().await } else { Ok(()) };
+        let made = if self.shared.running.load(Ordering::Acquire) {
+            self.checkpoint_or_stop().await
+        } else {
+            Ok(())
+        };
         Some(Checkpointed(made.map(|()| self.checkpointed.clone())))
     }
 
@@ -283,7 +294,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Checkpointed(self.checkpoint_or_stop().await.map(|()| self.checkpointed.clone()))
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
         let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let SnapshotData::Incoming(writer) = snapshot else {
             return Err(io::Error::other(format!("group {}: a snapshot without content", self.group)));
@@ -295,7 +310,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let stored = read_applied_row(&self.storage, self.group)
             .map_err(|error| self.broken("reading an installed snapshot", index, &error))?;
         if stored.as_ref().map(|stored| &stored.last_log_id) != Some(&meta.last_log_id) {
-            return Err(self.broken("checking an installed snapshot", index, &"it ends elsewhere than announced"));
+            return Err(self.broken(
+                "checking an installed snapshot",
+                index,
+                &"it ends elsewhere than announced",
+            ));
         }
         self.machine.get_mut().reload().map_err(|error| self.broken("loading a snapshot", index, &error))?;
         self.applied = meta.last_log_id;
@@ -339,7 +358,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointed {
 }
 
 /// The stored position of a group's state; `None` before its first checkpoint.
-pub(crate) fn read_applied_row(storage: &Arc<Storage>, group: GroupId) -> Result<Option<SnapshotMeta>, Error> {
+pub(crate) fn read_applied_row(
+    storage: &Arc<Storage>,
+    group: GroupId,
+) -> Result<Option<SnapshotMeta>, Error> {
     let mut found = None;
     storage.state_rows(group, &mut |kind, _key, value| {
         if kind == APPLIED_ROW_KIND {

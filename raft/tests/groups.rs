@@ -60,7 +60,8 @@ async fn proposals_apply_in_the_order_of_the_calls_with_many_under_way() {
     let leader = cluster.leader(GROUP).await;
     let group = cluster.nodes[&leader].group(GROUP);
 
-    let proposals: Vec<_> = (0..1000).map(|number| group.propose(INLINE, payload(format!("{number:04}")))).collect();
+    let proposals: Vec<_> =
+        (0..1000).map(|number| group.propose(INLINE, payload(format!("{number:04}")))).collect();
     let mut last = 0;
     for (number, proposal) in proposals.into_iter().enumerate() {
         let (index, reply) = proposal.await.unwrap();
@@ -95,7 +96,10 @@ async fn a_killed_leader_is_replaced_quickly_and_nothing_acknowledged_is_lost() 
         assert!(held.contains(&payload(format!("a{number:02}"))));
     }
     println!("failover after a killed process: {failover:?}");
-    assert!(failover < Duration::from_millis(600), "with default timeouts, below the shortest of them: {failover:?}");
+    assert!(
+        failover < Duration::from_millis(600),
+        "with default timeouts, below the shortest of them: {failover:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,7 +120,11 @@ async fn a_silent_leader_is_replaced_by_timeout_and_stops_calling_itself_leading
     assert!(!cut_off.leadership().borrow().leading);
     assert!(matches!(cut_off.read_barrier().await, Err(Error::NoMajority { .. } | Error::NotLeader { .. })));
     let new = until("another leader", || {
-        cluster.nodes.iter().find(|(_, node)| node.group(GROUP).leadership().borrow().leading).map(|(number, _)| *number)
+        cluster
+            .nodes
+            .iter()
+            .find(|(_, node)| node.group(GROUP).leadership().borrow().leading)
+            .map(|(number, _)| *number)
     })
     .await;
     assert_ne!(new, old);
@@ -150,7 +158,8 @@ async fn a_short_silence_of_everybody_does_not_depose_the_leader_for_good() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
-    let config = levee_raft::Config { keep_entries: 10, keep_lagging_bytes: 1000, purge_batch: 20, ..quick() };
+    let config =
+        levee_raft::Config { keep_entries: 10, keep_lagging_bytes: 1000, purge_batch: 20, ..quick() };
     let mut cluster = Cluster::new(3, config);
     cluster.found(GROUP).await;
     let leader = cluster.leader(GROUP).await;
@@ -162,12 +171,14 @@ async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
     let group = cluster.nodes[&leader].group(GROUP);
     let mut count = 1;
     until("the leader to purge", || {
-        let proposals: Vec<_> = (0..20).map(|_| group.propose(INLINE, payload(format!("{:0100}", count)))).collect();
+        let proposals: Vec<_> =
+            (0..20).map(|_| group.propose(INLINE, payload(format!("{:0100}", count)))).collect();
         count += proposals.len();
         group.status().purged.filter(|purged| *purged > 50)
     })
     .await;
-    until("all to be applied", || (cluster.nodes[&leader].payloads(GROUP).len() == count).then_some(())).await;
+    until("all to be applied", || (cluster.nodes[&leader].payloads(GROUP).len() == count).then_some(()))
+        .await;
     cluster.network.heal();
 
     let held = cluster.converged(GROUP, count).await;
@@ -284,7 +295,10 @@ async fn a_store_that_remembers_a_group_without_its_log_does_not_open_it() {
     assert!(matches!(opened, Err(Error::Lost(GROUP))), "{opened:?}");
     node.groups.remove(GROUP).await.unwrap();
     let (machine, _) = ListMachine::load(&node.storage, GROUP);
-    assert!(node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await.is_ok(), "removed on purpose");
+    assert!(
+        node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await.is_ok(),
+        "removed on purpose"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,8 +163,10 @@ impl SnapshotWriter {
         if !self.ended || !self.pending.is_empty() {
             return Err(Error::Snapshot(format!("it is cut short after {} chunks", self.chunks)));
         }
+        let replaced = self.group.space();
         self.run(Work::Install { generation: self.space.generation, applied }, 0)?;
         self.finished = true;
+        self.storage.reclaim(vec![replaced.range()]);
         Ok(())
     }
 

@@ -1,1 +1,125 @@
-//! Placeholder.
+//! The JetStream API and core NATS through async-nats.
+//!
+//! Every claim is held against one node and against three, where its client is connected to a node that does not
+//! lead the stream in question. A claim is an `async fn` that gets its [`ground::Ground`]; the list below makes two
+//! tests of each.
+
+mod acks;
+mod consumers;
+mod core;
+mod ground;
+mod kv;
+mod objects;
+mod ordered;
+mod publish;
+mod pull;
+mod reads;
+mod replay;
+mod streams;
+
+/// Makes a test of each claim for each number of nodes.
+macro_rules! claims {
+    ($($area:ident { $($claim:ident),+ $(,)? })+) => {
+        claims!(@on one one $($area { $($claim),+ })+);
+        claims!(@on three three $($area { $($claim),+ })+);
+    };
+    (@on $module:ident $nodes:ident $($area:ident { $($claim:ident),+ })+) => {
+        mod $module {
+            $(mod $area {
+                $(#[tokio::test]
+                async fn $claim() -> anyhow::Result<()> {
+                    let ground = crate::ground::Ground::$nodes().await?;
+                    crate::$area::$claim(&ground).await
+                })+
+            })+
+        }
+    };
+}
+
+claims! {
+    streams {
+        a_stream_is_created_found_changed_and_deleted,
+        creating_the_same_stream_again_is_fine_and_another_of_its_name_is_refused,
+        limits_remove_the_oldest_or_refuse_the_newest,
+        a_limit_per_subject_keeps_the_newest_of_each_subject,
+        messages_grow_too_old,
+        a_purge_removes_what_it_names_and_counts_it,
+        a_deleted_message_is_gone_and_its_neighbors_stay,
+        a_memory_stream_takes_and_gives_messages,
+        subjects_of_streams_do_not_overlap,
+        streams_are_listed_and_found_by_subject,
+        account_info_counts_streams_and_consumers,
+    }
+    publish {
+        acks_count_up_and_tell_the_stream,
+        a_repeated_msg_id_is_acked_with_the_first_sequence_and_stored_once,
+        a_msg_id_may_come_back_after_the_duplicate_window,
+        a_wrong_expected_sequence_is_refused_and_stores_nothing,
+        a_wrong_expected_subject_sequence_is_refused,
+        a_wrong_expected_msg_id_or_stream_is_refused,
+        many_publishes_in_flight_are_acked_in_order,
+        a_message_above_the_size_limit_of_its_stream_is_refused,
+        headers_and_empty_payloads_are_kept,
+    }
+    reads {
+        messages_are_read_by_sequence_and_by_subject,
+        direct_get_gives_the_same_as_the_leader,
+    }
+    consumers {
+        consumers_are_created_listed_changed_and_deleted,
+        a_consumer_of_another_kind_under_the_same_name_is_refused,
+        an_ephemeral_consumer_goes_away_when_it_is_not_used,
+        num_pending_is_exact_with_filters_deletes_and_deliveries,
+    }
+    pull {
+        a_durable_consumer_goes_on_where_it_was,
+        a_fetch_gives_what_is_there_and_waits_for_the_rest,
+        no_wait_on_an_empty_stream_ends_at_once,
+        max_bytes_bounds_a_batch,
+        heartbeats_come_while_there_is_nothing,
+        filters_give_only_what_they_match,
+        two_clients_share_one_consumer_without_doubles,
+        a_deleted_consumer_ends_its_waiting_requests,
+    }
+    acks {
+        explicit_acks_settle_one_message_each,
+        ack_all_settles_everything_before,
+        ack_none_needs_no_ack,
+        an_unacked_message_is_delivered_again_with_its_attempt,
+        a_nak_delivers_again_and_its_delay_is_kept,
+        in_progress_keeps_a_message_from_being_delivered_again,
+        a_terminated_message_is_never_delivered_again,
+        max_deliver_ends_the_attempts_and_says_so,
+        max_ack_pending_holds_deliveries_back,
+        a_confirmed_ack_is_seen_in_the_next_info,
+    }
+    replay {
+        replay_begins_at_a_sequence,
+        replay_begins_at_a_time,
+        replay_begins_with_the_last_the_new_or_the_last_of_each_subject,
+    }
+    ordered {
+        an_ordered_pull_consumer_gives_everything_in_order,
+        an_ordered_push_consumer_gives_everything_in_order_and_then_what_is_new,
+        a_push_consumer_delivers_to_its_subject_and_to_one_of_its_queue_group,
+    }
+    kv {
+        a_bucket_gets_puts_updates_and_deletes,
+        create_and_update_refuse_a_wrong_revision,
+        history_keys_and_purge,
+        a_watcher_sees_what_is_there_and_then_what_changes,
+    }
+    objects {
+        an_object_comes_back_as_it_was_put,
+        objects_are_listed_replaced_and_deleted,
+    }
+    core {
+        a_message_reaches_whoever_subscribes_on_any_node,
+        wildcards_match_tokens,
+        a_queue_group_gets_each_message_once,
+        a_request_is_answered_with_headers,
+        a_request_without_responders_is_told_so,
+        an_unsubscription_after_a_number_of_messages_holds,
+        headers_reach_the_other_side,
+    }
+}

@@ -15,7 +15,8 @@ pub async fn gossip_connect_urls(peers: Arc<Peers>, sessions: Arc<Sessions>) {
     let mut events = peers.events();
     loop {
         if !sessions.is_lame_duck() {
-            sessions.set_connect_urls(peers.connect_urls());
+            let (own, others) = peers.client_urls();
+            sessions.set_connect_urls(own, others);
         }
         match events.recv().await {
             Ok(_) | Err(RecvError::Lagged(_)) => {}

@@ -32,7 +32,7 @@ pub(crate) struct Stage {
     uncounted: Vec<u32>,
     ended: Vec<Arc<Subscription>>,
     pressed: Option<(Pressure, Pressed)>,
-    pool: Vec<Vec<u8>>,
+    pool: Pool,
     staged: usize,
     has_own: bool,
     chance: Chance,
@@ -96,7 +96,7 @@ impl Stage {
             uncounted: Vec::new(),
             ended: Vec::new(),
             pressed: None,
-            pool: Vec::new(),
+            pool: Pool::default(),
             staged: 0,
             has_own: own.is_some(),
             chance: Chance::new(),
@@ -167,14 +167,16 @@ impl Stage {
         touch(&mut self.slots[0], 0, &mut self.dirty, &mut self.pool)
     }
 
-    /// Counts a delivery to the publisher itself that was written by hand.
-    pub(crate) fn count_own(&mut self, subscription: &Arc<Subscription>) {
-        self.slots[0].tally.msgs += 1;
+    /// Counts a delivery to the publisher itself that is written by hand. False if there is to be none.
+    pub(crate) fn admit_own(&mut self, subscription: &Arc<Subscription>) -> bool {
         match subscription.admit() {
             Admission::Uncounted => subscription.count(1),
+            Admission::Counted => {}
             Admission::Last => self.ended.push(Arc::clone(subscription)),
-            Admission::Counted | Admission::Refused => {}
+            Admission::Refused => return false,
         }
+        self.slots[0].tally.msgs += 1;
+        true
     }
 
     /// Stages a message for everybody on the route. Returns for how many clients and peers.
@@ -292,7 +294,7 @@ impl Stage {
             return 0;
         }
         if slot.msgs == 0 {
-            slot.bytes = self.pool.pop().unwrap_or_default();
+            slot.bytes = self.pool.take();
             self.dirty_links.push(at);
         }
         slot.msgs += 1;
@@ -328,7 +330,7 @@ impl Stage {
         for at in self.dirty_links.drain(..) {
             let slot = &mut self.links[at as usize];
             let pressure = slot.to.push_messages(&mut slot.bytes, std::mem::take(&mut slot.msgs));
-            give_back(&mut self.pool, std::mem::take(&mut slot.bytes));
+            self.pool.give_back(std::mem::take(&mut slot.bytes));
             note(&mut self.pressed, pressure, || Pressed::Link(Arc::clone(&slot.to)));
         }
         let mut direct = DIRECT_MAX;
@@ -381,7 +383,7 @@ impl Stage {
         slot.is_dirty = false;
         let tally = std::mem::take(&mut slot.tally);
         let pressure = slot.to.outbound.hand_over(&mut slot.bytes, tally, delivery);
-        give_back(&mut self.pool, std::mem::take(&mut slot.bytes));
+        self.pool.give_back(std::mem::take(&mut slot.bytes));
         note(&mut self.pressed, pressure, || Pressed::Session(Arc::clone(&slot.to)));
     }
 
@@ -421,10 +423,10 @@ fn note(worst: &mut Option<(Pressure, Pressed)>, pressure: Pressure, to: impl Fn
 }
 
 #[inline]
-fn touch<'a>(slot: &'a mut Slot, at: u32, dirty: &mut Vec<u32>, pool: &mut Vec<Vec<u8>>) -> &'a mut Vec<u8> {
+fn touch<'a>(slot: &'a mut Slot, at: u32, dirty: &mut Vec<u32>, pool: &mut Pool) -> &'a mut Vec<u8> {
     if !slot.is_dirty {
         slot.is_dirty = true;
-        slot.bytes = pool.pop().unwrap_or_default();
+        slot.bytes = pool.take();
         dirty.push(at);
     }
     &mut slot.bytes
@@ -434,7 +436,7 @@ fn touch<'a>(slot: &'a mut Slot, at: u32, dirty: &mut Vec<u32>, pool: &mut Vec<V
 fn write(
     slots: &mut [Slot],
     dirty: &mut Vec<u32>,
-    pool: &mut Vec<Vec<u8>>,
+    pool: &mut Pool,
     target: &Target,
     staged: &Staged<'_>,
 ) -> usize {
@@ -465,16 +467,32 @@ fn write(
     out.len() - before
 }
 
-fn give_back(pool: &mut Vec<Vec<u8>>, bytes: Vec<u8>) {
-    debug_assert!(bytes.is_empty());
-    if pool.len() < POOL_MAX && bytes.capacity() > 0 && bytes.capacity() <= POOL_BYTES_MAX {
-        pool.push(bytes);
+/// Buffers that were handed over and came back empty.
+#[derive(Default)]
+struct Pool {
+    buffers: Vec<Vec<u8>>,
+    capacity: usize,
+}
+
+impl Pool {
+    #[inline]
+    fn take(&mut self) -> Vec<u8> {
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.capacity -= buffer.capacity();
+        buffer
+    }
+
+    fn give_back(&mut self, buffer: Vec<u8>) {
+        debug_assert!(buffer.is_empty());
+        if buffer.capacity() > 0 && self.capacity + buffer.capacity() <= POOL_BYTES_MAX {
+            self.capacity += buffer.capacity();
+            self.buffers.push(buffer);
+        }
     }
 }
 
-const POOL_MAX: usize = 8;
-const POOL_BYTES_MAX: usize = 1 << 20;
-const SLOTS_MAX: usize = 4096;
+const POOL_BYTES_MAX: usize = 2 << 20;
+const SLOTS_MAX: usize = 1 << 16;
 const SINKS_MAX: usize = 1024;
 /// How many destinations a publisher writes to itself before it leaves the rest to their own tasks, which may run
 /// on other cores.

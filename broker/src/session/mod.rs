@@ -227,6 +227,9 @@ impl Session {
                 Ok(None) => return Step::NeedMore,
                 Err(error) => return Step::Close(error.into()),
             };
+            if tracing::level_enabled!(tracing::Level::TRACE) {
+                self.trace(&op, &buf[self.at..next]);
+            }
             if let ClientOp::Publish(publish) = op
                 && self.account.is_some()
             {
@@ -246,6 +249,24 @@ impl Session {
                 Ok(Some(options)) => return Step::Connect(options),
                 Err(ending) => return Step::Close(ending),
             }
+        }
+    }
+
+    /// The protocol as nats-server traces it. Credentials stay out of the log.
+    #[cold]
+    fn trace(&self, op: &ClientOp, text: &[u8]) {
+        let (remote, cid) = (self.handle.remote, self.handle.cid);
+        let line_end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+        let line = text[..line_end].trim_ascii().escape_ascii();
+        match op {
+            ClientOp::Connect { .. } => tracing::trace!("{remote} - cid:{cid} - <<- [CONNECT {{...}}]"),
+            ClientOp::Publish(_) => {
+                let body = text.get(line_end + 1..).unwrap_or_default();
+                let body = body.strip_suffix(b"\r\n").unwrap_or(body);
+                tracing::trace!("{remote} - cid:{cid} - <<- [{line}]");
+                tracing::trace!("{remote} - cid:{cid} - <<- MSG_PAYLOAD: [\"{}\"]", body.escape_ascii());
+            }
+            _ => tracing::trace!("{remote} - cid:{cid} - <<- [{line}]"),
         }
     }
 

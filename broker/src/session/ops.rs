@@ -114,13 +114,17 @@ impl Session {
                 own.get_or_insert_with(|| Arc::clone(subscription));
             }
         });
-        if let Some(own) = own {
+        if let Some(own) = own
+            && self.stage.admit_own(&own)
+        {
             encode::no_responders(self.stage.own(), reply, &own.sid, subject);
-            self.stage.count_own(&own);
         }
     }
 
     fn subscribe(&mut self, subject: &[u8], queue: &[u8], sid: &[u8]) {
+        // Messages before it are routed without it and leave before peers hear of it; and a subscription that had
+        // its last one of them gives its sid back.
+        self.flush_messages();
         let limits = self.sessions.limits();
         let Some(account) = &self.account else { return };
         if !subject::is_valid_filter(subject) {
@@ -154,8 +158,6 @@ impl Session {
             }
         };
         if let Some(subscription) = subscription {
-            // Messages before it are routed without it, and leave before peers hear of it.
-            self.flush_messages();
             self.sessions.router().subscribe(&subscription);
             self.routes.refresh(self.sessions.router(), &mut self.stage);
         }
@@ -234,8 +236,10 @@ impl Session {
         self.view.without = (!options.echo).then_some(self.handle.cid);
         self.options = options;
         self.become_user(identity);
-        // Routes elsewhere remember whether this client takes headers.
-        self.sessions.router().moved();
+        if !self.handle.subscriptions.lock().is_empty() {
+            // Routes of publishers remember whether this client takes headers.
+            self.sessions.router().moved();
+        }
         self.routes.forget(&mut self.stage);
         self.ok();
         self.stage.flush_own();

@@ -129,7 +129,8 @@ impl Outbound {
         }
         state.tally += tally;
         let pending = self.pending.fetch_add(len, Ordering::SeqCst) + len;
-        if pending > self.max_pending {
+        // Only what the socket does not take at once counts: a burst to a client that reads is not its fault.
+        if pending > self.max_pending && state.socket.is_none() {
             staged.clear();
             self.end_locked(&mut state, CloseReason::SlowConsumerPendingBytes, &[]);
             return Pressure::Gone;
@@ -257,8 +258,10 @@ impl Outbound {
 
         let mut state = self.state.lock();
         if failed {
-            staged.clear();
             self.end_locked(&mut state, CloseReason::WriteError, &[]);
+        }
+        if staged.len() - done > self.max_pending {
+            self.end_locked(&mut state, CloseReason::SlowConsumerPendingBytes, &[]);
         }
         if state.ended.is_some_and(CloseReason::is_abrupt) {
             staged.clear();
@@ -443,20 +446,6 @@ const SLICES_MAX: usize = 64;
 const SPARES_MAX: usize = 4;
 const SPARE_BYTES_MAX: usize = 1 << 20;
 const COALESCE_MAX: usize = 64 << 10;
-
-#[cfg(test)]
-impl Outbound {
-    /// Everything that waits, as text. For tests without sockets.
-    pub(crate) fn take_text(&self) -> String {
-        let mut state = self.state.lock();
-        let mut all = Vec::new();
-        for segment in state.queue.drain(..) {
-            all.extend_from_slice(&segment.bytes[segment.start..]);
-        }
-        self.pending.store(0, Ordering::SeqCst);
-        String::from_utf8(all).unwrap()
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -28,6 +28,7 @@ pub struct Sessions {
     limits: SessionLimits,
     auth: AuthConfig,
     info: RwLock<ServerInfo>,
+    other_urls: RwLock<Vec<String>>,
     alive: RwLock<HashMap<u64, Arc<SessionHandle>>>,
     closed: Mutex<Closed>,
     next_cid: AtomicU64,
@@ -89,6 +90,7 @@ impl Sessions {
             limits,
             auth,
             info: RwLock::new(info),
+            other_urls: RwLock::new(Vec::new()),
             alive: RwLock::new(HashMap::default()),
             closed: Mutex::new(Closed::default()),
             next_cid: AtomicU64::new(1),
@@ -187,8 +189,10 @@ impl Sessions {
         totals
     }
 
-    /// Tells clients that the listeners of the cluster changed, if they did.
-    pub fn set_connect_urls(&self, urls: Vec<String>) {
+    /// Tells clients that the listeners of the cluster changed, if they did: this node's own and the others'.
+    pub fn set_connect_urls(&self, own: Vec<String>, others: Vec<String>) {
+        self.other_urls.write().clone_from(&others);
+        let urls = [own, others].concat();
         {
             let mut info = self.info.write();
             if info.connect_urls == urls {
@@ -225,12 +229,10 @@ impl Sessions {
     pub async fn lame_duck(&self, grace: Duration, spread: Duration) {
         self.lame_duck.store(true, Ordering::Relaxed);
         {
+            let others = self.other_urls.read().clone();
             let mut info = self.info.write();
             info.lame_duck_mode = true;
-            // The first one is ours.
-            if !info.connect_urls.is_empty() {
-                info.connect_urls.remove(0);
-            }
+            info.connect_urls = others;
         }
         self.tell_info();
         tokio::time::sleep(grace).await;

@@ -413,7 +413,7 @@ async fn clients_hear_of_other_nodes_and_of_lame_duck_mode() {
     new.expect("PONG\r\n").await;
     assert!(new.line().await.contains("connect_info"));
 
-    server.sessions.set_connect_urls(vec!["a:1".into(), "b:2".into()]);
+    server.sessions.set_connect_urls(vec!["a:1".into()], vec!["b:2".into()]);
     assert!(new.line().await.contains(r#""connect_urls":["a:1","b:2"]"#));
     server.sessions.lame_duck(Duration::from_millis(20), Duration::from_millis(20)).await;
 

@@ -148,7 +148,8 @@ impl Shared {
         let mut peers = self.peers.lock();
         let peer = peers.entry((node, lane)).or_insert_with(|| {
             let (queue, queued) = mpsc::channel(QUEUE_FRAMES);
-            let peer = Arc::new(Peer { queue, queued_bytes: AtomicUsize::new(0), open: AtomicBool::new(true) });
+            let peer =
+                Arc::new(Peer { queue, queued_bytes: AtomicUsize::new(0), open: AtomicBool::new(true) });
             let dialer = Dialer { shared: Arc::clone(self), peer: Arc::clone(&peer), node, lane, queued };
             spawn("raft connection", dialer.run());
             peer
@@ -398,8 +399,12 @@ impl Hello {
             Lane::Log => "log",
             Lane::Bulk => "bulk",
         };
-        let texts =
-            [(CLUSTER, self.cluster_uid.clone()), (FROM, self.from.to_string()), (TO, self.to.to_string()), (LANE, lane.to_owned())];
+        let texts = [
+            (CLUSTER, self.cluster_uid.clone()),
+            (FROM, self.from.to_string()),
+            (TO, self.to.to_string()),
+            (LANE, lane.to_owned()),
+        ];
         for (key, text) in texts {
             let value = MetadataValue::try_from(text).map_err(|error| format!("{key}: {error}"))?;
             metadata.insert(key, value);
@@ -413,7 +418,9 @@ impl Hello {
             value.to_str().map(str::to_owned).map_err(|_| format!("its {key} is not text"))
         };
         let node = |key: &str| {
-            u64::from_str_radix(&text(key)?, 16).map(NodeId).map_err(|_| format!("its {key} is not a node id"))
+            u64::from_str_radix(&text(key)?, 16)
+                .map(NodeId)
+                .map_err(|_| format!("its {key} is not a node id"))
         };
         let lane = match text(LANE)?.as_str() {
             "log" => Lane::Log,

@@ -82,7 +82,8 @@ impl LocalNetwork {
 
     /// Silence between a node and all others.
     pub fn isolate(&self, node: NodeId) {
-        let others: Vec<_> = self.state.lock().receivers.keys().copied().filter(|other| *other != node).collect();
+        let others: Vec<_> =
+            self.state.lock().receivers.keys().copied().filter(|other| *other != node).collect();
         for other in others {
             self.partition(node, other);
         }
@@ -92,7 +93,8 @@ impl LocalNetwork {
     pub fn heal(&self) {
         let mut state = self.state.lock();
         let blocked = std::mem::take(&mut state.blocked);
-        state.break_ways(|way| blocked.contains(&(way.from, way.to)) || blocked.contains(&(way.to, way.from)));
+        state
+            .break_ways(|way| blocked.contains(&(way.from, way.to)) || blocked.contains(&(way.to, way.from)));
     }
 
     /// Every frame takes between `min` and `max` from now on. Order is kept.
@@ -230,7 +232,9 @@ impl Transport for LocalTransport {
         }
         let network = Arc::clone(&self.network);
         let Some(delay) = delay else {
-            let Some(receiver) = self.network.receiver(way) else { return refused(TransportError::Disconnected) };
+            let Some(receiver) = self.network.receiver(way) else {
+                return refused(TransportError::Disconnected);
+            };
             let answering = receiver.receive(way.from, frame);
             return until_broken(breaks, async move {
                 let answer = answering.await;
@@ -271,7 +275,10 @@ fn refused(error: TransportError) -> Answer {
     Box::pin(std::future::ready(Err(error)))
 }
 
-fn until_broken(mut breaks: watch::Receiver<u64>, answer: impl Future<Output = Frame> + Send + 'static) -> Answer {
+fn until_broken(
+    mut breaks: watch::Receiver<u64>,
+    answer: impl Future<Output = Frame> + Send + 'static,
+) -> Answer {
     Box::pin(async move {
         tokio::select! {
             biased;

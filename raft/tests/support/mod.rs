@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_raft::{
-    APPLIED_ROW_KIND, Birth, CommittedEntry, Config, Group, Groups, LocalNetwork, ReplicatedMachine, Reply, Transport,
+    APPLIED_ROW_KIND, Birth, CommittedEntry, Config, Group, Groups, LocalNetwork, ReplicatedMachine, Reply,
+    Transport,
 };
 use levee_storage::kind::INLINE;
 use levee_storage::{Batch, MemoryDisk, Storage, Sync};
@@ -175,10 +176,12 @@ impl Cluster {
     /// Waits for a leader among the running nodes and returns its number.
     pub async fn leader(&self, group: GroupId) -> u64 {
         until("a leader", || {
-            self.nodes.iter().find(|(_, node)| {
-                node.groups.group(group).is_some_and(|group| group.leadership().borrow().leading)
-            })
-            .map(|(number, _)| *number)
+            self.nodes
+                .iter()
+                .find(|(_, node)| {
+                    node.groups.group(group).is_some_and(|group| group.leadership().borrow().leading)
+                })
+                .map(|(number, _)| *number)
         })
         .await
     }

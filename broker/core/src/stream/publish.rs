@@ -30,6 +30,8 @@ impl StreamMachine {
         let first_seq = self.messages.last + 1;
         let mut reads = Reads::with_block(view, block, first_seq);
         let mut removals = Removals::default();
+        // What is too old makes room before new messages ask for it.
+        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         let mut replies = Vec::with_capacity(block.count() as usize);
         for position in 0..block.count() {
             let record = block.record(position);

@@ -280,15 +280,23 @@ impl Peers {
     /// Client listeners of the whole cluster, this node's first.
     #[must_use]
     pub fn connect_urls(&self) -> Vec<String> {
-        let mut urls = self.own.lock().client_urls.clone();
+        let (own, others) = self.client_urls();
+        [own, others].concat()
+    }
+
+    /// Client listeners of this node, and of the other nodes.
+    #[must_use]
+    pub fn client_urls(&self) -> (Vec<String>, Vec<String>) {
+        let own = self.own.lock().client_urls.clone();
+        let mut others = Vec::new();
         for peer in self.state.lock().peers.values().filter(|peer| peer.is_up) {
             for url in &peer.identity.client_urls {
-                if !urls.contains(url) {
-                    urls.push(url.clone());
+                if !own.contains(url) && !others.contains(url) {
+                    others.push(url.clone());
                 }
             }
         }
-        urls
+        (own, others)
     }
 
     /// Sends a payload to a part of another node that listens for `kind`. It arrives after all subscriptions made

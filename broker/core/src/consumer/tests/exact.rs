@@ -192,7 +192,7 @@ fn check(choice: u8, first_filter: u8, keeps_removed: bool, actions: &[Action]) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn the_numbers_are_those_of_a_slow_count(
