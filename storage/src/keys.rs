@@ -180,7 +180,8 @@ fn after_prefix(prefix: &[u8]) -> Vec<u8> {
             return end;
         }
     }
-    vec![u8::MAX; prefix.len() + 1]
+    // Only for the largest group of the largest generation, which nobody gets: above every key that is not longer.
+    vec![u8::MAX; 256]
 }
 
 #[cfg(test)]

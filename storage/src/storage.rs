@@ -174,7 +174,7 @@ impl Storage {
     pub fn submit(&self, batch: Batch, durability: Durability, done: Done) {
         let bytes = batch.bytes();
         // So that every group of the batch is known to the writer.
-        if let Err(error) = batch.groups().into_iter().try_for_each(|group| self.group(group).map(drop)) {
+        if let Err(error) = batch.groups().into_iter().try_for_each(|group| self.writable(group)) {
             return done(Err(error));
         }
         self.queue.reserve(bytes);
@@ -197,9 +197,11 @@ impl Storage {
     /// Removes everything of a group, synced. Handles that are still around get `GroupRemoved`.
     pub fn remove_group(&self, id: GroupId) -> Result<(), Error> {
         let group = self.group(id)?;
+        // Nobody opens it again before it is gone.
+        let _one_at_a_time = self.opening.lock();
         group.set_removed();
+        // It stays known as removed, so that a late checkpoint does not bring half of it back.
         self.run(Some(group), Work::Remove, 0)?;
-        self.queue.groups.write().remove(&id);
         self.cache.forget(id);
         self.reclaim(vec![keys::group_range(id)]);
         Ok(())
@@ -326,13 +328,23 @@ impl Storage {
         ExportGuard::new(&self.exports)
     }
 
+    /// Whether the group may be written without being opened by whoever writes.
+    fn writable(&self, id: GroupId) -> Result<(), Error> {
+        if self.queue.groups.read().get(&id).is_some_and(|group| group.is_removed()) {
+            return Err(Error::GroupRemoved(id));
+        }
+        self.group(id).map(drop)
+    }
+
+    /// The group, new if there is none or if it was removed.
     fn group(&self, id: GroupId) -> Result<Arc<Group>, Error> {
-        if let Some(group) = self.queue.groups.read().get(&id) {
-            return if group.is_removed() { Err(Error::GroupRemoved(id)) } else { Ok(Arc::clone(group)) };
+        let known = || self.queue.groups.read().get(&id).filter(|group| !group.is_removed()).cloned();
+        if let Some(group) = known() {
+            return Ok(group);
         }
         let _one_at_a_time = self.opening.lock();
-        if let Some(group) = self.queue.groups.read().get(&id) {
-            return Ok(Arc::clone(group));
+        if let Some(group) = known() {
+            return Ok(group);
         }
         let group = Arc::new(Group::load(self.engine.as_ref(), id)?);
         self.queue.groups.write().insert(id, Arc::clone(&group));

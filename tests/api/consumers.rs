@@ -10,7 +10,7 @@ use levee_tests::client::api;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 
-use crate::ground::Ground;
+use crate::ground::{Ground, take};
 
 pub(crate) async fn consumers_are_created_listed_changed_and_deleted(ground: &Ground) -> Result<()> {
     let home = ground.stream(Config { name: "CON".into(), ..Default::default() }).await?;
@@ -77,7 +77,7 @@ pub(crate) async fn num_pending_is_exact_with_filters_deletes_and_deliveries(gro
     let mut consumer = home.pull(config).await?;
     assert_eq!(consumer.cached_info().num_pending, 5);
 
-    let batch: Vec<_> = consumer.fetch().max_messages(2).messages().await?.try_collect().await.unwrap_or_default();
+    let batch = take(&consumer, 2).await?;
     assert_eq!(batch.len(), 2);
     let pending: Vec<u64> = batch.iter().filter_map(|message| Some(message.info().ok()?.pending)).collect();
     assert_eq!(pending, [4, 3], "each delivery tells what is left");

@@ -1,12 +1,14 @@
 //! What a claim stands on: running nodes, shared by all claims of the suite, and names of its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_nats::Client;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::stream::{Config, Stream};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, AckKind, Context, Message};
+use futures::TryStreamExt as _;
 use levee_tests::cluster::Cluster;
 use tokio::sync::OnceCell;
 
@@ -112,4 +114,44 @@ impl Home {
 /// The payload as text.
 pub(crate) fn text(payload: &[u8]) -> String {
     String::from_utf8_lossy(payload).into_owned()
+}
+
+/// Takes messages from a consumer until there are `count` or five seconds have passed.
+pub(crate) async fn take(consumer: &PullConsumer, count: usize) -> Result<Vec<Message>> {
+    take_within(consumer, count, Duration::from_secs(5)).await
+}
+
+/// Takes messages from a consumer until there are `count` or the request expires.
+pub(crate) async fn take_within(
+    consumer: &PullConsumer,
+    count: usize,
+    expires: Duration,
+) -> Result<Vec<Message>> {
+    let batch = consumer.batch().max_messages(count).expires(expires).messages().await?;
+    batch.try_collect().await.map_err(anyhow::Error::from_boxed)
+}
+
+/// Settles a message.
+pub(crate) async fn settle(message: &Message, kind: AckKind) -> Result<()> {
+    message.ack_with(kind).await.map_err(anyhow::Error::from_boxed)
+}
+
+/// Settles a message and waits for the confirmation.
+pub(crate) async fn settle_confirmed(message: &Message, kind: AckKind) -> Result<()> {
+    message.double_ack_with(kind).await.map_err(anyhow::Error::from_boxed)
+}
+
+/// Which attempt at delivering this message this is.
+pub(crate) fn attempt(message: &Message) -> Result<i64> {
+    Ok(message.info().map_err(anyhow::Error::from_boxed)?.delivered)
+}
+
+/// Its sequence in the stream.
+pub(crate) fn sequence(message: &Message) -> Result<u64> {
+    Ok(message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence)
+}
+
+/// The payloads as text.
+pub(crate) fn bodies(messages: &[Message]) -> Vec<String> {
+    messages.iter().map(|message| text(&message.payload)).collect()
 }

@@ -57,11 +57,12 @@ fn entries_are_readable_before_they_are_durable() {
     let disk = MemoryDisk::new();
     let storage = Storage::in_memory(disk.clone());
     let log = storage.entry_log(GROUP, Sync::Always).unwrap();
+    let before = disk.unsynced_writes();
     disk.pause();
 
     log.append(vec![inline(0, b"a"), inline(1, b"b")], Box::new(|result| result.unwrap()));
 
-    assert_eq!(disk.unsynced_writes(), 0);
+    assert_eq!(disk.unsynced_writes(), before);
     assert_eq!(log.read(0, 5, usize::MAX).unwrap(), [inline(0, b"a"), inline(1, b"b")]);
     disk.resume();
 }
@@ -233,7 +234,8 @@ fn a_removed_group_leaves_nothing_and_the_others_alone() {
         assert!(matches!(append(&stream.log, vec![inline(2, b"")]), Err(Error::GroupRemoved(GROUP))));
         let mut late = Batch::new();
         late.put_state(GROUP, 1, b"late", b"");
-        drop(storage.write(late, Durability::Ordered));
+        assert!(matches!(storage.write(late, Durability::Ordered), Err(Error::GroupRemoved(GROUP))));
+        assert_eq!(storage.groups().unwrap(), [other]);
     }
 
     let storage = rocks(dir.path());

@@ -1,0 +1,183 @@
+//! Pull consumers: requests and how they end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::Config;
+use futures::TryStreamExt as _;
+use levee_tests::raw::{Frame, Raw};
+use levee_tests::wait::{PATIENCE, wait_until};
+use serde_json::json;
+
+use crate::ground::{Ground, Home, bodies, settle_confirmed, take, take_within};
+
+fn durable(name: &str) -> pull::Config {
+    pull::Config { durable_name: Some(name.into()), ..Default::default() }
+}
+
+/// A connection by hand to the node that is not the leader's, with an inbox.
+async fn by_hand(ground: &Ground, home: &Home) -> Result<Raw> {
+    let info = home.client.server_info();
+    let mut raw = Raw::connect(ground.cluster.node(ground.cluster.index_of(&info.server_name)?).address()).await?;
+    raw.hello(&json!({})).await?;
+    raw.send(b"SUB inbox 1\r\n").await?;
+    Ok(raw)
+}
+
+/// The status line of a header block.
+fn status(frame: Option<&Frame>) -> String {
+    match frame {
+        Some(Frame::Message(message)) => {
+            message.header.lines().next().unwrap_or_default().trim_start_matches("NATS/1.0").trim().to_owned()
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+pub(crate) async fn a_durable_consumer_goes_on_where_it_was(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "DURABLE".into(), ..Default::default() }).await?;
+    home.publish_many("a", 6).await?;
+    let consumer = home.pull(durable("worker")).await?;
+    for message in take(&consumer, 3).await? {
+        settle_confirmed(&message, async_nats::jetstream::AckKind::Ack).await?;
+    }
+
+    let elsewhere = async_nats::jetstream::new(ground.cluster.client(ground.replicas - 1).await?);
+    let again = elsewhere.get_consumer_from_stream("worker", &home.name).await?;
+
+    assert_eq!(bodies(&take(&again, 3).await?), ["4", "5", "6"]);
+    Ok(())
+}
+
+pub(crate) async fn a_fetch_gives_what_is_there_and_waits_for_the_rest(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "FETCH".into(), ..Default::default() }).await?;
+    home.publish_many("a", 2).await?;
+    let consumer = home.pull(durable("worker")).await?;
+
+    let (batch, published) = tokio::join!(take_within(&consumer, 3, Duration::from_secs(20)), async {
+        // The request is there when the first two went out.
+        wait_until("two are delivered", PATIENCE, async || {
+            let info = home.stream.consumer_info("worker").await?;
+            Ok((info.delivered.stream_sequence == 2).then_some(()))
+        })
+        .await?;
+        home.publish("a", "3").await
+    });
+
+    published?;
+    assert_eq!(bodies(&batch?), ["1", "2", "3"]);
+
+    let begin = Instant::now();
+    let none = take_within(&consumer, 1, Duration::from_millis(300)).await?;
+    assert!(none.is_empty());
+    assert!(begin.elapsed() >= Duration::from_millis(250), "expired after {:?}", begin.elapsed());
+    Ok(())
+}
+
+pub(crate) async fn no_wait_on_an_empty_stream_ends_at_once(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "NOWAIT".into(), ..Default::default() }).await?;
+    home.pull(durable("worker")).await?;
+    let mut raw = by_hand(ground, &home).await?;
+
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.worker", home.name);
+    raw.publish(&next, "inbox", "", r#"{"batch":5,"no_wait":true}"#).await?;
+    let answer = raw.next(PATIENCE).await?;
+    assert_eq!(status(answer.as_ref()), "404 No Messages");
+
+    raw.publish(&next, "inbox", "", r#"{"batch":5,"expires":200000000}"#).await?;
+    let answer = raw.next(PATIENCE).await?;
+    assert_eq!(status(answer.as_ref()), "408 Request Timeout");
+    let Some(Frame::Message(message)) = answer else { unreachable!("status of a message") };
+    assert!(message.header.contains("Nats-Pending-Messages: 5\r\n"), "{message:?}");
+    Ok(())
+}
+
+pub(crate) async fn max_bytes_bounds_a_batch(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "MAXBYTES".into(), ..Default::default() }).await?;
+    for _ in 0..10 {
+        home.publish("a", &"x".repeat(1000)).await?;
+    }
+    let consumer = home.pull(durable("worker")).await?;
+
+    let batch = consumer.batch().max_messages(10).max_bytes(3500).expires(Duration::from_secs(5));
+    let got: Vec<_> = batch.messages().await?.try_collect().await.map_err(anyhow::Error::from_boxed)?;
+
+    assert!((1..=3).contains(&got.len()), "{} messages of 1000 bytes within 3500", got.len());
+    Ok(())
+}
+
+pub(crate) async fn heartbeats_come_while_there_is_nothing(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "HEART".into(), ..Default::default() }).await?;
+    home.pull(durable("worker")).await?;
+    let mut raw = by_hand(ground, &home).await?;
+
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.worker", home.name);
+    raw.publish(&next, "inbox", "", r#"{"batch":1,"expires":900000000,"idle_heartbeat":300000000}"#).await?;
+
+    let mut heard = Vec::new();
+    loop {
+        let said = status(raw.next(PATIENCE).await?.as_ref());
+        let last = !said.starts_with("100");
+        heard.push(said);
+        if last {
+            break;
+        }
+    }
+    assert_eq!(heard.pop().as_deref(), Some("408 Request Timeout"));
+    assert!((1..=3).contains(&heard.len()) && heard.iter().all(|one| one == "100 Idle Heartbeat"), "{heard:?}");
+    Ok(())
+}
+
+pub(crate) async fn filters_give_only_what_they_match(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "FILTER".into(), ..Default::default() }).await?;
+    for (last, body) in [("a", "1"), ("b", "2"), ("c.x", "3"), ("a", "4"), ("c.y", "5")] {
+        home.publish(last, body).await?;
+    }
+
+    let one = pull::Config { filter_subject: home.subject("c.*"), ..durable("one") };
+    let one = home.pull(one).await?;
+    assert_eq!(bodies(&take(&one, 2).await?), ["3", "5"]);
+
+    let two = pull::Config { filter_subjects: vec![home.subject("a"), home.subject("b")], ..durable("two") };
+    let two = home.pull(two).await?;
+    assert_eq!(bodies(&take(&two, 3).await?), ["1", "2", "4"]);
+    Ok(())
+}
+
+pub(crate) async fn two_clients_share_one_consumer_without_doubles(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "SHARE".into(), ..Default::default() }).await?;
+    home.publish_many("a", 200).await?;
+    let first = home.pull(pull::Config { ack_policy: AckPolicy::None, ..durable("worker") }).await?;
+    let elsewhere = async_nats::jetstream::new(ground.cluster.client(ground.replicas - 1).await?);
+    let second: async_nats::jetstream::consumer::PullConsumer =
+        elsewhere.get_consumer_from_stream("worker", &home.name).await?;
+
+    let (one, two) = tokio::join!(take(&first, 100), take(&second, 100));
+
+    let mut all: Vec<u64> =
+        bodies(&one?).iter().chain(&bodies(&two?)).map(|body| body.parse()).collect::<Result<_, _>>()?;
+    all.sort_unstable();
+    assert_eq!(all, (1..=200).collect::<Vec<_>>());
+    Ok(())
+}
+
+pub(crate) async fn a_deleted_consumer_ends_its_waiting_requests(ground: &Ground) -> Result<()> {
+    let home = ground.stream(Config { name: "ENDED".into(), ..Default::default() }).await?;
+    home.pull(durable("worker")).await?;
+    let mut raw = by_hand(ground, &home).await?;
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.worker", home.name);
+    raw.publish(&next, "inbox", "", r#"{"batch":1,"expires":30000000000}"#).await?;
+    wait_until("the request waits", PATIENCE, async || {
+        Ok((home.stream.consumer_info("worker").await?.num_waiting == 1).then_some(()))
+    })
+    .await?;
+
+    home.stream.delete_consumer("worker").await?;
+
+    let answer = raw.next(PATIENCE).await?;
+    assert_eq!(status(answer.as_ref()), "409 Consumer Deleted");
+    home.pull(durable("worker")).await.context("the name is free again")?;
+    Ok(())
+}
+

@@ -1,0 +1,272 @@
+//! What a stream must do, written down a second time: no indexes, no blocks, no laziness. It follows the committed
+//! commands and says which answers and which messages every replica must have.
+//!
+//! It covers what the workload uses: limits, message ids, purge, removal of single messages, changed limits.
+//! Consumers do not change messages under limits retention; [`consumers`](super::consumers) watches them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use levee_protocol::api::{DiscardPolicy, StreamConfig};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::record::{Block, stored_bytes};
+use levee_protocol::subject::Filter;
+use levee_protocol::time::Timestamp;
+use levee_protocol::wire::headers::HeaderBlock;
+
+/// One message as it must be read back.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Message {
+    /// Its subject.
+    pub subject: Bytes,
+    /// Its header block.
+    pub header: Bytes,
+    /// Its body, which begins with a word that no other publish uses.
+    pub payload: Bytes,
+    /// When the leader took it.
+    pub at: Timestamp,
+    bytes: u64,
+}
+
+/// The counters every replica must show after the same command.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Totals {
+    /// Live messages.
+    pub messages: u64,
+    /// What they count for.
+    pub bytes: u64,
+    /// First live sequence, or one more than the last.
+    pub first: u64,
+    /// Last sequence given out.
+    pub last: u64,
+}
+
+/// The answer a command must have.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Expected {
+    /// One per record.
+    Publish(Vec<Verdict>),
+    /// So many were removed.
+    Purged(u64),
+    /// The message was removed.
+    Deleted,
+    /// The configuration is in force.
+    Configured,
+    /// A rule refused it.
+    Refused,
+    /// The model does not know.
+    Anything,
+}
+
+/// What becomes of one record.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Stored under this sequence.
+    Stored(u64),
+    /// Known under this sequence.
+    Duplicate(u64),
+    /// Refused by a limit.
+    Refused,
+}
+
+/// The stream, as it must be.
+#[derive(Default)]
+pub struct Model {
+    config: Option<StreamConfig>,
+    live: BTreeMap<u64, Message>,
+    /// Every message that was ever stored, by the first word of its body.
+    stored: BTreeMap<Bytes, u64>,
+    ids: BTreeMap<String, u64>,
+    bytes: u64,
+    /// First sequence while the stream is empty.
+    empty_first: u64,
+    last: u64,
+}
+
+impl Model {
+    /// The live messages.
+    #[must_use]
+    pub fn live(&self) -> &BTreeMap<u64, Message> {
+        &self.live
+    }
+
+    /// The sequence under which a body that begins with this word was stored, at any time.
+    #[must_use]
+    pub fn stored(&self, word: &[u8]) -> Option<u64> {
+        self.stored.get(word).copied()
+    }
+
+    /// How many messages were ever stored.
+    #[must_use]
+    pub fn stored_count(&self) -> usize {
+        self.stored.len()
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            messages: self.live.len() as u64,
+            bytes: self.bytes,
+            first: self.live.keys().next().copied().unwrap_or(self.empty_first),
+            last: self.last,
+        }
+    }
+
+    /// Follows one committed command. `Err` when what was committed breaks a promise by itself.
+    pub fn apply(&mut self, command: &StreamCommand, clock: Timestamp) -> Result<Expected, String> {
+        match command {
+            StreamCommand::Configure { config, .. } => {
+                self.configure((**config).clone(), clock);
+                Ok(Expected::Configured)
+            }
+            StreamCommand::Publish(block) => self.publish(block, clock).map(Expected::Publish),
+            StreamCommand::Purge { request, .. } => {
+                if request.seq > 0 && request.keep > 0 {
+                    return Ok(Expected::Refused);
+                }
+                Ok(Expected::Purged(self.purge(&request.filter, request.seq, request.keep)))
+            }
+            StreamCommand::DeleteMessage { seq, .. } => {
+                Ok(if self.remove(seq.0) { Expected::Deleted } else { Expected::Refused })
+            }
+            StreamCommand::Tick { .. } => {
+                self.enforce(clock);
+                Ok(Expected::Anything)
+            }
+            StreamCommand::CreateConsumer { .. }
+            | StreamCommand::DeleteConsumer { .. }
+            | StreamCommand::Progress(_)
+            | StreamCommand::PauseConsumer { .. } => Ok(Expected::Anything),
+        }
+    }
+
+    fn configure(&mut self, config: StreamConfig, clock: Timestamp) {
+        let first = self.config.is_none();
+        self.config = Some(config);
+        if !first {
+            let subjects: Vec<Bytes> = self.live.values().map(|message| message.subject.clone()).collect();
+            for subject in subjects {
+                self.enforce_subject(&subject);
+            }
+            self.enforce(clock);
+        }
+    }
+
+    fn publish(&mut self, block: &Block, clock: Timestamp) -> Result<Vec<Verdict>, String> {
+        let mut verdicts = Vec::new();
+        for position in 0..block.count() {
+            let record = block.record_owned(position, levee_protocol::ids::Seq::NONE);
+            let id = HeaderBlock(&record.header).get_str("Nats-Msg-Id").map(str::to_owned);
+            if let Some(seq) = id.as_ref().and_then(|id| self.ids.get(id)) {
+                verdicts.push(Verdict::Duplicate(*seq));
+                continue;
+            }
+            let config = self.config.clone().unwrap_or_default();
+            let message = Message {
+                bytes: stored_bytes(config.storage, record.subject.len(), record.header.len(), record.payload.len()),
+                subject: record.subject,
+                header: record.header,
+                payload: record.payload,
+                at: block.timestamp(),
+            };
+            if config.discard == DiscardPolicy::New && !self.has_room(&config, &message) {
+                verdicts.push(Verdict::Refused);
+                continue;
+            }
+            self.last += 1;
+            let word = first_word(&message.payload);
+            if let Some(before) = self.stored.insert(word.clone(), self.last) {
+                let word = String::from_utf8_lossy(&word).into_owned();
+                return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
+            }
+            if let Some(id) = id {
+                self.ids.insert(id, self.last);
+            }
+            verdicts.push(Verdict::Stored(self.last));
+            self.bytes += message.bytes;
+            let subject = message.subject.clone();
+            self.live.insert(self.last, message);
+            self.enforce_subject(&subject);
+        }
+        self.enforce(clock);
+        Ok(verdicts)
+    }
+
+    fn has_room(&self, config: &StreamConfig, message: &Message) -> bool {
+        let same_subject = || self.live.values().filter(|other| other.subject == message.subject);
+        let takes_a_place = limit(config.max_msgs_per_subject).is_some_and(|max| same_subject().count() as u64 >= max);
+        if !takes_a_place && limit(config.max_msgs).is_some_and(|max| self.live.len() as u64 >= max) {
+            return false;
+        }
+        if limit(config.max_bytes).is_some_and(|max| self.bytes + message.bytes >= max) {
+            let freed = if takes_a_place { same_subject().next().map_or(0, |oldest| oldest.bytes) } else { 0 };
+            return freed >= message.bytes;
+        }
+        true
+    }
+
+    fn enforce_subject(&mut self, subject: &Bytes) {
+        let Some(max) = self.config.as_ref().and_then(|config| limit(config.max_msgs_per_subject)) else { return };
+        loop {
+            let mut of_subject = self.live.iter().filter(|(_, message)| message.subject == subject);
+            let oldest = of_subject.next().map(|(seq, _)| *seq);
+            match oldest {
+                Some(oldest) if of_subject.count() as u64 + 1 > max => self.remove(oldest),
+                _ => return,
+            };
+        }
+    }
+
+    fn enforce(&mut self, clock: Timestamp) {
+        let config = self.config.clone().unwrap_or_default();
+        let bounded = config.discard == DiscardPolicy::Old;
+        while let Some((seq, oldest)) = self.live.first_key_value() {
+            let over = bounded && limit(config.max_msgs).is_some_and(|max| self.live.len() as u64 > max)
+                || bounded && limit(config.max_bytes).is_some_and(|max| self.bytes > max)
+                || config.max_age.0 > 0 && oldest.at.plus(config.max_age) <= clock;
+            if !over {
+                return;
+            }
+            self.remove(*seq);
+        }
+    }
+
+    fn purge(&mut self, filter: &str, below: u64, keep: u64) -> u64 {
+        let everything = filter.is_empty() || filter == ">";
+        let filter = Filter::parse(if everything { ">" } else { filter }).expect("the workload's filters are valid");
+        let below = if below > 0 { below } else { u64::MAX };
+        let matching = self.live.iter().filter(|(seq, message)| **seq < below && filter.matches(&message.subject));
+        let mut gone: Vec<u64> = matching.map(|(seq, _)| *seq).collect();
+        gone.truncate(gone.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX)));
+        for seq in &gone {
+            self.remove(*seq);
+        }
+        if everything && keep == 0 && below == u64::MAX {
+            self.empty_first = self.empty_first.max(self.last + 1);
+        } else if everything && keep == 0 && below > self.last {
+            // As in NATS: sequences up to the one that was named count as given out.
+            self.last = below - 1;
+            self.empty_first = below;
+        }
+        gone.len() as u64
+    }
+
+    fn remove(&mut self, seq: u64) -> bool {
+        let Some(gone) = self.live.remove(&seq) else { return false };
+        self.bytes -= gone.bytes;
+        self.empty_first = self.last + 1;
+        true
+    }
+}
+
+/// What identifies a body.
+#[must_use]
+pub fn first_word(payload: &Bytes) -> Bytes {
+    let end = payload.iter().position(|byte| *byte == b' ').unwrap_or(payload.len());
+    payload.slice(..end)
+}
+
+fn limit(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value > 0)
+}
