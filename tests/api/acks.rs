@@ -10,9 +10,7 @@ use futures::StreamExt as _;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::Value;
 
-use crate::ground::{
-    Ground, Home, attempt, bodies, sequence, settle, settle_confirmed, take, take_within,
-};
+use crate::ground::{Ground, Home, attempt, bodies, sequence, settle, settle_confirmed, take, take_within};
 
 /// A stream with `count` messages on one subject.
 async fn with_messages(ground: &Ground, name: &str, count: u64) -> Result<Home> {

@@ -36,9 +36,7 @@ pub(crate) async fn consumers_are_created_listed_changed_and_deleted(ground: &Gr
     Ok(())
 }
 
-pub(crate) async fn a_consumer_of_another_kind_under_the_same_name_is_refused(
-    ground: &Ground,
-) -> Result<()> {
+pub(crate) async fn a_consumer_of_another_kind_under_the_same_name_is_refused(ground: &Ground) -> Result<()> {
     let home = ground.stream(Config { name: "KIND".into(), ..Default::default() }).await?;
     home.pull(pull::Config { durable_name: Some("one".into()), ..Default::default() }).await?;
 

@@ -63,9 +63,7 @@ impl Ground {
         let leader = leader.and_then(|leader| self.cluster.index_of(&leader).ok());
         let name = stream.cached_info().config.name.clone();
         let client = match leader {
-            Some(leader) if self.replicas > 1 => {
-                self.cluster.client((leader + 1) % self.replicas).await?
-            }
+            Some(leader) if self.replicas > 1 => self.cluster.client((leader + 1) % self.replicas).await?,
             _ => self.client.clone(),
         };
         let js = jetstream::new(client.clone());

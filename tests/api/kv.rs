@@ -78,7 +78,8 @@ pub(crate) async fn history_keys_and_purge(ground: &Ground) -> Result<()> {
     bucket.delete("d").await?;
 
     let history: Vec<_> = bucket.history("a.b").await?.try_collect().await?;
-    let told: Vec<_> = history.iter().map(|entry| (entry.revision, text(&entry.value), entry.delta)).collect();
+    let told: Vec<_> =
+        history.iter().map(|entry| (entry.revision, text(&entry.value), entry.delta)).collect();
     assert_eq!(told, [(1, "1".into(), 2), (2, "2".into(), 1), (3, "3".into(), 0)]);
     let mut keys: Vec<String> = bucket.keys().await?.try_collect().await?;
     keys.sort_unstable();
@@ -92,7 +93,8 @@ pub(crate) async fn history_keys_and_purge(ground: &Ground) -> Result<()> {
 
 pub(crate) async fn a_watcher_sees_what_is_there_and_then_what_changes(ground: &Ground) -> Result<()> {
     async fn next(watch: &mut Watch) -> Result<(String, String, Operation, bool)> {
-        let entry = timeout(PATIENCE, watch.next()).await.context("no entry")?.context("the watch ended")??;
+        let entry =
+            timeout(PATIENCE, watch.next()).await.context("no entry")?.context("the watch ended")??;
         Ok((entry.key, text(&entry.value), entry.operation, entry.seen_current))
     }
 

@@ -8,7 +8,8 @@ use tokio::io::AsyncReadExt as _;
 use crate::ground::Ground;
 
 async fn store(ground: &Ground) -> Result<ObjectStore> {
-    let config = Config { bucket: ground.name("objects"), num_replicas: ground.replicas, ..Default::default() };
+    let config =
+        Config { bucket: ground.name("objects"), num_replicas: ground.replicas, ..Default::default() };
     ground.js.create_object_store(config).await.context("create an object store")
 }
 
@@ -39,8 +40,7 @@ pub(crate) async fn objects_are_listed_replaced_and_deleted(ground: &Ground) -> 
 
     store.put("a", &mut b"second".as_slice()).await?;
     assert_eq!(content(&store, "a").await?, b"second");
-    let mut names: Vec<String> =
-        store.list().await?.map_ok(|object| object.name).try_collect().await?;
+    let mut names: Vec<String> = store.list().await?.map_ok(|object| object.name).try_collect().await?;
     names.sort_unstable();
     assert_eq!(names, ["a", "b"]);
 

@@ -33,8 +33,10 @@ pub(crate) async fn an_ordered_pull_consumer_gives_everything_in_order(ground: &
     let home = ground.stream(Config { name: "ORDPULL".into(), ..Default::default() }).await?;
     home.publish_many("a", 300).await?;
 
-    let config =
-        pull::OrderedConfig { deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: 101 }, ..Default::default() };
+    let config = pull::OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: 101 },
+        ..Default::default()
+    };
     let consumer = home.stream.create_consumer(config).await?;
     let mut messages = consumer.messages().await?;
 

@@ -19,7 +19,8 @@ fn durable(name: &str) -> pull::Config {
 /// A connection by hand to the node that is not the leader's, with an inbox.
 async fn by_hand(ground: &Ground, home: &Home) -> Result<Raw> {
     let info = home.client.server_info();
-    let mut raw = Raw::connect(ground.cluster.node(ground.cluster.index_of(&info.server_name)?).address()).await?;
+    let mut raw =
+        Raw::connect(ground.cluster.node(ground.cluster.index_of(&info.server_name)?).address()).await?;
     raw.hello(&json!({})).await?;
     raw.send(b"SUB inbox 1\r\n").await?;
     Ok(raw)
@@ -125,7 +126,10 @@ pub(crate) async fn heartbeats_come_while_there_is_nothing(ground: &Ground) -> R
         }
     }
     assert_eq!(heard.pop().as_deref(), Some("408 Request Timeout"));
-    assert!((1..=3).contains(&heard.len()) && heard.iter().all(|one| one == "100 Idle Heartbeat"), "{heard:?}");
+    assert!(
+        (1..=3).contains(&heard.len()) && heard.iter().all(|one| one == "100 Idle Heartbeat"),
+        "{heard:?}"
+    );
     Ok(())
 }
 
@@ -180,4 +184,3 @@ pub(crate) async fn a_deleted_consumer_ends_its_waiting_requests(ground: &Ground
     home.pull(durable("worker")).await.context("the name is free again")?;
     Ok(())
 }
-

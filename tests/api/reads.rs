@@ -16,9 +16,9 @@ pub(crate) async fn messages_are_read_by_sequence_and_by_subject(ground: &Ground
     assert_eq!((by_seq.subject.to_string(), text(&by_seq.payload)), (home.subject("a"), "3".into()));
     let last = home.stream.get_last_raw_message_by_subject(&home.subject("*")).await?;
     assert_eq!((last.sequence, text(&last.payload)), (4, "4".into()));
-    let next = home.stream.get_next_raw_message_by_subject(home.subject("b"), 3).await?;
+    let next = home.stream.get_first_raw_message_by_subject(home.subject("b"), 3).await?;
     assert_eq!((next.sequence, text(&next.payload)), (4, "4".into()));
-    let first = home.stream.get_first_raw_message_by_subject(home.subject("b")).await?;
+    let first = home.stream.get_next_raw_message_by_subject(home.subject("b")).await?;
     assert_eq!(first.sequence, 2);
     assert!(home.stream.get_raw_message(5).await.is_err());
     assert!(home.stream.get_last_raw_message_by_subject(&home.subject("none")).await.is_err());

@@ -53,9 +53,11 @@ pub(crate) async fn creating_the_same_stream_again_is_fine_and_another_of_its_na
 
 pub(crate) async fn limits_remove_the_oldest_or_refuse_the_newest(ground: &Ground) -> Result<()> {
     let old = Config { name: "OLD".into(), max_messages: 3, ..Default::default() };
-    let new = Config { name: "NEW".into(), max_messages: 3, discard: DiscardPolicy::New, ..Default::default() };
+    let new =
+        Config { name: "NEW".into(), max_messages: 3, discard: DiscardPolicy::New, ..Default::default() };
     let bytes = Config { name: "BYTES".into(), max_bytes: 2000, ..Default::default() };
-    let (old, new, bytes) = (ground.stream(old).await?, ground.stream(new).await?, ground.stream(bytes).await?);
+    let (old, new, bytes) =
+        (ground.stream(old).await?, ground.stream(new).await?, ground.stream(bytes).await?);
 
     old.publish_many("a", 5).await?;
     let state = old.stream.get_info().await?.state;
@@ -95,8 +97,7 @@ pub(crate) async fn a_limit_per_subject_keeps_the_newest_of_each_subject(ground:
 
 pub(crate) async fn messages_grow_too_old(ground: &Ground) -> Result<()> {
     let age = Duration::from_millis(500);
-    let config =
-        Config { name: "AGE".into(), max_age: age, duplicate_window: age, ..Default::default() };
+    let config = Config { name: "AGE".into(), max_age: age, duplicate_window: age, ..Default::default() };
     let home = ground.stream(config).await?;
 
     home.publish_many("a", 5).await?;
@@ -170,8 +171,7 @@ pub(crate) async fn streams_are_listed_and_found_by_subject(ground: &Ground) -> 
     let names: Vec<String> = first.js.stream_names().try_collect().await?;
     assert!(names.contains(&first.name) && names.contains(&second.name), "{names:?}");
     assert!(names.is_sorted(), "{names:?}");
-    let listed: Vec<String> =
-        first.js.streams().map_ok(|info| info.config.name).try_collect().await?;
+    let listed: Vec<String> = first.js.streams().map_ok(|info| info.config.name).try_collect().await?;
     assert!(listed.contains(&first.name) && listed.contains(&second.name), "{listed:?}");
     assert_eq!(first.js.stream_by_subject(second.subject("any")).await?, second.name);
     Ok(())

@@ -149,8 +149,7 @@ impl Cluster {
                     routes.join("\n    ")
                 )?;
             }
-            std::fs::write(&node.config, text)
-                .with_context(|| format!("write {}", node.config.display()))?;
+            std::fs::write(&node.config, text).with_context(|| format!("write {}", node.config.display()))?;
         }
         Ok(())
     }

@@ -96,9 +96,8 @@ impl Network {
     /// Where the nodes live.
     #[must_use]
     pub fn hosts(&self) -> Vec<Host> {
-        let within = |home: &Child| {
-            ["nsenter", "-t", &home.id().to_string(), "-n"].map(str::to_owned).to_vec()
-        };
+        let within =
+            |home: &Child| ["nsenter", "-t", &home.id().to_string(), "-n"].map(str::to_owned).to_vec();
         self.homes
             .iter()
             .enumerate()

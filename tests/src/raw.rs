@@ -221,7 +221,8 @@ impl Raw {
     async fn message(&mut self, has_header: bool, arguments: &str) -> Result<Message> {
         let mut words: Vec<&str> = arguments.split_ascii_whitespace().collect();
         let total: usize = words.pop().context("size")?.parse().context("size")?;
-        let header: usize = if has_header { words.pop().context("size")?.parse().context("size")? } else { 0 };
+        let header: usize =
+            if has_header { words.pop().context("size")?.parse().context("size")? } else { 0 };
         let (subject, sid, reply) = match words[..] {
             [subject, sid] => (subject, sid, ""),
             [subject, sid, reply] => (subject, sid, reply),

@@ -38,9 +38,13 @@ impl Secret {
         Self(text.into())
     }
 
-    /// Whether `given` is the secret. How long that takes does not tell how much of it is right.
+    /// Whether `given` is the secret. How long that takes does not tell how much of it is right. For a hash it takes
+    /// long on purpose: not on a thread that has something else to do.
     #[must_use]
     pub fn is(&self, given: &str) -> bool {
+        if self.is_hash() {
+            return bcrypt::verify(given, &self.0).unwrap_or(false);
+        }
         let (secret, given) = (self.0.as_bytes(), given.as_bytes());
         let mut difference = secret.len() ^ given.len();
         for at in 0..given.len() {
@@ -50,7 +54,7 @@ impl Secret {
         black_box(difference) == 0
     }
 
-    /// Whether the configuration gave a bcrypt hash, which is not supported yet and must not be compared as text.
+    /// Whether the configuration gave a bcrypt hash instead of the secret itself.
     #[must_use]
     pub fn is_hash(&self) -> bool {
         ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.0.starts_with(prefix))
@@ -90,6 +94,13 @@ impl AuthConfig {
         Some(Identity { account: user.account.clone(), user: user.name.clone() })
     }
 
+    /// Whether checking these credentials takes long.
+    #[must_use]
+    pub fn is_slow(&self, options: &ConnectOptions) -> bool {
+        let known = self.users.iter().filter(|user| user.name == options.user).map(|user| &user.password);
+        self.token.iter().chain(known).any(Secret::is_hash)
+    }
+
     /// Checks the credentials of a CONNECT. `None` is a violation, whatever is wrong with them.
     #[must_use]
     pub fn identify(&self, options: &ConnectOptions) -> Option<Identity> {
@@ -102,7 +113,6 @@ impl AuthConfig {
         // A URL with only a user part carries the token in `user`.
         let token = if options.auth_token.is_empty() { &options.user } else { &options.auth_token };
         if let Some(secret) = &self.token
-            && !secret.is_hash()
             && secret.is(token)
         {
             return Some(Identity { account: AccountName::global(), user: "[REDACTED]".into() });
@@ -111,7 +121,7 @@ impl AuthConfig {
         // An unknown user costs as much as a wrong password.
         let nobody = Secret::new("no user has this name");
         let secret = known.map_or(&nobody, |user| &user.password);
-        let believed = !secret.is_hash() && secret.is(&options.pass);
+        let believed = secret.is(&options.pass);
         known.filter(|_| believed).map(|user| Identity { account: user.account.clone(), user: user.name.clone() })
     }
 }
@@ -186,11 +196,18 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_hash_is_never_compared_as_text() {
-        let hash = "$2a$11$abcdefghijklmnopqrstuv";
-        let auth = AuthConfig { users: vec![user("ann", hash, "A")], ..AuthConfig::default() };
+    fn a_hash_is_verified_and_is_not_a_password_itself() {
+        let hash = bcrypt::hash("secret", 4).unwrap();
+        let auth = AuthConfig {
+            users: vec![user("ann", &hash, "A"), user("bob", "$2a$04$damaged", "B"), user("eve", "plain", "E")],
+            ..AuthConfig::default()
+        };
 
-        assert_eq!(auth.identify(&connect("ann", hash, "")), None);
+        assert_eq!(auth.identify(&connect("ann", "secret", "")).unwrap().user, "ann");
+        assert_eq!(auth.identify(&connect("ann", "Secret", "")), None);
+        assert_eq!(auth.identify(&connect("ann", &hash, "")), None);
+        assert_eq!(auth.identify(&connect("bob", "$2a$04$damaged", "")), None);
+        assert!(auth.is_slow(&connect("ann", "secret", "")) && !auth.is_slow(&connect("eve", "plain", "")));
     }
 
     #[test]

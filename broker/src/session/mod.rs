@@ -177,7 +177,7 @@ impl Session {
                     Step::NeedMore => break,
                     Step::Pause => tokio::task::yield_now().await,
                     Step::Connect(options) => {
-                        if let Err(ending) = self.connect(*options) {
+                        if let Err(ending) = self.connect(*options).await {
                             return ending;
                         }
                     }

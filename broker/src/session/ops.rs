@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// CONNECT, the first or another one: options, credentials, account.
-    pub(super) fn connect(&mut self, options: ConnectOptions) -> Result<(), Ending> {
+    pub(super) async fn connect(&mut self, options: ConnectOptions) -> Result<(), Ending> {
         if let Some(text) = options.refusal() {
             let reason = match text {
                 "invalid client protocol" => CloseReason::BadClientProtocolVersion,
@@ -213,7 +213,7 @@ impl Session {
             };
             return Err(Ending::with(reason, text));
         }
-        let Some(identity) = self.sessions.auth().identify(&options) else {
+        let Some(identity) = self.sessions.identify(&options).await else {
             tracing::warn!(
                 "{} - cid:{} - authentication error{}",
                 self.handle.remote,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::HashMap;
-use levee_protocol::wire::{ServerInfo, encode};
+use levee_protocol::wire::{ConnectOptions, ServerInfo, encode};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
 
@@ -18,7 +18,7 @@ use crate::runtime::clock::{self, Clock};
 use crate::runtime::{net, tasks};
 use crate::session::outbound::{Delivery, Outbound};
 use crate::session::{
-    AuthConfig, CloseReason, ConnectionView, Session, SessionHandle, SessionLimits, SubscriptionView, Tally,
+    AuthConfig, CloseReason, ConnectionView, Identity, Session, SessionHandle, SessionLimits, SubscriptionView, Tally,
 };
 
 /// The sessions of a node.
@@ -26,7 +26,8 @@ pub struct Sessions {
     router: Arc<Router>,
     clock: Clock,
     limits: SessionLimits,
-    auth: AuthConfig,
+    auth: Arc<AuthConfig>,
+    hashing: tokio::sync::Semaphore,
     info: RwLock<ServerInfo>,
     other_urls: RwLock<Vec<String>>,
     alive: RwLock<HashMap<u64, Arc<SessionHandle>>>,
@@ -79,16 +80,12 @@ impl Sessions {
     ) -> Arc<Self> {
         info.max_payload = limits.max_payload as u64;
         info.auth_required = auth.is_required();
-        for user in &auth.users {
-            if user.password.is_hash() {
-                tracing::error!("user '{}': bcrypt passwords are not supported yet, so nobody can log in", user.name);
-            }
-        }
         let sessions = Arc::new(Self {
             router,
             clock,
             limits,
-            auth,
+            auth: Arc::new(auth),
+            hashing: tokio::sync::Semaphore::new(HASHING_MAX),
             info: RwLock::new(info),
             other_urls: RwLock::new(Vec::new()),
             alive: RwLock::new(HashMap::default()),
@@ -278,6 +275,16 @@ impl Sessions {
         &self.router
     }
 
+    /// Checks the credentials of a CONNECT, where it takes long on a thread for that and not for too many at once.
+    pub(crate) async fn identify(&self, options: &ConnectOptions) -> Option<Identity> {
+        if !self.auth.is_slow(options) {
+            return self.auth.identify(options);
+        }
+        let _turn = self.hashing.acquire().await.ok()?;
+        let (auth, options) = (Arc::clone(&self.auth), options.clone());
+        tokio::task::spawn_blocking(move || auth.identify(&options)).await.ok()?
+    }
+
     pub(crate) fn info_for(&self, handle: &SessionHandle) -> ServerInfo {
         let mut info = self.info.read().clone();
         info.client_id = handle.cid;
@@ -385,6 +392,8 @@ fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
+/// Password hashes that are verified at the same time.
+const HASHING_MAX: usize = 2;
 /// The first PING comes early, to measure the round trip.
 const FIRST_PING: Duration = Duration::from_secs(2);
 /// The round trip is measured again at least that often.

@@ -31,7 +31,7 @@ async fn check_closes(sent: &str, expected: &str) {
     wait_until("the session is gone", || server.sessions.connections().is_empty()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn before_connect_a_client_is_verbose_and_served_if_nobody_has_to_authenticate() {
     let server = Server::start();
     let mut client = server.dial().await;
@@ -41,7 +41,7 @@ async fn before_connect_a_client_is_verbose_and_served_if_nobody_has_to_authenti
     client.expect("+OK\r\n+OK\r\n+OK\r\n+OK\r\nPONG\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_pong_after_connect_is_followed_by_an_info_about_the_connection() {
     let server = Server::start();
     let mut client = server.dial().await;
@@ -61,7 +61,7 @@ async fn the_first_pong_after_connect_is_followed_by_an_info_about_the_connectio
     assert!(views[0].round_trip.is_some());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_that_close_and_errors_that_do_not() {
     check_closes("FOO\r\n", "-ERR 'Unknown Protocol Operation'\r\n").await;
     check_closes("PUB foo 9999999\r\n", "-ERR 'Maximum Payload Violation'\r\n").await;
@@ -85,7 +85,7 @@ async fn errors_that_close_and_errors_that_do_not() {
     check("PUB $NRG.x 1\r\nx\r\n", "-ERR 'Permissions Violation for Publish to \"$NRG.x\"'\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pedantic_client_is_told_of_invalid_subjects_and_served_nevertheless() {
     let server = Server::start();
     let mut client = server.dial().await;
@@ -94,7 +94,7 @@ async fn a_pedantic_client_is_told_of_invalid_subjects_and_served_nevertheless()
     client.expect("-ERR 'Invalid Publish Subject'\r\nMSG foo.* 1 2\r\nab\r\nPONG\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_reach_every_subscription_that_matches_literally() {
     check("SUB foo.> 1\r\nPUB foo.* 2\r\nab\r\n", "MSG foo.* 1 2\r\nab\r\n").await;
     check("SUB foo 1\r\nSUB foo 2\r\nPUB foo 0\r\n\r\n", "MSG foo 1 0\r\n\r\nMSG foo 2 0\r\n\r\n").await;
@@ -104,7 +104,7 @@ async fn messages_reach_every_subscription_that_matches_literally() {
     check("PUB a 1\r\nx\r\nSUB a 1\r\nPUB a 1\r\ny\r\nUNSUB 1\r\nPUB a 1\r\nz\r\n", "MSG a 1 1\r\ny\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_op_may_arrive_byte_by_byte() {
     let server = Server::start();
     let mut client = server.client().await;
@@ -117,7 +117,7 @@ async fn an_op_may_arrive_byte_by_byte() {
     client.expect("MSG a 1 rep 5\r\nhello\r\nPONG\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_reach_those_who_take_them_and_are_cut_for_others() {
     let server = Server::start();
     let mut with = server.client().await;
@@ -140,7 +140,7 @@ async fn headers_reach_those_who_take_them_and_are_cut_for_others() {
     without.expect_end().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsub_with_a_maximum_counts_from_the_start_of_the_subscription() {
     let publish = |text: &str| format!("PUB u 1\r\n{text}\r\n");
     let sent = |parts: &[&str]| parts.concat();
@@ -167,7 +167,7 @@ async fn unsub_with_a_maximum_counts_from_the_start_of_the_subscription() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_group_is_its_name_and_one_member_gets_each_message() {
     let server = Server::start();
     let mut one = server.client().await;
@@ -194,7 +194,7 @@ async fn a_queue_group_is_its_name_and_one_member_gets_each_message() {
     assert!(members[0] > 20 && members[1] > 20, "{members:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_without_echo_does_not_hear_itself() {
     let server = Server::start();
     let mut quiet = server.client_with(r#""echo":false"#).await;
@@ -213,7 +213,7 @@ async fn a_client_without_echo_does_not_hear_itself() {
     assert!(quiet.line().await.starts_with("MSG e "));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_reaches_nobody_is_answered_at_once() {
     let answer = "HMSG r 5 36 36\r\nNATS/1.0 503\r\nNats-Subject: none\r\n\r\n\r\n";
     check("SUB r 5\r\nPUB none r 0\r\n\r\n", answer).await;
@@ -223,7 +223,7 @@ async fn a_request_that_reaches_nobody_is_answered_at_once() {
     check("SUB r 5\r\nSUB none 6\r\nPUB none r 0\r\n\r\n", "MSG none 6 r 0\r\n\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reply_of_another_client_is_not_where_no_responders_goes() {
     let server = Server::start();
     let mut asking = server.client().await;
@@ -237,7 +237,7 @@ async fn the_reply_of_another_client_is_not_where_no_responders_goes() {
     other.expect_nothing().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_right_credentials_get_in() {
     let auth = AuthConfig {
         users: vec![User {
@@ -273,7 +273,7 @@ async fn only_the_right_credentials_get_in() {
     ann.expect_nothing().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_authenticate_in_time_is_closed() {
     let auth = AuthConfig { token: Some(Secret::new("t0k")), ..AuthConfig::default() };
     let limits = SessionLimits { auth_timeout: Duration::from_millis(60), ..SessionLimits::default() };
@@ -286,7 +286,7 @@ async fn who_does_not_authenticate_in_time_is_closed() {
     good.expect_nothing().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_answer_pings_is_stale() {
     let limits =
         SessionLimits { ping_interval: Duration::from_millis(60), ping_max: 2, ..SessionLimits::default() };
@@ -300,7 +300,7 @@ async fn a_client_that_does_not_answer_pings_is_stale() {
     assert_eq!(server.sessions.closed_connections()[0].reason, Some("Stale Connection"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_answers_pings_stays() {
     let limits =
         SessionLimits { ping_interval: Duration::from_millis(30), ping_max: 1, ..SessionLimits::default() };
@@ -314,7 +314,7 @@ async fn a_client_that_answers_pings_stays() {
     assert!(server.sessions.connections()[0].round_trip.is_some());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_of_connections_and_subscriptions_hold() {
     let limits = SessionLimits {
         max_connections: 1,
@@ -341,7 +341,7 @@ async fn limits_of_connections_and_subscriptions_hold() {
     server.client().await.expect_nothing().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_never_reads_is_cut_off_and_hurts_nobody_else() {
     let limits = SessionLimits { max_pending: 4 << 20, ..SessionLimits::default() };
     let server = Server::with(limits, AuthConfig::default());
@@ -363,7 +363,7 @@ async fn a_subscriber_that_never_reads_is_cut_off_and_hurts_nobody_else() {
     publisher.expect_nothing().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_one_publisher_arrive_complete_and_in_order() {
     let server = Server::start();
     let mut subscriber = server.client().await;
@@ -393,7 +393,7 @@ async fn messages_of_one_publisher_arrive_complete_and_in_order() {
     assert_eq!(server.sessions.subscriptions(None)[0].msgs, count);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_messages_pass_in_both_buffers() {
     let server = Server::start();
     let mut client = server.client().await;
@@ -404,7 +404,7 @@ async fn large_messages_pass_in_both_buffers() {
     client.expect(&format!("MSG big 1 {}\r\n{body}\r\nPONG\r\n", body.len())).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_hear_of_other_nodes_and_of_lame_duck_mode() {
     let server = Server::start();
     let mut old = server.client().await;
@@ -423,7 +423,7 @@ async fn clients_hear_of_other_nodes_and_of_lame_duck_mode() {
     old.expect_end().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_nodes_own_messages_go_to_an_inbox_under_their_own_subject() {
     let server = Server::start();
     let mut client = server.client().await;
@@ -502,7 +502,7 @@ impl Sink for Ingest {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sinks_get_what_one_read_held_in_one_batch_before_the_pong() {
     let server = Server::start();
     let captured = Arc::new(Captured::default());
@@ -520,7 +520,7 @@ async fn sinks_get_what_one_read_held_in_one_batch_before_the_pong() {
     assert!(captured.batches.load(Ordering::Relaxed) < 20, "{:?}", captured.batches);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_counts_as_responder_and_its_client_is_not_told_503() {
     let server = Server::start();
     server.router.attach_services(Arc::new(Ingest(Arc::default())));
@@ -532,7 +532,7 @@ async fn a_stream_counts_as_responder_and_its_client_is_not_told_503() {
     assert!(client.line().await.starts_with("HMSG r 1 "));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_sink_stops_the_reading_of_that_client_only() {
     let server = Server::start();
     let captured = Arc::new(Captured::default());
@@ -554,7 +554,7 @@ async fn a_full_sink_stops_the_reading_of_that_client_only() {
     assert_eq!(captured.seen.lock()[2].2, "2");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscriptions_of_clients_that_left_are_gone() {
     let server = Server::start();
     let mut client = server.client().await;
@@ -569,7 +569,7 @@ async fn subscriptions_of_clients_that_left_are_gone() {
     assert_eq!(server.router.accounts()[0].1, 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_can_close_one_connection() {
     let server = Server::start();
     let mut one = server.client().await;

@@ -1,6 +1,7 @@
 //! Status messages of consumers, with the texts of NATS. Clients compare some of them word by word.
 
 use bytes::Bytes;
+use levee_protocol::api::pull::MalformedPull;
 
 use crate::consumer::settle::Position;
 
@@ -54,6 +55,12 @@ impl Notice {
     #[must_use]
     pub fn bad_request(to: Bytes, why: &str) -> Self {
         Self::status(to, 400, &format!("Bad Request - {why}"))
+    }
+
+    /// A pull request that does not parse.
+    #[must_use]
+    pub fn malformed(to: Bytes, why: &MalformedPull) -> Self {
+        Self::status(to, 400, &why.to_string())
     }
 
     /// A pull request above a limit of the consumer; `limit` as in `MaxRequestBatch of 7`.

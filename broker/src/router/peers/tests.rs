@@ -34,7 +34,16 @@ impl Node {
 
     fn at(listen: SocketAddr, id: u64, name: &str, cluster: &str, routes: &[SocketAddr]) -> Self {
         let server = Server::start();
-        let listener = net::listen(listen).unwrap();
+        // The port of a node that was just dropped is free as soon as its tasks have noticed.
+        let mut tries = 0;
+        let listener = loop {
+            match net::listen(listen) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(tries < 200, "{listen}: {error}"),
+            }
+            tries += 1;
+            std::thread::sleep(Duration::from_millis(10));
+        };
         let address = listener.local_addr().unwrap();
         let peers = Peers::new(
             Arc::clone(&server.router),
@@ -105,7 +114,7 @@ async fn subscriber(node: &Node, lines: &str) -> Client {
     client
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_go_where_somebody_wants_them() {
     let [one, two, three] = trio().await;
     let mut here = subscriber(&one, "SUB a.* 1\r\n").await;
@@ -130,7 +139,7 @@ async fn messages_go_where_somebody_wants_them() {
     assert_eq!(sent(&one), [0, 0], "one hop only");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interest_that_is_gone_stops_the_messages() {
     let (one, two) = pair().await;
     let mut there = subscriber(&two, "SUB a 1\r\nSUB a 2\r\n").await;
@@ -145,7 +154,7 @@ async fn interest_that_is_gone_stops_the_messages() {
     wait_until("interest is gone", || !one.has_interest("a")).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_comes_late_learns_what_everybody_wants() {
     let one = Node::start(1, &[]);
     let _there = subscriber(&one, "SUB early.* g 1\r\nSUB early.x 2\r\n").await;
@@ -156,7 +165,7 @@ async fn a_node_that_comes_late_learns_what_everybody_wants() {
     wait_until("it is listed", || late.peers.peers().first().is_some_and(|peer| peer.subscriptions == 2)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_group_delivers_once_in_the_cluster_and_prefers_the_own_node() {
     let [one, two, three] = trio().await;
     let mut near = subscriber(&one, "SUB q g 1\r\n").await;
@@ -188,7 +197,7 @@ async fn a_queue_group_delivers_once_in_the_cluster_and_prefers_the_own_node() {
     assert!(received(&two, "1") > 40 && received(&three, "1") > 40);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn request_and_reply_work_at_once_and_nobody_is_told_of_elsewhere() {
     let (one, two) = pair().await;
     let mut responder = subscriber(&two, "SUB svc g 1\r\n").await;
@@ -210,7 +219,7 @@ async fn request_and_reply_work_at_once_and_nobody_is_told_of_elsewhere() {
     requestor.expect("HMSG r r 35 35\r\nNATS/1.0 503\r\nNats-Subject: svc\r\n\r\n\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_nodes_own_messages_cross_nodes_under_their_own_subject() {
     let (one, two) = pair().await;
     let mut client = subscriber(&two, "SUB _INBOX.a.* 1\r\n").await;
@@ -222,7 +231,7 @@ async fn the_nodes_own_messages_cross_nodes_under_their_own_subject() {
     client.expect("MSG orders.eu 1 ack 3\r\npay\r\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_messages_cross_in_order_and_complete() {
     let (one, two) = pair().await;
     let mut client = subscriber(&two, "SUB n.> 1\r\n").await;
@@ -246,7 +255,7 @@ async fn many_messages_cross_in_order_and_complete() {
     assert_eq!(one.peers.peers()[0].dropped, 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_do_not_meet_across_nodes_either() {
     let (one, two) = pair().await;
     let _client = subscriber(&two, "SUB a 1\r\n").await;
@@ -258,7 +267,7 @@ async fn accounts_do_not_meet_across_nodes_either() {
     assert_eq!(one.server.router.send_one(&other, b"a", MessageRef { subject: b"a", ..MessageRef::default() }), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_node_takes_its_interest_along_and_brings_it_back() {
     let one = Node::start(1, &[]);
     let two = Node::start(2, &[one.address]);
@@ -279,7 +288,7 @@ async fn a_lost_node_takes_its_interest_along_and_brings_it_back() {
     assert_eq!(events.recv().await.unwrap(), PeerEvent::Up(NodeId(2)));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forwards_arrive_in_order_and_calls_are_answered() {
     let (one, two) = pair().await;
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -321,7 +330,7 @@ async fn forwards_arrive_in_order_and_calls_are_answered() {
     assert_eq!(tokio::join!(lost, stop).0, Err(CallError::Gone));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_told_of_all_nodes() {
     let one = Node::start(1, &[]);
     let mut client = one.server.dial().await;
@@ -336,7 +345,7 @@ async fn clients_are_told_of_all_nodes() {
     assert!(info.contains(&expected), "{info}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_node_tells_of_itself_reaches_its_peers() {
     let (one, two) = pair().await;
     let mut events = one.peers.events();
@@ -358,7 +367,7 @@ async fn refusal(node: &Node, events: &mut tokio::sync::broadcast::Receiver<Peer
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_do_not_belong_are_refused_with_a_reason() {
     let one = Node::start(1, &[]);
     one.peers.set_cluster_uid("u1");
@@ -383,7 +392,7 @@ async fn nodes_that_do_not_belong_are_refused_with_a_reason() {
     assert!(one.knows(&[6]));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_route_to_itself_is_silently_ignored() {
     let one = Node::start(1, &[]);
     let mut events = one.peers.events();
@@ -394,7 +403,7 @@ async fn a_route_to_itself_is_silently_ignored() {
     assert_eq!(events.recv().await.unwrap(), PeerEvent::Up(NodeId(2)));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_on_the_cluster_port_are_turned_away() {
     let (one, two) = pair().await;
 
@@ -411,7 +420,7 @@ async fn strangers_on_the_cluster_port_are_turned_away() {
     assert!(one.knows(&[2]) && two.knows(&[1]));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_from_a_peer_ends_its_link_and_harms_nothing() {
     let (one, two) = pair().await;
     let mut events = one.peers.events();

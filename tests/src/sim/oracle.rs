@@ -1,0 +1,286 @@
+//! What was promised, and whether it is kept: every replica applies the same commands with the same outcome, the
+//! outcome is the model's, and an answer that a client got is the outcome of a committed command.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use levee_broker_core::stream::{Outcome, PublishReply, Reply, StreamMachine};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::{NodeId, Seq};
+use levee_protocol::record::Record;
+use levee_raft::CommittedEntry;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+
+use super::model::{Expected, Model, Totals, Verdict};
+use super::trace::Trace;
+
+/// How often the whole state is compared, in log entries. Counters are compared after every entry.
+const ROWS_EVERY: u64 = 16;
+
+/// One application of one entry on one node.
+pub struct Seen<'a> {
+    /// Where.
+    pub node: NodeId,
+    /// In which life of the node.
+    pub incarnation: u64,
+    /// The entry.
+    pub entry: &'a CommittedEntry,
+    /// What it says.
+    pub command: &'a StreamCommand,
+}
+
+/// Collects what replicas do and what clients are told.
+pub struct Oracle {
+    trace: Arc<Trace>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<u64, Entry>,
+    model: Model,
+    /// Digests of the whole state after some entries.
+    rows: BTreeMap<u64, u64>,
+    /// Where each node stands: incarnation and last applied index.
+    nodes: BTreeMap<NodeId, (u64, u64)>,
+    acknowledged: u64,
+    highest_acknowledged: u64,
+    violations: Vec<String>,
+}
+
+/// What a committed command led to, on whichever node was first.
+struct Entry {
+    raft_term: u64,
+    payload: u64,
+    reply: Reply,
+    changes: String,
+    totals: Totals,
+}
+
+impl Oracle {
+    /// An oracle that has seen nothing.
+    #[must_use]
+    pub fn new(trace: Arc<Trace>) -> Self {
+        Self { trace, state: Mutex::default() }
+    }
+
+    /// Something was promised and is not so.
+    pub fn violated(&self, what: String) {
+        self.trace.note(format_args!("VIOLATION {what}"));
+        self.state.lock().violations.push(what);
+    }
+
+    /// The first broken promise.
+    #[must_use]
+    pub fn violation(&self) -> Option<String> {
+        self.state.lock().violations.first().cloned()
+    }
+
+    /// The stream as it must be.
+    pub fn model(&self) -> MappedMutexGuard<'_, Model> {
+        MutexGuard::map(self.state.lock(), |state| &mut state.model)
+    }
+
+    /// The last index that was applied anywhere.
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.state.lock().entries.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// How many answers clients got, and the highest log index among them.
+    #[must_use]
+    pub fn acknowledged(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.acknowledged, state.highest_acknowledged)
+    }
+
+    /// How many commands were committed.
+    #[must_use]
+    pub fn committed(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    /// A replica applied an entry.
+    pub fn applied(&self, seen: &Seen<'_>, outcome: &Outcome, machine: &StreamMachine) {
+        let (node, index) = (seen.node, seen.entry.index);
+        let payload = hash(&seen.entry.payload);
+        let totals = totals(machine);
+        self.trace.note(format_args!(
+            "{node}.{} applied {index} of term {} ({payload:016x}), {} to {}",
+            seen.incarnation, seen.entry.raft_term, totals.first, totals.last
+        ));
+        let problem = self.state.lock().applied(seen, payload, outcome, machine, totals).err();
+        if let Some(problem) = problem {
+            self.violated(format!("{node}, entry {index}: {problem}"));
+        }
+    }
+
+    /// A snapshot replaced a replica's state.
+    pub fn reloaded(&self, node: NodeId, incarnation: u64, machine: &StreamMachine) {
+        let totals = totals(machine);
+        self.trace.note(format_args!("{node}.{incarnation} loaded a snapshot, {} to {}", totals.first, totals.last));
+        self.state.lock().nodes.remove(&node);
+    }
+
+    /// A live message was read from a replica's store. Only ones that were committed by then can be live anywhere.
+    pub fn read_back(&self, node: NodeId, seq: Seq, read: Result<Option<Record>, levee_storage::Error>) {
+        let problem = match read {
+            Err(error) => Some(format!("live message {seq} does not read: {error}")),
+            Ok(None) => Some(format!("live message {seq} is not there")),
+            Ok(Some(record)) => {
+                let word = super::model::first_word(&record.payload);
+                let stored = self.state.lock().model.stored(&word);
+                (stored != Some(seq.0)).then(|| {
+                    let word = String::from_utf8_lossy(&word).into_owned();
+                    format!("reading {seq} returned {word}, which was stored as {stored:?}")
+                })
+            }
+        };
+        if let Some(problem) = problem {
+            self.violated(format!("{node}: {problem}"));
+        }
+    }
+
+    /// A client got an answer: it must be the outcome of exactly what the client sent, at the index it was told.
+    pub fn acknowledged_at(&self, index: u64, sent: &Bytes, reply: &Reply) {
+        let problem = {
+            let mut state = self.state.lock();
+            state.acknowledged += 1;
+            state.highest_acknowledged = state.highest_acknowledged.max(index);
+            match state.entries.get(&index) {
+                None => Some("nobody has applied it".to_owned()),
+                Some(entry) if entry.payload != hash(sent) => Some("it holds something else".to_owned()),
+                Some(entry) if entry.reply != *reply => {
+                    Some(format!("the client was told {reply:?}, applying it gave {:?}", entry.reply))
+                }
+                Some(_) => None,
+            }
+        };
+        if let Some(problem) = problem {
+            self.violated(format!("acknowledged entry {index}: {problem}"));
+        }
+    }
+}
+
+impl State {
+    fn applied(
+        &mut self,
+        seen: &Seen<'_>,
+        payload: u64,
+        outcome: &Outcome,
+        machine: &StreamMachine,
+        totals: Totals,
+    ) -> Result<(), String> {
+        let index = seen.entry.index;
+        if let Some((incarnation, before)) = self.nodes.insert(seen.node, (seen.incarnation, index))
+            && incarnation == seen.incarnation
+        {
+            let next = self.entries.range(before + 1..).next().map(|(index, _)| *index);
+            if index <= before || next.is_some_and(|next| next < index) {
+                return Err(format!("it was applied after {before}, and {next:?} comes next"));
+            }
+        }
+        let changes = format!("{:?}", outcome.changes);
+        match self.entries.get(&index) {
+            None => self.first(seen, payload, outcome, changes, machine, totals)?,
+            Some(known) if known.payload != payload || known.raft_term != seen.entry.raft_term => {
+                return Err(format!("another entry, of term {}, was applied there before", known.raft_term));
+            }
+            Some(known) if known.reply != outcome.reply || known.changes != changes => {
+                return Err(format!(
+                    "the outcome was {:?} with {}, and is {:?} with {changes}",
+                    known.reply, known.changes, outcome.reply
+                ));
+            }
+            Some(known) if known.totals != totals => {
+                return Err(format!("the stream had {:?} before, and has {totals:?}", known.totals));
+            }
+            Some(_) => {}
+        }
+        if index.is_multiple_of(ROWS_EVERY) {
+            let digest = rows(machine);
+            let known = *self.rows.entry(index).or_insert(digest);
+            if known != digest {
+                return Err("the state is not what it was on another replica, or in another life".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody has applied this entry before: the model goes first.
+    fn first(
+        &mut self,
+        seen: &Seen<'_>,
+        payload: u64,
+        outcome: &Outcome,
+        changes: String,
+        machine: &StreamMachine,
+        totals: Totals,
+    ) -> Result<(), String> {
+        let index = seen.entry.index;
+        if let Some((last, entry)) = self.entries.last_key_value() {
+            if *last > index {
+                return Err(format!("it was not applied when {last} was"));
+            }
+            if entry.raft_term > seen.entry.raft_term {
+                return Err(format!("its term {} is below that of {last}", seen.entry.raft_term));
+            }
+        }
+        let expected = self.model.apply(seen.command, machine.clock());
+        let reply = outcome.reply.clone();
+        let entry = Entry { raft_term: seen.entry.raft_term, payload, reply, changes, totals };
+        self.entries.insert(index, entry);
+        let expected = expected?;
+        if !is_as_expected(&expected, &outcome.reply) {
+            return Err(format!("the model expects {expected:?}, and the answer is {:?}", outcome.reply));
+        }
+        if self.model.totals() != totals {
+            return Err(format!("the model has {:?}, and the stream {totals:?}", self.model.totals()));
+        }
+        Ok(())
+    }
+}
+
+fn is_as_expected(expected: &Expected, reply: &Reply) -> bool {
+    match (expected, reply) {
+        (Expected::Anything, _)
+        | (Expected::Configured, Reply::Configured)
+        | (Expected::Deleted, Reply::Deleted)
+        | (Expected::Refused, Reply::Rejected(_)) => true,
+        (Expected::Purged(expected), Reply::Purged(count)) => expected == count,
+        (Expected::Publish(expected), Reply::Publish(replies)) => {
+            let verdicts = replies.iter().map(|reply| match reply {
+                PublishReply::Stored { seq } => Verdict::Stored(seq.0),
+                PublishReply::Duplicate { seq } => Verdict::Duplicate(seq.0),
+                PublishReply::Rejected(_) => Verdict::Refused,
+            });
+            expected.iter().copied().eq(verdicts)
+        }
+        _ => false,
+    }
+}
+
+/// The counters of a replica.
+#[must_use]
+pub fn totals(machine: &StreamMachine) -> Totals {
+    let state = machine.state();
+    Totals { messages: state.messages, bytes: state.bytes, first: state.first_seq.0, last: state.last_seq.0 }
+}
+
+/// A digest of the whole replicated state.
+#[must_use]
+pub fn rows(machine: &StreamMachine) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for row in machine.all_rows() {
+        (row.kind as u8, row.key, row.value).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
