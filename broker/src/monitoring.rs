@@ -245,7 +245,7 @@ fn meta_facts(jetstream: &JetStream) -> Option<MetaFacts> {
                     "name": jetstream.node_name(replica.node),
                     "current": replica.lag == 0,
                     "offline": !jetstream.peers().is_connected(replica.node),
-                    "active": replica.last_ack.map_or(0, |age| age.as_nanos() as u64),
+                    "active": replica.silent_for.map_or(0, |age| age.as_nanos() as u64),
                     "lag": replica.lag,
                     "peer": stream_info::peer_id(replica.node),
                 })

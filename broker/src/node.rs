@@ -563,7 +563,7 @@ fn server_info(
         jetstream,
         cluster: cluster.unwrap_or_default().to_owned(),
         domain: config.jetstream.as_ref().and_then(|js| js.domain.clone()).unwrap_or_default(),
-        api_level: levee_protocol::api::level::API_LEVEL,
+        api_level: u64::from(levee_protocol::api::level::API_LEVEL),
         levee: LEVEE_VERSION.to_owned(),
         ..ServerInfo::default()
     }

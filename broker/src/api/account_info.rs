@@ -17,7 +17,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let mut account = AccountInfo {
         limits: AccountLimits::default(),
         domain: cx.jetstream.domain().to_owned(),
-        api: ApiStats { level: level::SERVER_LEVEL, total, errors, ..ApiStats::default() },
+        api: ApiStats { level: level::API_LEVEL, total, errors, ..ApiStats::default() },
         ..AccountInfo::default()
     };
     for info in infos.values() {

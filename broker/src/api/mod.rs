@@ -8,7 +8,7 @@
 mod account_info;
 mod consumer_create;
 mod consumer_delete;
-mod consumer_info;
+pub(crate) mod consumer_info;
 mod consumer_list;
 mod consumer_next;
 mod consumer_pause;

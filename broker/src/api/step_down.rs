@@ -33,7 +33,7 @@ async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
     let here = cx.jetstream.node();
     let candidates: Vec<NodeId> =
         status.voters.iter().copied().filter(|node| *node != here && cx.jetstream.peers().is_connected(*node)).collect();
-    let preferred = request.placement.and_then(|placement| placement.preferred).filter(|name| !name.is_empty());
+    let preferred = request.placement.map(|placement| placement.preferred).filter(|name| !name.is_empty());
     let target = match preferred {
         Some(name) if name == cx.jetstream.identity().name => {
             return Err(ApiError::no_suitable_peers(format!("preferred server {name:?} is already leader")));

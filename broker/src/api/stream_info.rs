@@ -36,7 +36,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     info.config = info.config.shown();
 
     if request.deleted_details {
-        info.state.deleted = led.replica.read(|machine, _| machine.deleted().map(|seq| seq.0).collect());
+        info.state.deleted = led.replica.read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
     }
     let (mut total, mut limit) = (0, 0);
     let offset = usize::try_from(request.offset).unwrap_or(0);
@@ -103,14 +103,14 @@ fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
         .filter(|follower| follower.node != jetstream.node())
         .map(|follower| {
             let online = jetstream.peers().is_connected(follower.node);
-            let lag = status.last_index.saturating_sub(follower.matched.unwrap_or(0));
             PeerInfo {
                 name: jetstream.node_name(follower.node),
-                current: online && follower.matched.is_some_and(|matched| matched >= status.committed),
+                current: online && follower.matched >= status.committed,
                 offline: !online,
-                active: follower.last_ack.map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
-                lag,
+                active: follower.silent_for.map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+                lag: follower.lag,
                 peer: peer_id(follower.node),
+                pending: false,
             }
         })
         .collect();

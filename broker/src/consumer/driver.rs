@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use levee_broker_core::consumer::{Advisory, Closed, Confirm, Delivery, Dispatch, Notice, Step};
 use levee_broker_core::stream::{Event, ReadFailed};
-use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest};
+use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest, RetentionPolicy};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::{AccountName, ConsumerName};
 use levee_protocol::time::{Nanos, Timestamp};
@@ -229,7 +229,9 @@ impl Driver {
             }
             Ok(Turn::More)
         });
-        let urgent = replica.read(|machine, _| machine.acks_remove());
+        let urgent = replica.read(|machine, _| {
+            machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
+        });
         progress.report(dispatch.take_progress(), confirmations, urgent);
         turn
     }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use levee_protocol::command::progress::{ConsumerProgress, Progress};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::AccountName;
-use levee_raft::PayloadKind;
+use levee_raft::{ProposeError, Reply};
+use levee_storage::kind::INLINE;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -24,6 +26,9 @@ use crate::stream::Replica;
 const FOLD_INTERVAL: Duration = Duration::from_millis(5);
 /// Entries on their way at one time.
 const IN_FLIGHT_MAX: usize = 4;
+
+/// Acks to confirm, and what became of the entry that they wait for.
+type Confirmations = (Vec<Bytes>, Result<(u64, Reply), ProposeError>);
 
 /// What consumers reported and the log has not got yet.
 pub struct Collector {
@@ -64,13 +69,12 @@ impl Collector {
     /// Proposes and confirms until dropped.
     pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let account = replica.assignment().account.clone();
-        let mut in_flight = FuturesOrdered::new();
+        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Confirmations>>::new();
         loop {
             let has_room = in_flight.len() < IN_FLIGHT_MAX;
             tokio::select! {
                 biased;
                 Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    let outcome: Result<_, levee_raft::ProposeError> = outcome;
                     // A proposal that failed confirms nothing: the client acks again, to whoever leads then.
                     if outcome.is_ok() {
                         confirm(&router, &account, &confirmations);
@@ -84,10 +88,11 @@ impl Collector {
                     if pending.consumers.is_empty() && pending.confirmations.is_empty() {
                         continue;
                     }
-                    let progress = Progress { now: clock.now(), consumers: pending.consumers };
-                    let entry = StreamCommand::Progress(progress).encode();
-                    let proposal = replica.group().propose(PayloadKind::Inline, entry);
-                    in_flight.push_back(async move { (pending.confirmations, proposal.await) });
+                    let progress = Progress { now: replica.now(&clock), consumers: pending.consumers };
+                    let entry = StreamCommand::Progress(progress).encode().into_bytes();
+                    let proposal = replica.group().propose(INLINE, entry);
+                    let confirmations = pending.confirmations;
+                    in_flight.push_back(Box::pin(async move { (confirmations, proposal.await) }));
                 }
             }
         }

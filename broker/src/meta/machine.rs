@@ -32,7 +32,7 @@ pub fn load(storage: &Storage) -> Result<MetaMachine, Error> {
 
 impl ReplicatedMachine for Machine {
     fn apply(&mut self, entry: CommittedEntry) -> Result<Reply, Error> {
-        let command = MetaCommand::decode(entry.payload)
+        let command = MetaCommand::decode(&entry.payload)
             .map_err(|error| Error::Corrupt(format!("meta log entry {}: {error}", entry.index)))?;
         Ok(Box::new(self.meta.machine.write().apply(entry.index, &command)))
     }

@@ -14,8 +14,9 @@ use std::sync::{Arc, OnceLock};
 use levee_broker_core::meta::{MetaMachine, MetaReply};
 use levee_protocol::command::MetaCommand;
 use levee_protocol::ids::GroupId;
-use levee_raft::{Group, PayloadKind, ProposeError};
+use levee_raft::{Group, ProposeError};
 use levee_storage::Storage;
+use levee_storage::kind::INLINE;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -65,7 +66,7 @@ impl Meta {
     /// Has the group decide something. Fails on every node but the leader.
     pub async fn propose(&self, command: &MetaCommand) -> Result<MetaReply, ProposeError> {
         let group = self.group.get().ok_or(ProposeError::NotLeader { leader: None })?;
-        let (_, reply) = group.propose(PayloadKind::Inline, command.encode()).await?;
+        let (_, reply) = group.propose(INLINE, command.encode().into_bytes()).await?;
         Ok(*reply.downcast::<MetaReply>().expect("the meta machine answers with a MetaReply"))
     }
 }

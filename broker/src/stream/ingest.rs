@@ -16,12 +16,14 @@ use levee_protocol::api::{ApiError, PubAck};
 use levee_protocol::ids::AccountName;
 use levee_protocol::record::BlockBuilder;
 use levee_protocol::wire::headers;
-use levee_raft::{Group, PayloadKind, ProposeError};
+use levee_raft::ProposeError;
+use levee_storage::kind::BLOCK;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::router::{Inbound, MessageRef, Router};
 use crate::runtime::clock::Clock;
+use crate::stream::Replica;
 
 /// Proposals of one stream that may wait for their sync and majority at the same time. One measured 657k
 /// messages a second on three in-process nodes, two and more 760k to 1.1M.
@@ -95,7 +97,7 @@ impl Ingest {
     }
 
     /// Proposes and answers until the group stops or this is dropped.
-    pub async fn run(self: Arc<Self>, stream: PubAckStream, group: Group, router: Arc<Router>, clock: Clock) {
+    pub async fn run(self: Arc<Self>, stream: PubAckStream, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let mut in_flight = FuturesOrdered::new();
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
@@ -111,8 +113,8 @@ impl Ingest {
                         );
                     }
                 }
-                let block = block.finish(clock.now());
-                let proposal = group.propose(PayloadKind::Block, block.as_bytes().clone());
+                let block = block.finish(replica.now(&clock));
+                let proposal = replica.group().propose(BLOCK, block.as_bytes().clone());
                 in_flight.push_back(async move { (batches, proposal.await) });
             }
             tokio::select! {
@@ -209,9 +211,7 @@ impl PubAckStream {
 
 fn replies_of(outcome: Result<(u64, levee_raft::Reply), ProposeError>) -> Result<Vec<PublishReply>, Refused> {
     let (_, reply) = outcome.map_err(|error| match error {
-        ProposeError::Storage(error) if error.is_disk_full() => {
-            Refused::With(ApiError::insufficient_resources())
-        }
+        ProposeError::NoRoom => Refused::With(ApiError::insufficient_resources()),
         _ => Refused::Silently,
     })?;
     match reply.downcast::<Reply>().map(|reply| *reply) {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use levee_broker_core::stream::{Event, Reply};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
-use levee_raft::{PayloadKind, ProposeError};
+use levee_raft::ProposeError;
+use levee_storage::kind::INLINE;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
@@ -75,7 +76,6 @@ impl Leader {
             assignment_changed: Arc::new(Notify::new()),
             tasks: tasks::Scope::default(),
         });
-        let group = replica.group().clone();
         let acks = PubAckStream {
             name: replica.assignment().config.name.clone(),
             domain: jetstream.domain().to_owned(),
@@ -84,7 +84,7 @@ impl Leader {
             "stream ingest",
             Arc::clone(&leader.ingest).run(
                 acks,
-                group,
+                Arc::clone(replica),
                 Arc::clone(jetstream.router()),
                 jetstream.clock().clone(),
             ),
@@ -193,7 +193,7 @@ impl Leader {
 impl Replica {
     /// Has the stream's group decide something. Fails on every node but the leader.
     pub async fn propose(&self, command: &StreamCommand) -> Result<Reply, ProposeError> {
-        let (_, reply) = self.group().propose(PayloadKind::Inline, command.encode()).await?;
+        let (_, reply) = self.group().propose(INLINE, command.encode().into_bytes()).await?;
         Ok(*reply.downcast::<Reply>().expect("a stream machine answers with a Reply"))
     }
 }
@@ -206,7 +206,7 @@ async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<No
         let adopted = replica.read(|machine, _| machine.config() == Some(&assignment.config));
         if !adopted {
             let command = StreamCommand::Configure {
-                now: jetstream.clock().now(),
+                now: replica.now(jetstream.clock()),
                 created: assignment.created,
                 config: Box::new(assignment.config.clone()),
             };

@@ -39,13 +39,11 @@ pub fn read_rows(storage: &Storage, group: GroupId) -> Result<Vec<StateRow>, Err
     let mut rows = Vec::new();
     let mut unknown = None;
     storage.state_rows(group, &mut |kind, key, value| match RowKind::from_number(kind) {
-        Some(kind) => rows.push(StateRow { kind, key: key.to_vec(), value: Some(value.to_vec()) }),
-        None => unknown = Some(kind),
+        Ok(kind) => rows.push(StateRow { kind, key: key.to_vec(), value: Some(value.to_vec()) }),
+        Err(error) => unknown = Some(error),
     })?;
     match unknown {
-        Some(kind) => Err(Error::Corrupt(format!(
-            "state of group {group} has rows of unknown kind {kind}; the directory may be from a newer release"
-        ))),
+        Some(error) => Err(Error::Corrupt(format!("state of group {group}: {error}"))),
         None => Ok(rows),
     }
 }
@@ -54,8 +52,8 @@ pub fn read_rows(storage: &Storage, group: GroupId) -> Result<Vec<StateRow>, Err
 pub fn write_rows(batch: &mut Batch, group: GroupId, rows: Vec<StateRow>) {
     for row in rows {
         match row.value {
-            Some(value) => batch.put_state(group, row.kind.number(), &row.key, &value),
-            None => batch.delete_state(group, row.kind.number(), &row.key),
+            Some(value) => batch.put_state(group, row.kind as u8, &row.key, &value),
+            None => batch.delete_state(group, row.kind as u8, &row.key),
         }
     }
 }
@@ -78,7 +76,7 @@ impl ReplicatedMachine for Machine {
                     };
                     replica.messages.stored(entry.index, block, first_seq, &holes);
                 }
-                Change::Removed { first, last } => replica.messages.removed(first, last),
+                Change::Removed { first, last } => replica.messages.removed(first, last)?,
             }
         }
         drop(machine);

@@ -3,6 +3,7 @@
 //! [`Replica`] ties the pure rules (`broker-core`) to their messages (`storage`) and their log (`raft`).
 //! [`Leader`] is built when leadership is gained and dropped when it is lost; nothing asks "do I lead?" twice.
 
+pub mod directory;
 pub mod forward;
 pub mod ingest;
 pub mod leader;
@@ -22,6 +23,8 @@ use levee_protocol::time::Timestamp;
 use levee_raft::Group;
 use levee_storage::{MessageStore, Storage};
 use parking_lot::{Mutex, RwLock};
+
+use crate::runtime::clock::Clock;
 
 pub use leader::Leader;
 
@@ -94,6 +97,13 @@ impl Replica {
             self.events.lock().clear();
         }
         self.leader.store(leader);
+    }
+
+    /// The time to stamp on a command: now, but never before what the stream has seen already, whatever happened to
+    /// this node's clock or to that of the leader before it.
+    #[must_use]
+    pub fn now(&self, clock: &Clock) -> Timestamp {
+        clock.now().max(self.machine.read().clock())
     }
 
     /// Looks at the machine and the stored messages in one consistent moment.

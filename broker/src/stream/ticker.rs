@@ -32,7 +32,7 @@ pub async fn run(replica: Arc<Replica>, clock: Clock, changed: Arc<Notify>) {
         let now = clock.now();
         if replica.read(|machine, _| machine.next_tick()).is_some_and(|due| due <= now) {
             // A refusal means that leadership is going; the next leader ticks.
-            let _ = replica.propose(&StreamCommand::Tick { now }).await;
+            let _ = replica.propose(&StreamCommand::Tick { now: replica.now(&clock) }).await;
         }
     }
 }
