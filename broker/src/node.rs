@@ -71,7 +71,6 @@ pub struct Node {
     sessions: Arc<Sessions>,
     peers: Arc<Peers>,
     jetstream: Option<Arc<JetStream>>,
-    transport: Option<Arc<GrpcTransport>>,
     accepting: tasks::Stop,
     stop: tasks::Stop,
     grace: Duration,
@@ -214,7 +213,6 @@ impl Node {
             sessions,
             peers,
             jetstream,
-            transport: Some(transport),
             accepting,
             stop,
             grace: config.lame_duck_grace_period,
@@ -258,7 +256,6 @@ impl Node {
             let _ = tokio::time::timeout(STOP_PATIENCE, jetstream.shutdown()).await;
         }
         self.peers.stop();
-        drop(self.transport.as_ref());
         self.tasks.stop();
     }
 }

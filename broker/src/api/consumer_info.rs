@@ -17,7 +17,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
 
 /// What is known of a consumer on the node that leads it. Metadata is as stored.
 #[must_use]
-pub fn of(jetstream: &JetStream, led: &Led, name: &ConsumerName) -> Option<ConsumerInfo> {
+pub(crate) fn of(jetstream: &JetStream, led: &Led, name: &ConsumerName) -> Option<ConsumerInfo> {
     let driver = led.leader.driver(name)?;
     let mut info = driver.info(jetstream, &led.replica)?;
     info.cluster = stream_info::cluster_info(jetstream, &led.replica);

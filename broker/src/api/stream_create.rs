@@ -14,7 +14,7 @@ use crate::api::context::{Answer, Context};
 use crate::api::stream_info;
 
 /// Reads and checks the configuration in a create or update request.
-pub fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
+pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
     let request: StreamConfigRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
     let mut config = request.config;
     config.check_subject_name(cx.request.stream)?;

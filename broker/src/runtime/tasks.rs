@@ -28,6 +28,16 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
+/// Runs blocking work away from the tasks. `name` is what it does, for the log.
+pub fn spawn_blocking(name: &'static str, work: impl FnOnce() + Send + 'static) {
+    tokio::task::spawn_blocking(move || {
+        // The panic hook has logged what and where; this says which work was lost.
+        if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+            tracing::error!("work '{name}' panicked");
+        }
+    });
+}
+
 /// Tasks that end with what owns them: dropping the scope aborts them.
 #[derive(Default)]
 pub struct Scope {

@@ -12,16 +12,15 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use levee_broker_core::stream::{PublishReply, Reply};
-use levee_protocol::api::{ApiError, PubAck};
+use levee_protocol::api::{ApiError, PubAck, stored_header};
 use levee_protocol::ids::AccountName;
 use levee_protocol::record::BlockBuilder;
-use levee_protocol::wire::headers;
 use levee_raft::ProposeError;
 use levee_storage::kind::BLOCK;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::router::{Inbound, MessageRef, Router};
+use crate::router::{Inbound, MessageRef, RouteBatch, Router};
 use crate::runtime::clock::Clock;
 use crate::stream::Replica;
 
@@ -99,6 +98,7 @@ impl Ingest {
     /// Proposes and answers until the group stops or this is dropped.
     pub async fn run(self: Arc<Self>, stream: PubAckStream, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let mut in_flight = FuturesOrdered::new();
+        let mut route = router.batch();
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
                 && let Some(batches) = self.take()
@@ -108,7 +108,7 @@ impl Ingest {
                     for item in &batch.items {
                         block.push(
                             batch.subject(item),
-                            &headers::without_status(batch.header(item)),
+                            &stored_header(batch.header(item)),
                             batch.payload(item),
                         );
                     }
@@ -120,7 +120,7 @@ impl Ingest {
             tokio::select! {
                 biased;
                 Some((batches, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    stream.answer(&router, &batches, outcome);
+                    stream.answer(&mut route, &batches, outcome);
                 }
                 () = self.ready.notified(), if in_flight.len() < IN_FLIGHT_MAX => {}
             }
@@ -168,7 +168,7 @@ pub struct PubAckStream {
 impl PubAckStream {
     fn answer(
         &self,
-        router: &Arc<Router>,
+        route: &mut RouteBatch,
         batches: &[Arrived],
         outcome: Result<(u64, levee_raft::Reply), ProposeError>,
     ) {
@@ -180,7 +180,6 @@ impl PubAckStream {
                 vec![PublishReply::Rejected(error); messages]
             }
         };
-        let mut route = router.batch();
         let mut text = Vec::with_capacity(128);
         let mut replies = replies.into_iter();
         for Arrived { account, batch } in batches {
@@ -206,6 +205,7 @@ impl PubAckStream {
                 route.send(account, to, MessageRef { subject: to, payload: &text, ..MessageRef::default() });
             }
         }
+        route.flush();
     }
 }
 

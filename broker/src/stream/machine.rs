@@ -4,26 +4,63 @@
 //! sequence without its message.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use levee_broker_core::rows::{RowKind, StateRow};
 use levee_broker_core::stream::{Change, StreamMachine};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::GroupId;
-use levee_raft::{CommittedEntry, ReplicatedMachine, Reply};
-use levee_storage::{Batch, Error, Storage};
+use levee_raft::{APPLIED_ROW_KIND, CommittedEntry, ReplicatedMachine, Reply};
+use levee_storage::{Batch, Error, MessageStore, Storage};
 
+use crate::runtime::tasks;
 use crate::stream::{Replica, StoredMessages};
 
 /// The replicated half of a stream.
 pub struct Machine {
     replica: Arc<Replica>,
+    cleaner: Arc<Cleaner>,
+}
+
+/// Drops stored blocks that neither the log nor a reader needs, away from the apply task.
+#[derive(Default)]
+struct Cleaner {
+    /// Up to where the log is purged.
+    purged: AtomicU64,
+    running: AtomicBool,
+}
+
+impl Cleaner {
+    fn run(&self, messages: &Arc<MessageStore>) {
+        let mut done = None;
+        loop {
+            let purged = self.purged.load(Ordering::Acquire);
+            if done == Some(purged) {
+                self.running.store(false, Ordering::Release);
+                // A purge in between saw us running: it counts on us.
+                if self.purged.load(Ordering::Acquire) == purged || self.running.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+                continue;
+            }
+            match messages.clean(purged) {
+                Ok(report) if report.more => {}
+                Ok(_) => done = Some(purged),
+                Err(error) => {
+                    tracing::warn!("space of removed messages can't be given back yet: {error}");
+                    self.running.store(false, Ordering::Release);
+                    return;
+                }
+            }
+        }
+    }
 }
 
 impl Machine {
     /// A machine that applies to `replica`.
     #[must_use]
     pub fn new(replica: Arc<Replica>) -> Self {
-        Self { replica }
+        Self { replica, cleaner: Arc::default() }
     }
 }
 
@@ -39,6 +76,8 @@ pub fn read_rows(storage: &Storage, group: GroupId) -> Result<Vec<StateRow>, Err
     let mut rows = Vec::new();
     let mut unknown = None;
     storage.state_rows(group, &mut |kind, key, value| match RowKind::from_number(kind) {
+        // The group's own: how far the log is applied.
+        _ if kind == APPLIED_ROW_KIND => {}
         Ok(kind) => rows.push(StateRow { kind, key: key.to_vec(), value: Some(value.to_vec()) }),
         Err(error) => unknown = Some(error),
     })?;
@@ -100,6 +139,15 @@ impl ReplicatedMachine for Machine {
         write_rows(batch, self.replica.group_id, rows);
         self.replica.messages.checkpoint(batch);
         Ok(())
+    }
+
+    fn purged(&mut self, index: u64) {
+        let cleaner = &self.cleaner;
+        cleaner.purged.fetch_max(index, Ordering::AcqRel);
+        if !cleaner.running.swap(true, Ordering::AcqRel) {
+            let (cleaner, messages) = (Arc::clone(cleaner), Arc::clone(&self.replica.messages));
+            tasks::spawn_blocking("clean stored messages", move || cleaner.run(&messages));
+        }
     }
 
     fn reload(&mut self) -> Result<(), Error> {

@@ -58,7 +58,7 @@ pub use message::{
     DirectGet, DirectGetRequest, DirectStatus, MessageDeleteRequest, MessageGetRequest, MessageSelector,
     StoredMessage, UpTo,
 };
-pub use publish::{PubAck, PublishIntent, RareIntent, Rollup, Ttl};
+pub use publish::{PubAck, PublishIntent, RareIntent, Rollup, Ttl, stored_header};
 pub use pull::{MalformedPull, PullRequest};
 pub use stream_check::{Adjust, ServerLimits, unsupported_yet, validate_create, validate_update};
 pub use stream_config::{

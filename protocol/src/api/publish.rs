@@ -4,6 +4,8 @@
 //! uses a feature that few do. Values that can not be right are kept as such, because where a rule stands in
 //! the order of checks decides which error a client sees.
 
+use std::borrow::Cow;
+
 use crate::api::decimal::{parse_u64, push_u64};
 use crate::api::duration_text::parse_duration;
 use crate::api::envelope::push_json;
@@ -11,6 +13,7 @@ use crate::api::error::ApiError;
 use crate::api::level;
 use crate::ids::Seq;
 use crate::time::Nanos;
+use crate::wire::headers::{self, HeaderBlock, HeaderBuilder};
 
 /// What the headers of a publish ask for. Default: nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -178,6 +181,25 @@ impl<'a> PublishIntent<'a> {
     }
 }
 
+/// The header block of a publish as a stream stores it: without a status, and without the API level that the publisher
+/// required, if this server has it. One that it lacks stays, for the rules to refuse. Copies only what it changes.
+#[must_use]
+pub fn stored_header(block: &[u8]) -> Cow<'_, [u8]> {
+    let stored = headers::without_status(block);
+    if memchr::memmem::find(&stored, REQUIRED_LEVEL.as_bytes()).is_none() {
+        return stored;
+    }
+    let has_it = HeaderBlock(&stored).get_str(REQUIRED_LEVEL).is_some_and(|value| level::check_required(value).is_ok());
+    if !has_it {
+        return stored;
+    }
+    let rest = HeaderBuilder::from_block(&stored).remove(REQUIRED_LEVEL).clone().finish();
+    let is_empty = HeaderBlock(&rest).iter().next().is_none();
+    Cow::Owned(if is_empty { Vec::new() } else { rest })
+}
+
+const REQUIRED_LEVEL: &str = "Nats-Required-Api-Level";
+
 fn is_rare(name: &[u8]) -> bool {
     name.starts_with(b"Batch-")
         || name.starts_with(b"Schedule")
@@ -324,6 +346,16 @@ mod tests {
                 rare: None,
             }
         );
+    }
+
+    #[test]
+    fn the_required_level_is_not_stored_and_one_that_we_lack_is_left_to_the_rules() {
+        let stored = |block: &'static str| String::from_utf8(stored_header(block.as_bytes()).into_owned()).unwrap();
+        assert_eq!(stored("NATS/1.0\r\nNats-Required-Api-Level: 1\r\n\r\n"), "");
+        assert_eq!(stored("NATS/1.0\r\nA: b\r\nNats-Required-Api-Level: 1\r\n\r\n"), "NATS/1.0\r\nA: b\r\n\r\n");
+        assert_eq!(stored("NATS/1.0 503\r\nA: b\r\n\r\n"), "NATS/1.0\r\nA: b\r\n\r\n");
+        let lacking = "NATS/1.0\r\nNats-Required-Api-Level: 99\r\n\r\n";
+        assert_eq!(stored(lacking), lacking);
     }
 
     #[test]
