@@ -24,7 +24,7 @@ use crate::config::{Addresses, Authorization, Config, LEVEE_VERSION, Listen, NAT
 use crate::frontend::nats::NatsListener;
 use crate::frontend::{self, http};
 use crate::jetstream::{CALL_API, Identity, JetStream};
-use crate::meta::bootstrap::{Bootstrap, CALL_ADOPT, CALL_INVITE, Membership};
+use crate::meta::bootstrap::{Asker, Bootstrap, CALL_ADOPT, CALL_INVITE, Membership, Origin};
 use crate::meta::{self, Meta, membership, reconcile};
 use crate::monitoring::Monitor;
 use crate::router::Router;
@@ -319,7 +319,7 @@ async fn join(
 ) -> Result<(), StartError> {
     let configured = configured_nodes(&config);
     let membership = bootstrap.belong(jetstream.peers(), configured, &draw_uid).await?;
-    let Membership::Member { uid, founders } = membership else {
+    let Membership::Member { uid, origin } = membership else {
         unreachable!("belonging to a cluster is being a member")
     };
     jetstream.tell_standing();
@@ -327,11 +327,13 @@ async fn join(
     let groups = Groups::new(jetstream.node(), storage, transport, levee_raft::Config::default());
     jetstream.attach_groups(Arc::clone(&groups));
 
-    let founding = founders.contains(&jetstream.node());
-    let birth = if founding { Birth::Founding } else { Birth::Joining };
+    let birth = match &origin {
+        Origin::Founded { .. } | Origin::Promised => Birth::Founding,
+        Origin::Invited => Birth::Joining,
+    };
     let machine = meta::machine::Machine::new(Arc::clone(jetstream.meta()));
     let group = groups.open(GroupId::META, levee_storage::Sync::Always, Box::new(machine), birth).await?;
-    if founding {
+    if let Origin::Founded { founders } = origin {
         group.initialize(&founders).await?;
     }
     jetstream.meta().attach(group);
@@ -349,11 +351,17 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
         let (bootstrap, jetstream) = (Arc::clone(bootstrap), Arc::downgrade(jetstream));
         peers.on_call(
             kind,
-            Arc::new(move |_, uid| {
+            Arc::new(move |from, uid| {
                 let (bootstrap, jetstream) = (Arc::clone(&bootstrap), jetstream.clone());
                 Box::pin(async move {
                     let Ok(uid) = std::str::from_utf8(&uid) else { return Bytes::from_static(b"no") };
-                    match bootstrap.adopt(uid) {
+                    let name = jetstream.upgrade().and_then(|jetstream| jetstream.peers().name(from));
+                    let asker = match &name {
+                        _ if kind == CALL_INVITE => Asker::Leader,
+                        Some(name) => Asker::Founder(name),
+                        None => return Bytes::from_static(b"no"),
+                    };
+                    match bootstrap.adopt(uid, asker) {
                         Ok(true) => {
                             if let Some(jetstream) = jetstream.upgrade() {
                                 jetstream.tell_standing();

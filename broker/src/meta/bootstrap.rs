@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use levee_protocol::ids::NodeId;
 use levee_storage::Storage;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -45,13 +46,36 @@ pub enum Membership {
         /// The cluster that would be founded.
         uid: String,
     },
-    /// Promised to, invited into, or founder of `uid`.
+    /// Bound to a cluster.
     Member {
         /// The cluster.
         uid: String,
-        /// The founders, on the node that founds; empty elsewhere.
+        /// How it came to that.
+        origin: Origin,
+    },
+}
+
+/// How a node came to its cluster.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Origin {
+    /// It collected the promises and founded it.
+    Founded {
+        /// This node and those who promised.
         founders: BTreeSet<NodeId>,
     },
+    /// It promised before there was a cluster, so it votes from the first entry on.
+    Promised,
+    /// It was invited into one that existed, and votes when its leader says so.
+    Invited,
+}
+
+/// Who asks a node to belong to a cluster.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Asker<'a> {
+    /// A node of this name that wants to found one.
+    Founder(&'a str),
+    /// The meta leader of one that exists.
+    Leader,
 }
 
 impl Membership {
@@ -112,13 +136,15 @@ pub struct Bootstrap {
     name: String,
     storage: Arc<Storage>,
     current: watch::Sender<Membership>,
+    /// Held from looking at the membership to changing it.
+    changing: Mutex<()>,
 }
 
 impl Bootstrap {
     /// Reads what the directory knows.
     pub fn open(node: NodeId, name: String, storage: Arc<Storage>) -> Result<Arc<Self>, levee_storage::Error> {
         let membership = Membership::load(&storage)?;
-        Ok(Arc::new(Self { node, name, storage, current: watch::Sender::new(membership) }))
+        Ok(Arc::new(Self { node, name, storage, current: watch::Sender::new(membership), changing: Mutex::new(()) }))
     }
 
     /// What holds now.
@@ -135,22 +161,26 @@ impl Bootstrap {
 
     /// Founds a cluster of this node alone.
     pub fn found_alone(&self, uid: String) -> Result<(), levee_storage::Error> {
-        self.set(Membership::Member { uid, founders: BTreeSet::from([self.node]) })
+        let founders = BTreeSet::from([self.node]);
+        self.set(&mut self.changing.lock(), Membership::Member { uid, origin: Origin::Founded { founders } })
     }
 
     /// Answers a peer that asks us to found `uid` with it, or to join it. Never changes its mind.
-    pub fn adopt(&self, uid: &str) -> Result<bool, levee_storage::Error> {
-        match self.membership() {
-            Membership::Member { uid: bound, .. } => Ok(bound == uid),
-            // Whoever asks with a lower name wins over our own asking; the caller has checked that.
-            Membership::Fresh | Membership::Asking { .. } => {
-                self.set(Membership::Member { uid: uid.to_owned(), founders: BTreeSet::new() })?;
-                Ok(true)
-            }
-        }
+    pub fn adopt(&self, uid: &str, asker: Asker<'_>) -> Result<bool, levee_storage::Error> {
+        let mut changing = self.changing.lock();
+        let origin = match (self.membership(), asker) {
+            (Membership::Member { uid: bound, .. }, _) => return Ok(bound == uid),
+            // Both ask each other: the lower name goes on, the other one gives up.
+            (Membership::Asking { .. }, Asker::Founder(name)) if name > self.name.as_str() => return Ok(false),
+            (_, Asker::Founder(_)) => Origin::Promised,
+            (_, Asker::Leader) => Origin::Invited,
+        };
+        self.set(&mut changing, Membership::Member { uid: uid.to_owned(), origin })?;
+        Ok(true)
     }
 
-    fn set(&self, membership: Membership) -> Result<(), levee_storage::Error> {
+    /// Takes the lock that makes looking and changing one step.
+    fn set(&self, (): &mut (), membership: Membership) -> Result<(), levee_storage::Error> {
         let row = serde_json::to_vec(&membership).expect("plain data encodes");
         self.storage.put_node_row(ROW, &row)?;
         self.current.send_replace(membership);
@@ -222,12 +252,17 @@ impl Bootstrap {
         majority: usize,
         draw_uid: &(dyn Fn() -> String + Send + Sync),
     ) -> Result<bool, levee_storage::Error> {
-        let uid = match self.membership() {
-            Membership::Asking { uid } => uid,
-            Membership::Fresh | Membership::Member { .. } => {
-                let uid = draw_uid();
-                self.set(Membership::Asking { uid: uid.clone() })?;
-                uid
+        let uid = {
+            let mut changing = self.changing.lock();
+            match self.membership() {
+                Membership::Asking { uid } => uid,
+                Membership::Fresh => {
+                    let uid = draw_uid();
+                    self.set(&mut changing, Membership::Asking { uid: uid.clone() })?;
+                    uid
+                }
+                // Somebody asked first.
+                Membership::Member { .. } => return Ok(true),
             }
         };
         let mut founders = BTreeSet::from([self.node]);
@@ -236,15 +271,20 @@ impl Bootstrap {
                 Ok(answer) if answer.as_ref() == b"yes" => {
                     founders.insert(*node);
                 }
-                Ok(_) => tracing::warn!("server {name} belongs to another cluster and does not found one with us"),
+                Ok(_) => tracing::info!("server {name} does not found a cluster with us: it belongs to one or founds one itself"),
                 Err(error) => tracing::warn!("server {name} did not answer while founding the cluster: {error}"),
             }
         }
         if founders.len() < majority {
             return Ok(false);
         }
+        let mut changing = self.changing.lock();
+        if self.membership() != (Membership::Asking { uid: uid.clone() }) {
+            // We promised to somebody else in the meantime, and a promise binds.
+            return Ok(true);
+        }
         tracing::info!("JetStream cluster founded by {} nodes, cluster id {uid}", founders.len());
-        self.set(Membership::Member { uid, founders })?;
+        self.set(&mut changing, Membership::Member { uid, origin: Origin::Founded { founders } })?;
         Ok(true)
     }
 }

@@ -264,6 +264,12 @@ impl Peers {
         self.state.lock().peers.iter().filter(|(_, peer)| peer.is_up).map(|(node, peer)| peer.view(*node)).collect()
     }
 
+    /// The server name of a peer that is up.
+    #[must_use]
+    pub fn name(&self, node: NodeId) -> Option<String> {
+        self.state.lock().peers.get(&node).filter(|peer| peer.is_up).map(|peer| peer.view(node).name)
+    }
+
     /// Whether a peer is up.
     #[must_use]
     pub fn is_connected(&self, node: NodeId) -> bool {
