@@ -298,6 +298,12 @@ impl JetStream {
         }
     }
 
+    /// The cluster this node is bound to, if it is yet.
+    #[must_use]
+    pub fn cluster_uid(&self) -> Option<String> {
+        self.bootstrap.membership().uid().map(str::to_owned)
+    }
+
     /// Tells every peer where this node stands, after that changed.
     pub fn tell_standing(&self) {
         let standing = Standing::of(&self.bootstrap.membership());

@@ -12,6 +12,7 @@ use levee_protocol::command::MetaCommand;
 use crate::advisory;
 use crate::api::context::{Answer, Context};
 use crate::api::stream_info;
+use crate::meta::membership;
 
 /// Reads and checks the configuration in a create or update request.
 pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
@@ -33,6 +34,7 @@ pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiErro
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let config = requested_config(cx)?;
+    membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
     let command = MetaCommand::CreateStream {
         now: cx.jetstream.clock().now(),
         account: cx.account.clone(),

@@ -15,6 +15,8 @@ use levee_raft::Group;
 use crate::jetstream::JetStream;
 use crate::meta::bootstrap::{CALL_INVITE, Standing};
 
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(2);
+const ARRIVAL_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const INVITE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -29,6 +31,26 @@ pub async fn run(jetstream: Arc<JetStream>, uid: String) {
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Waits, on the meta leader, until `wanted` nodes can hold replicas, as long as connected nodes are still on their
+/// way into the meta state: a cluster that has just come up is not refused what it can do in a moment.
+pub async fn nodes_arrive(jetstream: &JetStream, wanted: usize) {
+    let arrive = async {
+        while jetstream.alive_nodes().len() < wanted {
+            let on_their_way = jetstream.peers().peers().into_iter().filter(|peer| peer.jetstream).any(|peer| {
+                let bound = Standing::decode(&peer.meta).is_some_and(|standing| standing.uid == jetstream.cluster_uid());
+                bound && jetstream.meta().read(|machine| machine.node(peer.node).is_none())
+            });
+            let is_here = jetstream.meta().read(|machine| machine.node(jetstream.node()).is_some());
+            if is_here && !on_their_way {
+                return;
+            }
+            tokio::time::sleep(ARRIVAL_LOOK_INTERVAL).await;
+        }
+    };
+    // Whoever is not here in time is not waited for: the rules say what is missing.
+    let _ = tokio::time::timeout(ARRIVAL_PATIENCE, arrive).await;
 }
 
 async fn look_once(jetstream: &Arc<JetStream>, group: &Group, uid: &str, refused: &mut BTreeSet<NodeId>) {
