@@ -1,8 +1,10 @@
 //! `levee dev`: three nodes on this machine, as three processes, with their logs side by side.
 //!
-//! The nodes are what `levee serve` starts, told so by flags: nothing here is known to the broker. A node that
-//! ends by itself ends the whole, because a cluster that hides a crash is no place to develop against.
+//! The nodes are what `levee serve` starts, told so by flags: nothing here is known to the broker. A node that is
+//! killed is said to be gone, the others go on without it, and it is started again a little later, so that a failover
+//! and a return can be watched. One that ends before the cluster was ready ends the whole.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::serve::END_WITH_PARENT;
 
@@ -23,6 +25,9 @@ use crate::serve::END_WITH_PARENT;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a node that ended stays away.
+const RETURNS_AFTER: Duration = Duration::from_secs(10);
 
 /// Run three nodes on this machine until Ctrl-C.
 #[derive(Debug, clap::Args)]
@@ -40,9 +45,7 @@ pub(crate) struct Dev {
 
 struct Member {
     name: String,
-    client: u16,
-    http: u16,
-    cluster: u16,
+    ports: Ports,
     process: Child,
 }
 
@@ -72,64 +75,69 @@ impl Dev {
         let mut terminate = signal(SignalKind::terminate())?;
         let (said, mut heard) = mpsc::channel(1024);
         let mut members = self.start(&said)?;
-        drop(said);
         let result = tokio::select! {
-            result = self.watch(&mut members, &mut heard) => result,
+            result = self.watch(&mut members, &mut heard, &said) => result,
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
         };
+        drop(said);
         eprintln!("\nlevee dev: stopping");
         stop(&mut members, &mut heard).await;
         result
     }
 
     fn start(&self, said: &mpsc::Sender<Said>) -> anyhow::Result<Vec<Member>> {
-        let program = std::env::current_exe().context("can not find this program")?;
         let ports = Ports::choose(self.port, 3)?;
-        let routes: Vec<String> =
-            ports.iter().map(|ports| format!("nats://127.0.0.1:{}", ports.cluster)).collect();
         let mut members = Vec::new();
-        for (at, ports) in ports.iter().enumerate() {
-            let name = format!("n{}", at + 1);
-            let dir = self.dir.join(&name);
-            std::fs::create_dir_all(&dir).with_context(|| format!("can not create {}", dir.display()))?;
-            let mut command = Command::new(&program);
-            command
-                .arg("serve")
-                .args(["--addr", "127.0.0.1", "--name", &name, "--cluster_name", "dev"])
-                .args(["--port", &ports.client.to_string(), "--http_port", &ports.http.to_string()])
-                .args(["--cluster_listen", &format!("nats://127.0.0.1:{}", ports.cluster)])
-                .args(["--routes", &routes.join(",")])
-                .arg("--store_dir")
-                .arg(&dir)
-                .env(END_WITH_PARENT, "1")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                // Ctrl-C is for us: we stop the nodes in order.
-                .process_group(0)
-                .kill_on_drop(true);
-            if self.debug {
-                command.arg("-D");
-            }
-            let mut process =
-                command.spawn().with_context(|| format!("can not start {}", program.display()))?;
-            let stderr = process.stderr.take().context("a node without a log")?;
-            listen(at, stderr, said.clone());
-            members.push(Member {
-                name,
-                client: ports.client,
-                http: ports.http,
-                cluster: ports.cluster,
-                process,
-            });
+        for at in 0..ports.len() {
+            let process = self.spawn(at, &ports, said)?;
+            members.push(Member { name: name(at), ports: ports[at], process });
         }
         Ok(members)
     }
 
-    /// Shows logs until a node ends by itself.
-    async fn watch(&self, members: &mut [Member], heard: &mut mpsc::Receiver<Said>) -> anyhow::Result<()> {
-        let https: Vec<u16> = members.iter().map(|member| member.http).collect();
+    fn spawn(&self, at: usize, ports: &[Ports], said: &mpsc::Sender<Said>) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("can not find this program")?;
+        let routes: Vec<String> =
+            ports.iter().map(|ports| format!("nats://127.0.0.1:{}", ports.cluster)).collect();
+        let own = &ports[at];
+        let dir = self.dir.join(name(at));
+        std::fs::create_dir_all(&dir).with_context(|| format!("can not create {}", dir.display()))?;
+        let mut command = Command::new(&program);
+        command
+            .arg("serve")
+            .args(["--addr", "127.0.0.1", "--name", &name(at), "--cluster_name", "dev"])
+            .args(["--port", &own.client.to_string(), "--http_port", &own.http.to_string()])
+            .args(["--cluster_listen", &format!("nats://127.0.0.1:{}", own.cluster)])
+            .args(["--routes", &routes.join(",")])
+            .arg("--store_dir")
+            .arg(&dir)
+            .env(END_WITH_PARENT, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C is for us: we stop the nodes in order.
+            .process_group(0)
+            .kill_on_drop(true);
+        if self.debug {
+            command.arg("-D");
+        }
+        let mut process = command.spawn().with_context(|| format!("can not start {}", program.display()))?;
+        let stderr = process.stderr.take().context("a node without a log")?;
+        listen(at, stderr, said.clone());
+        Ok(process)
+    }
+
+    /// Shows logs, and brings nodes back that ended by themselves. Comes back only with an error.
+    async fn watch(
+        &self,
+        members: &mut [Member],
+        heard: &mut mpsc::Receiver<Said>,
+        said: &mpsc::Sender<Said>,
+    ) -> anyhow::Result<()> {
+        let ports: Vec<Ports> = members.iter().map(|member| member.ports).collect();
+        let https: Vec<u16> = ports.iter().map(|ports| ports.http).collect();
+        let mut gone: VecDeque<(Instant, usize)> = VecDeque::new();
         let ready = timeout(READY_WITHIN, healthy(https));
         tokio::pin!(ready);
         let mut waiting = true;
@@ -143,10 +151,22 @@ impl Dev {
                         let status = status.map_or_else(|_| "closed its log".to_owned(), |status| {
                             status.map_or_else(|error| error.to_string(), |status| status.to_string())
                         });
-                        bail!("node {} ended by itself ({status}); its last lines are above", member.name);
+                        if waiting {
+                            bail!("node {} ended by itself ({status}); its last lines are above", member.name);
+                        }
+                        let seconds = RETURNS_AFTER.as_secs();
+                        eprintln!("levee dev: node {} ended ({status}); it returns in {seconds} s", member.name);
+                        gone.push_back((Instant::now() + RETURNS_AFTER, at));
                     }
                     None => bail!("all nodes ended"),
                 },
+                () = sleep_until(gone.front().map(|(due, _)| *due)) => {
+                    if let Some((_, at)) = gone.pop_front() {
+                        members[at].process = self.spawn(at, &ports, said)?;
+                        let pid = members[at].process.id().unwrap_or_default();
+                        eprintln!("levee dev: node {} is started again, pid {pid}", members[at].name);
+                    }
+                }
                 done = &mut ready, if waiting => {
                     waiting = false;
                     if done.is_err() {
@@ -164,16 +184,27 @@ impl Dev {
             println!(
                 "  {}  nats://127.0.0.1:{}  monitoring http://127.0.0.1:{}  cluster port {}  pid {}",
                 member.name,
-                member.client,
-                member.http,
-                member.cluster,
+                member.ports.client,
+                member.ports.http,
+                member.ports.cluster,
                 member.process.id().unwrap_or_default()
             );
         }
-        let port = members.first().map_or(4222, |member| member.client);
+        let port = members.first().map_or(4222, |member| member.ports.client);
         let server = if port == 4222 { String::new() } else { format!("-s nats://127.0.0.1:{port} ") };
         println!("\nTry: nats {server}stream add ORDERS --subjects 'orders.>' --replicas 3 --defaults");
         println!("Stop: Ctrl-C\n");
+    }
+}
+
+fn name(at: usize) -> String {
+    format!("n{}", at + 1)
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 
