@@ -4,8 +4,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proto = std::env::var("CARGO_MANIFEST_DIR")? + "/../protocol/proto";
     println!("cargo::rerun-if-changed={proto}/raft.proto");
     // `Bytes` on both ends: payloads are slices of the receive buffer and are not collected before sending.
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_protos(&[format!("{proto}/raft.proto")], &[proto.to_owned()])?;
+    tonic_prost_build::configure().bytes(".").compile_protos(&[format!("{proto}/raft.proto")], &[proto])?;
     Ok(())
 }

@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use levee_protocol::ids::{GroupId, NodeId};
-use levee_storage::{EntryLog, Storage, Sync};
+use levee_storage::{EntryLog, Error as StorageError, Storage, Sync};
 use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use crate::checkpoints::{self, Dirty};
+use crate::codec;
 use crate::config::Config;
 use crate::error::Error;
 use crate::group::{Group, GroupCore, Stopping};
@@ -25,7 +26,7 @@ use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
 use crate::tasks::spawn;
 use crate::transport::{Receiver, Transport};
-use crate::types::Raft;
+use crate::types::{Raft, log_id};
 
 /// How this node comes to hold a group. It matters only when the store knows nothing of the group: an empty log
 /// must not vote unless the group itself is new.
@@ -179,23 +180,44 @@ impl Groups {
 
     /// Whether the group must keep out of elections for now.
     fn check_birth(&self, group: GroupId, log: &EntryLog, birth: Birth) -> Result<bool, Error> {
-        let empty = log.last().is_none()
-            && log.vote().is_none()
-            && state_machine::read_applied_row(&self.storage, group)?.is_none();
+        let vote =
+            log.vote().map(|vote| codec::decode_vote(&vote)).transpose().map_err(|_| {
+                StorageError::Corrupt(format!("group {group}: the stored vote does not decode"))
+            })?;
+        let applied = state_machine::read_applied_row(&self.storage, group)?.and_then(|row| row.last_log_id);
+        let last = log.last().map(log_id);
         let born = is_born(&self.storage, group)?;
-        match (empty, born, birth) {
-            (true, true, Birth::Founding | Birth::Joining | Birth::Existing)
-            | (true, false, Birth::Existing) => {
-                tracing::error!(%group, "the group was in this store and its log is gone; refusing to open it");
-                Err(Error::Lost(group))
-            }
-            (true, false, Birth::Founding) => {
-                mark_born(&self.storage, group)?;
-                Ok(false)
-            }
-            (true, false, Birth::Joining) => Ok(true),
-            (false, _, _) => Ok(!born),
+        if last.is_none() && vote.is_none() && applied.is_none() {
+            return match (born, birth) {
+                (true, _) | (false, Birth::Existing) => {
+                    tracing::error!(%group, "the group was in this store and its log is gone; refusing to open it");
+                    Err(Error::Lost(group))
+                }
+                (false, Birth::Founding) => {
+                    // Nothing of the group was ever written here, so this member never voted. The mark goes along
+                    // with what is: a founder that dies before may found again.
+                    mark_born(log, group);
+                    Ok(false)
+                }
+                (false, Birth::Joining) => Ok(true),
+            };
         }
+        // Votes are written before the entries of their term, entries before the state that they lead to. A store
+        // that breaks either order lost something, and may have promised what it no longer knows.
+        let is_vote_lost = last.as_ref().is_some_and(|last| match &vote {
+            Some(vote) => last.leader_id > *vote.leader_id(),
+            // The founders' members are written before anybody voted.
+            None => last.leader_id.term > 0,
+        });
+        if is_vote_lost {
+            tracing::error!(%group, "the vote is older than the log or gone; refusing to open the group");
+            return Err(Error::Lost(group));
+        }
+        let next = last.as_ref().map_or(0, |last| last.index + 1);
+        if applied.is_some_and(|applied| applied.index >= next) {
+            return Err(StorageError::LogGap { group, index: next }.into());
+        }
+        Ok(!born)
     }
 
     /// A group that is open here.
@@ -217,8 +239,7 @@ impl Groups {
     /// Stops a group on this node and deletes its data. Also works when it is not open.
     pub async fn remove(&self, id: GroupId) -> Result<(), Error> {
         self.close(id).await;
-        self.storage.remove_group(id)?;
-        self.storage.put_node_row(&birth_row(id), &[])?;
+        self.storage.remove_group_and_row(id, &birth_row(id))?;
         Ok(())
     }
 
@@ -303,8 +324,9 @@ fn birth_row(group: GroupId) -> String {
     format!("raft/born/{group}")
 }
 
-pub(crate) fn mark_born(storage: &Storage, group: GroupId) -> Result<(), levee_storage::Error> {
-    storage.put_node_row(&birth_row(group), &[1])
+/// The log is begun here: with the first thing that is written to it, losing it is noticed.
+pub(crate) fn mark_born(log: &EntryLog, group: GroupId) {
+    log.mark_with_first_write(&birth_row(group), &[1]);
 }
 
 fn is_born(storage: &Storage, group: GroupId) -> Result<bool, levee_storage::Error> {

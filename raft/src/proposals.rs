@@ -84,11 +84,6 @@ impl Waiting {
             let _ = sender.send(outcome);
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.0.lock().open.len()
-    }
 }
 
 /// openraft's half of a proposal.

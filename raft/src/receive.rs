@@ -104,7 +104,7 @@ fn append(group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answerin
             tracing::error!(group = %group.id, leader = %from, "the leader counts this node as a voter, and its log is empty");
             return Err(Refused::Lost);
         }
-        bear(group)?;
+        bear(group);
     }
     // The log may not refuse what openraft accepted, so a full disk refuses here.
     if frame_holds_blocks(&request) {
@@ -125,11 +125,10 @@ fn frame_holds_blocks(request: &AppendRequest) -> bool {
     request.entries.iter().any(is_block)
 }
 
-/// The log is begun here: from now on losing it is noticed.
-fn bear(group: &GroupCore) -> Result<(), Refused> {
-    mark_born(&group.storage, group.id)?;
+/// The log is begun here. What is about to be written to it says so in the store.
+fn bear(group: &GroupCore) {
+    mark_born(&group.log, group.id);
     group.unborn.store(false, Ordering::Release);
-    Ok(())
 }
 
 fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result<Answering, Refused> {
@@ -193,7 +192,7 @@ fn snapshot_begin(group: &Arc<GroupCore>, head: &[u8], number: u64) -> Result<An
         if meta.last_membership.voter_ids().any(|voter| voter == group.node) {
             return Err(Refused::Lost);
         }
-        bear(group)?;
+        bear(group);
     }
     tracing::info!(group = %group.id, %meta, "receiving a snapshot");
     let mut transfer = group.transfer.lock();

@@ -380,3 +380,71 @@ async fn a_closed_group_opens_again_where_it_was() {
 
     assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_dies_between_any_two_writes_founds_again_or_goes_on() {
+    for written in 0..5 {
+        let mut cluster = Cluster::new(1, quick());
+        let group = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding).await;
+        let disk = cluster.nodes[&1].disk.clone();
+        disk.pause();
+        let founding = tokio::spawn(async move { group.initialize(&ids([1])).await });
+        for _ in 0..written {
+            // Fewer writes than asked for: it was done before.
+            for _ in 0..20 {
+                if cluster.nodes[&1].storage.step() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+
+        let disk = cluster.kill(1);
+        founding.abort();
+        cluster.start(1, disk);
+        cluster.found(GROUP).await;
+
+        put_somewhere(&cluster, GROUP, "served").await;
+        assert_eq!(cluster.converged(GROUP, 1).await, [payload("served")], "after {written} writes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_vote_is_gone_is_refused() {
+    let mut cluster = Cluster::new(1, quick());
+    cluster.found(GROUP).await;
+    put_somewhere(&cluster, GROUP, "one").await;
+
+    let disk = cluster.kill(1);
+    // The vote is the first row of its group.
+    assert!(disk.lose_row(levee_storage::Table::HardState, 0));
+    cluster.start(1, disk);
+
+    for birth in [Birth::Founding, Birth::Joining, Birth::Existing] {
+        let node = &cluster.nodes[&1];
+        let (machine, _) = ListMachine::load(&node.storage, GROUP);
+        let opened = node.groups.open(GROUP, Sync::Always, machine, birth).await;
+        assert!(matches!(opened, Err(Error::Lost(GROUP))), "{opened:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_before_a_majority_has_it_on_disk() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "before").await.unwrap();
+    cluster.converged(GROUP, 1).await;
+    let followers: Vec<_> = (1..=3).filter(|number| *number != leader).collect();
+    followers.iter().for_each(|number| cluster.nodes[number].disk.pause());
+
+    let mut proposal = cluster.nodes[&leader].group(GROUP).propose(INLINE, payload("held back"));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut proposal).await;
+    assert!(early.is_err(), "acknowledged by one disk of three: {early:?}");
+    let one = &cluster.nodes[&followers[0]];
+    one.disk.resume();
+    while one.storage.step() {}
+
+    let outcome = tokio::time::timeout(Duration::from_secs(5), proposal).await.expect("it must not hang");
+    outcome.unwrap();
+}

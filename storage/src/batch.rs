@@ -13,6 +13,7 @@ pub struct Batch {
     changes: Vec<Change>,
     bytes: usize,
     written: Vec<Box<dyn FnOnce() + Send>>,
+    made_from: Vec<Space>,
 }
 
 struct Change {
@@ -73,6 +74,20 @@ impl Batch {
         self.written.push(Box::new(call));
     }
 
+    /// The batch follows from what lies in this space, and must not land in another one: a snapshot may replace the
+    /// group's data between making the batch and writing it.
+    pub(crate) fn made_from(&mut self, space: Space) {
+        if self.made_from.last() != Some(&space) {
+            self.made_from.push(space);
+        }
+    }
+
+    /// A group whose data was replaced since.
+    pub(crate) fn outdated(&self, now: impl Fn(GroupId) -> Option<Space>) -> Option<GroupId> {
+        let replaced = |space: &&Space| now(space.group).is_some_and(|now| now != **space);
+        self.made_from.iter().find(replaced).map(|space| space.group)
+    }
+
     /// The groups this touches, each once.
     pub(crate) fn groups(&self) -> Vec<GroupId> {
         let mut groups: Vec<_> = self.changes.iter().map(|change| change.group).collect();
@@ -112,4 +127,41 @@ pub(crate) fn state_suffix(kind: u8, key: &[u8]) -> Vec<u8> {
     suffix.push(kind);
     suffix.extend_from_slice(key);
     suffix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Durability;
+    use crate::error::Error;
+    use crate::group::LogId;
+    use crate::memory::MemoryDisk;
+    use crate::storage::Storage;
+    use levee_protocol::ids::NodeId;
+
+    const GROUP: GroupId = GroupId(16);
+
+    #[test]
+    fn what_was_made_from_data_that_a_snapshot_replaced_is_not_written() {
+        let source = Storage::in_memory(MemoryDisk::new());
+        let storage = Storage::in_memory(MemoryDisk::new());
+        let old = Space { group: GROUP, generation: 0 };
+        let mut stale = Batch::new();
+        stale.made_from(old);
+        stale.put_state(GROUP, 1, b"stale", b"");
+        stale.on_written(|| panic!("it was not written"));
+        let mut import = storage.import(GROUP).unwrap();
+        for chunk in source.export(GROUP).unwrap() {
+            import.push(&chunk.unwrap()).unwrap();
+        }
+        import.finish(LogId { raft_term: 1, node: NodeId(1), index: 5 }).unwrap();
+
+        let refused = storage.write(stale, Durability::Ordered);
+
+        assert!(matches!(refused, Err(Error::OutOfOrder { group: GROUP, .. })), "{refused:?}");
+        let mut rows = 0;
+        storage.state_rows(GROUP, &mut |_, _, _| rows += 1).unwrap();
+        assert_eq!(rows, 0);
+        assert_eq!(storage.failed(), None);
+    }
 }

@@ -286,6 +286,7 @@ impl Index {
     /// Adds what changed to a checkpoint. Returns what to hand to `written` once it is.
     pub(crate) fn checkpoint(&mut self, batch: &mut Batch) -> u64 {
         self.epoch += 1;
+        batch.made_from(self.space);
         let group = self.space.group;
         let table = Table::BlockIndex;
         for (start, dropped) in &self.dropped {

@@ -68,6 +68,7 @@ impl MessageStore {
         }
         let group = space.group;
         let mut batch = Batch::new();
+        batch.made_from(space);
         for dead in &dropped {
             batch.delete(group, Table::BlockIndex, suffix(TAG_DEAD, dead.from_index));
             if dead.to_index > purged_index {
@@ -140,6 +141,7 @@ impl MessageStore {
             ));
         };
         let mut batch = Batch::new();
+        batch.made_from(space);
         for (seq, position) in row.live_from(0) {
             let kept = kept::encode(block.record(position), row.time);
             batch.put(space.group, Table::Kept, seq.to_be_bytes().to_vec(), kept);

@@ -56,7 +56,9 @@ impl EntryLog {
         for entry in &entries {
             log.push(entry.clone());
         }
-        let work = Work::Append { entries, epoch: log.epoch };
+        let mark = if entries.is_empty() { None } else { log.first_mark.take() };
+        let committed = log.take_committed();
+        let work = Work::Append { entries, epoch: log.epoch, committed, mark };
         // Still under the lock: the queue must have appends of a group in the order of its tail.
         self.storage.queue().push(self.job(work, bytes, Some(done)));
         drop(log);
@@ -68,39 +70,33 @@ impl EntryLog {
     pub fn read(&self, from: u64, to_exclusive: u64, bytes_max: usize) -> Result<Vec<LogEntry>, Error> {
         let mut found = Vec::new();
         let mut budget = Budget { left: bytes_max };
-        let (tail_first, end) = {
-            let log = self.group.log.read();
-            self.check_not_purged(log.purged, from)?;
-            (log.tail_first(), to_exclusive.min(log.next_index()))
-        };
-        if from < tail_first {
-            let stored = self.read_stored(from, end.min(tail_first), &mut budget, &mut found);
-            if let Err(error) = stored {
+        loop {
+            let next = from + found.len() as u64;
+            let end = {
+                let log = self.group.log.read();
+                self.check_not_purged(log.purged, next)?;
+                let end = to_exclusive.min(log.next_index());
+                if next >= end || (budget.left == 0 && !found.is_empty()) {
+                    return Ok(found);
+                }
+                if let Some(position) = log.tail_position(next) {
+                    for entry in log.tail.range(position.min(log.tail.len())..) {
+                        if entry.id.index >= end || (!budget.take(entry.payload.len()) && !found.is_empty()) {
+                            break;
+                        }
+                        found.push(entry.clone());
+                    }
+                    return Ok(found);
+                }
+                end.min(log.tail_first())
+            };
+            // What is not in the tail is written; what leaves the tail while we read is found in the next round.
+            if let Err(error) = self.read_stored(next, end, &mut budget, &mut found) {
                 // Purged while we were reading: that is what happened, not damage.
-                self.check_not_purged(self.purged(), from)?;
+                self.check_not_purged(self.purged(), next)?;
                 return Err(error);
             }
         }
-        let log = self.group.log.read();
-        let next = from + found.len() as u64;
-        if next >= end || (budget.left == 0 && !found.is_empty()) {
-            return Ok(found);
-        }
-        let Some(position) = log.tail_position(next) else {
-            drop(log);
-            if found.is_empty() {
-                // It left the tail between the two looks, so it is written.
-                self.read_stored(next, end, &mut budget, &mut found)?;
-            }
-            return Ok(found);
-        };
-        for entry in log.tail.range(position.min(log.tail.len())..) {
-            if entry.id.index >= end || (!budget.take(entry.payload.len()) && !found.is_empty()) {
-                break;
-            }
-            found.push(entry.clone());
-        }
-        Ok(found)
     }
 
     /// The id of one entry; the purge floor counts as one.
@@ -170,7 +166,9 @@ impl EntryLog {
             log.last = Some(id);
             log.cut_tail_after(None);
         } else {
-            while let Some(entry) = log.tail.pop_front_if(|entry| entry.id.index <= id.index) {
+            while log.tail.front().is_some_and(|entry| entry.id.index <= id.index)
+                && let Some(entry) = log.tail.pop_front()
+            {
                 log.tail_bytes -= entry.memory_bytes();
             }
         }
@@ -188,7 +186,8 @@ impl EntryLog {
         }
         let mut log = self.group.log.write();
         log.vote = Some(vote.clone());
-        self.storage.queue().push(self.job(Work::Vote(vote), 0, Some(done)));
+        let mark = log.first_mark.take();
+        self.storage.queue().push(self.job(Work::Vote { vote, mark }, 0, Some(done)));
         drop(log);
         self.storage.kick();
     }
@@ -197,6 +196,12 @@ impl EntryLog {
     #[must_use]
     pub fn vote(&self) -> Option<Vec<u8>> {
         self.group.log.read().vote.clone()
+    }
+
+    /// Stores a row of the node in the same write as the next append, vote or installed snapshot of this log: who
+    /// remembers by it that there is a log here finds both after a crash, or neither.
+    pub fn mark_with_first_write(&self, key: &str, value: &[u8]) {
+        self.group.log.write().first_mark = Some((key.as_bytes().to_vec(), value.to_vec()));
     }
 
     /// Notes how far the log is committed. It reaches the disk with the next append or checkpoint of the group.
@@ -308,9 +313,8 @@ impl EntryLog {
 
 /// Whether the entries go where the log ends.
 fn continues(group: &Group, last: Option<LogId>, next: u64, entries: &[LogEntry]) -> Result<(), Error> {
-    let mut expected = next;
     let mut term = last.map_or(0, |last| last.raft_term);
-    for entry in entries {
+    for (expected, entry) in (next..).zip(entries) {
         if entry.id.index != expected || entry.id.raft_term < term {
             let what = format!(
                 "append of entry {} in term {} where entry {expected} in term {term} or later belongs",
@@ -318,7 +322,6 @@ fn continues(group: &Group, last: Option<LogId>, next: u64, entries: &[LogEntry]
             );
             return Err(Error::OutOfOrder { group: group.id, what });
         }
-        expected += 1;
         term = entry.id.raft_term;
     }
     Ok(())

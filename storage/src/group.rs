@@ -76,6 +76,8 @@ pub(crate) struct LogState {
     pub(crate) committed: Option<LogId>,
     /// `committed` is newer than its row. It goes along with the next write of this group.
     pub(crate) committed_dirty: bool,
+    /// A row of the node, key and value, that goes along with the first write that makes this log more than nothing.
+    pub(crate) first_mark: Option<(Vec<u8>, Vec<u8>)>,
     /// The newest entries without a gap up to `last`. Everything that is not written yet is in here.
     pub(crate) tail: VecDeque<LogEntry>,
     pub(crate) tail_bytes: usize,
@@ -171,6 +173,12 @@ impl Group {
             }
             last = Some(row.id);
         }
+        // The row is written behind the entries it names, so an end before it is an end that was cut off.
+        if let Some(committed) = log.committed
+            && last.is_none_or(|last| last.index < committed.index)
+        {
+            return Err(Error::LogGap { group: self.id, index: last.map_or(0, |last| last.index + 1) });
+        }
         log.last = last;
         log.written = last.map(|last| last.index);
         log.recovered = true;
@@ -237,9 +245,22 @@ impl LogState {
         self.tail.push_back(entry);
     }
 
+    /// What the next write of the group says about `committed`, if that is news. Taken when the write is queued, and
+    /// only for entries that are queued already: a row that names an entry which a crash then takes away would keep
+    /// the group from opening.
+    pub(crate) fn take_committed(&mut self) -> Option<LogId> {
+        let news = self
+            .committed
+            .filter(|id| self.committed_dirty && self.last.is_some_and(|last| id.index <= last.index))?;
+        self.committed_dirty = false;
+        Some(news)
+    }
+
     /// Drops the tail's entries above `keep`.
     pub(crate) fn cut_tail_after(&mut self, keep: Option<u64>) {
-        while let Some(entry) = self.tail.pop_back_if(|entry| keep.is_none_or(|keep| entry.id.index > keep)) {
+        while self.tail.back().is_some_and(|entry| keep.is_none_or(|keep| entry.id.index > keep))
+            && let Some(entry) = self.tail.pop_back()
+        {
             self.tail_bytes -= entry.memory_bytes();
         }
         self.epoch += 1;
@@ -250,7 +271,9 @@ impl LogState {
     pub(crate) fn evict_through(&mut self, through: u64) {
         let Some(written) = self.written else { return };
         let through = through.min(written);
-        while let Some(entry) = self.tail.pop_front_if(|entry| entry.id.index <= through) {
+        while self.tail.front().is_some_and(|entry| entry.id.index <= through)
+            && let Some(entry) = self.tail.pop_front()
+        {
             self.tail_bytes -= entry.memory_bytes();
         }
     }

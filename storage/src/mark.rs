@@ -25,7 +25,8 @@ impl SyncMark {
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut bytes = Vec::new();
         file.by_ref().take(64).read_to_end(&mut bytes)?;
-        let sequence = if bytes.is_empty() {
+        // A file system that lost power may know the length of a file and none of its bytes.
+        let sequence = if bytes.iter().all(|byte| *byte == 0) {
             0
         } else {
             unseal(&bytes).and_then(|value| Fields(value).u64()).ok_or_else(|| {

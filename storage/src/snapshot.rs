@@ -164,7 +164,8 @@ impl SnapshotWriter {
             return Err(Error::Snapshot(format!("it is cut short after {} chunks", self.chunks)));
         }
         let replaced = self.group.space();
-        self.run(Work::Install { generation: self.space.generation, applied }, 0)?;
+        let mark = self.group.log.write().first_mark.take();
+        self.run(Work::Install { generation: self.space.generation, applied, mark }, 0)?;
         self.finished = true;
         self.storage.reclaim(vec![replaced.range()]);
         Ok(())

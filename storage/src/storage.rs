@@ -17,7 +17,7 @@ use crate::engine::{DiskUsage, Durability, Engine, Scan, WriteSet};
 use crate::entry_log::EntryLog;
 use crate::error::Error;
 use crate::format::{DirectoryLock, check_version};
-use crate::group::{Group, Sync};
+use crate::group::{Group, LogId, Sync};
 use crate::keys::{self, HardItem, KeyRange, Space, Table};
 use crate::memory::{MemEngine, MemoryDisk};
 use crate::messages::MessageStore;
@@ -178,7 +178,9 @@ impl Storage {
             return done(Err(error));
         }
         self.queue.reserve(bytes);
-        self.queue.push(Job { group: None, work: Work::Rows { batch, durability }, bytes, done: Some(done) });
+        let committed = self.committed_news(&batch);
+        let work = Work::Rows { batch, durability, committed };
+        self.queue.push(Job { group: None, work, bytes, done: Some(done) });
         self.kick();
     }
 
@@ -196,12 +198,21 @@ impl Storage {
 
     /// Removes everything of a group, synced. Handles that are still around get `GroupRemoved`.
     pub fn remove_group(&self, id: GroupId) -> Result<(), Error> {
+        self.remove(id, None)
+    }
+
+    /// The same, and in the same write a row of the node that tells of the group.
+    pub fn remove_group_and_row(&self, id: GroupId, row: &str) -> Result<(), Error> {
+        self.remove(id, Some(row.as_bytes().to_vec()))
+    }
+
+    fn remove(&self, id: GroupId, node_row: Option<Vec<u8>>) -> Result<(), Error> {
         let group = self.group(id)?;
         // Nobody opens it again before it is gone.
         let _one_at_a_time = self.opening.lock();
         group.set_removed();
         // It stays known as removed, so that a late checkpoint does not bring half of it back.
-        self.run(Some(group), Work::Remove, 0)?;
+        self.run(Some(group), Work::Remove { node_row }, 0)?;
         self.cache.forget(id);
         self.reclaim(vec![keys::group_range(id)]);
         Ok(())
@@ -302,8 +313,16 @@ impl Storage {
     /// Queues a batch without waiting for room; `kick` afterwards.
     pub(crate) fn enqueue(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
         self.queue.health.check()?;
-        self.queue.push(Job { group: None, work: Work::Rows { batch, durability }, bytes: 0, done: None });
+        let work = Work::Rows { batch, durability, committed: Vec::new() };
+        self.queue.push(Job { group: None, work, bytes: 0, done: None });
         Ok(())
+    }
+
+    /// How far the logs of a batch's groups are committed, as far as that is not stored yet.
+    fn committed_news(&self, batch: &Batch) -> Vec<(GroupId, LogId)> {
+        let groups = self.queue.groups.read();
+        let known = batch.groups().into_iter().filter_map(|id| groups.get(&id));
+        known.filter_map(|group| Some((group.id, group.log.write().take_committed()?))).collect()
     }
 
     /// Queues work and blocks until it is done.

@@ -42,8 +42,13 @@ pub(crate) enum Work {
     Append {
         entries: Vec<LogEntry>,
         epoch: u64,
+        committed: Option<LogId>,
+        mark: Option<Mark>,
     },
-    Vote(Vec<u8>),
+    Vote {
+        vote: Vec<u8>,
+        mark: Option<Mark>,
+    },
     /// Entries from `from` up to and with `to` leave the end of the log.
     Truncate {
         from: u64,
@@ -57,6 +62,7 @@ pub(crate) enum Work {
     Rows {
         batch: Batch,
         durability: Durability,
+        committed: Vec<(GroupId, LogId)>,
     },
     NodeRow {
         key: Vec<u8>,
@@ -73,9 +79,16 @@ pub(crate) enum Work {
     Install {
         generation: u32,
         applied: LogId,
+        mark: Option<Mark>,
     },
-    Remove,
+    /// Everything of the group, and a row of the node that told of it.
+    Remove {
+        node_row: Option<Vec<u8>>,
+    },
 }
+
+/// Key and value of a node row that must be written together with something.
+pub(crate) type Mark = (Vec<u8>, Vec<u8>);
 
 /// What everybody who queues shares with whoever writes.
 pub(crate) struct Queue {
@@ -168,7 +181,9 @@ impl Queue {
     fn take_from(state: &mut QueueState, bytes_max: usize) -> Vec<Job> {
         let mut jobs = Vec::with_capacity(state.jobs.len().min(64));
         let mut bytes = 0;
-        while let Some(job) = state.jobs.pop_front_if(|job| bytes == 0 || bytes + job.bytes <= bytes_max) {
+        while state.jobs.front().is_some_and(|job| bytes == 0 || bytes + job.bytes <= bytes_max)
+            && let Some(job) = state.jobs.pop_front()
+        {
             bytes += job.bytes.max(1);
             jobs.push(job);
         }
@@ -176,11 +191,14 @@ impl Queue {
     }
 }
 
+/// Told once, why the store failed.
+type Watcher = Box<dyn Fn(&str) + Send>;
+
 /// Whether the store can still be written, and who wants to know.
 #[derive(Default)]
 pub(crate) struct Health {
     failed: RwLock<Option<String>>,
-    watchers: Mutex<Vec<Box<dyn Fn(&str) + Send>>>,
+    watchers: Mutex<Vec<Watcher>>,
 }
 
 impl Health {
@@ -276,7 +294,7 @@ impl Writer {
 
     fn assemble(&self, batch: &mut Assembled, job: Job) {
         let refused = match &job.group {
-            Some(group) if group.is_removed() && !matches!(job.work, Work::Remove) => {
+            Some(group) if group.is_removed() && !matches!(job.work, Work::Remove { .. }) => {
                 Some(Error::GroupRemoved(group.id))
             }
             _ => None,
@@ -295,7 +313,7 @@ impl Writer {
         let set = &mut batch.set;
         let group = outcome.group.as_deref();
         match (work, group) {
-            (Work::Append { entries, epoch }, Some(group)) => {
+            (Work::Append { entries, epoch, committed, mark }, Some(group)) => {
                 let space = group.space();
                 if let Some(last) = entries.last() {
                     let bytes = entries.iter().map(LogEntry::memory_bytes).sum();
@@ -307,10 +325,12 @@ impl Writer {
                         set.put(Table::Blocks, space.numbered(entry.id.index), entry.payload);
                     }
                 }
-                put_committed(set, group);
+                put_committed(set, group.id, committed);
+                put_mark(set, mark);
                 batch.sync |= group.sync() == Sync::Always;
             }
-            (Work::Vote(vote), Some(group)) => {
+            (Work::Vote { vote, mark }, Some(group)) => {
+                put_mark(set, mark);
                 set.put(Table::HardState, keys::hard_state(group.id, HardItem::Vote), seal(vote));
                 batch.sync = true;
             }
@@ -323,11 +343,17 @@ impl Writer {
                 set.put(Table::HardState, keys::hard_state(group.id, HardItem::Purged), encode_log_id(id));
                 set.delete_numbered(Table::Entries, from, id.index + 1, |index| keys::entry(group.id, index));
             }
-            (Work::Rows { batch: rows, durability }, _) => {
+            (Work::Rows { batch: rows, durability, committed }, _) => {
                 let groups = self.queue.groups.read();
                 let live = |id| groups.get(&id).filter(|group| !group.is_removed());
-                for group in rows.groups().into_iter().filter_map(live) {
-                    put_committed(set, group);
+                if let Some(stale) = rows.outdated(|id| live(id).map(|group| group.space())) {
+                    let what = "a snapshot replaced the data that these rows were made from".to_owned();
+                    return Err(Error::OutOfOrder { group: stale, what });
+                }
+                for (id, committed) in committed {
+                    if live(id).is_some() {
+                        put_committed(set, id, Some(committed));
+                    }
                 }
                 let hooks = rows.resolve(set, |id| live(id).map(|group| group.space()));
                 outcome.effect = Effect::Written(hooks);
@@ -344,15 +370,19 @@ impl Writer {
                 set.bytes += rows.bytes;
                 set.operations.extend(rows.operations);
             }
-            (Work::Install { generation, applied }, Some(group)) => {
+            (Work::Install { generation, applied, mark }, Some(group)) => {
+                put_mark(set, mark);
                 let cut = snapshot::install(self.engine.as_ref(), set, group, generation, applied)?;
                 outcome.effect = Effect::Installed { generation, applied, cut };
                 batch.sync = true;
             }
-            (Work::Remove, Some(group)) => {
+            (Work::Remove { node_row }, Some(group)) => {
                 let range = keys::group_range(group.id);
                 for table in Table::ALL.into_iter().filter(|table| table.scope() != Scope::Node) {
                     set.delete_range(table, range.clone());
+                }
+                if let Some(key) = node_row {
+                    set.delete(Table::Node, key);
                 }
                 batch.sync = true;
             }
@@ -435,16 +465,15 @@ impl Writer {
 }
 
 /// How far the log is known to be committed is worth keeping and not worth a write of its own.
-fn put_committed(set: &mut WriteSet, group: &Group) {
-    if !group.log.read().committed_dirty {
-        return;
+fn put_committed(set: &mut WriteSet, group: GroupId, committed: Option<LogId>) {
+    if let Some(id) = committed {
+        set.put(Table::HardState, keys::hard_state(group, HardItem::Committed), encode_log_id(id));
     }
-    let mut log = group.log.write();
-    log.committed_dirty = false;
-    let key = keys::hard_state(group.id, HardItem::Committed);
-    match log.committed {
-        Some(id) => set.put(Table::HardState, key, encode_log_id(id)),
-        None => set.delete(Table::HardState, key),
+}
+
+fn put_mark(set: &mut WriteSet, mark: Option<Mark>) {
+    if let Some((key, value)) = mark {
+        set.put(Table::Node, key, seal(value));
     }
 }
 

@@ -1,5 +1,5 @@
 //! Clusters within one test process, and the machine they run: a list that remembers what was applied.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

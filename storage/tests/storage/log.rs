@@ -240,7 +240,7 @@ fn a_removed_group_leaves_nothing_and_the_others_alone() {
 
     let storage = rocks(dir.path());
 
-    assert!(storage.groups().unwrap().contains(&other));
+    assert_eq!(storage.groups().unwrap(), [other]);
     let neighbor = crate::stream::Stream::of_group(&storage, other);
     assert_eq!(neighbor.scan(1), [(3, "c".into()), (4, "d".into())]);
     let removed = crate::stream::Stream::open(&storage);

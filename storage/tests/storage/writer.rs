@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use levee_protocol::ids::GroupId;
 use levee_storage::{Batch, Durability, Error, MemoryDisk, Options, Storage, Sync};
 
-use crate::stream::{GROUP, append, inline, vote};
+use crate::stream::{GROUP, append, id, inline, vote};
 
 #[test]
 fn callbacks_of_a_group_run_in_append_order_whoever_else_writes() {
@@ -151,4 +151,78 @@ fn everything_queued_is_written_before_the_store_closes() {
 
     let storage = Storage::open(dir.path(), Options::default()).unwrap();
     assert_eq!(storage.entry_log(GROUP, Sync::Always).unwrap().last().unwrap().index, 499);
+}
+
+#[test]
+fn how_far_the_log_is_committed_never_reaches_the_disk_before_the_entries_it_names() {
+    for written in 0..4 {
+        let disk = MemoryDisk::new();
+        // One job at a time.
+        let options = Options { batch_bytes: 1, ..Options::default() };
+        let storage = Storage::open_memory(disk.clone(), options).unwrap();
+        let log = storage.entry_log(GROUP, Sync::Always).unwrap();
+        disk.pause();
+        log.append(vec![inline(0, b"x")], Box::new(|_| {}));
+        log.append(vec![inline(1, b"y")], Box::new(|_| {}));
+        // The others have it; our own disk does not yet.
+        log.save_committed(Some(id(1)));
+        log.append(vec![inline(2, b"z")], Box::new(|_| {}));
+        for _ in 0..written {
+            storage.step();
+        }
+
+        disk.crash();
+        drop((log, storage));
+
+        let log = Storage::in_memory(disk).entry_log(GROUP, Sync::Always).unwrap();
+        assert_eq!(log.last().map(|last| last.index + 1), (written > 0).then_some(written));
+        assert_eq!(log.committed(), (written == 3).then_some(id(1)));
+    }
+}
+
+#[test]
+fn a_mark_is_stored_with_the_first_write_of_its_log_and_never_without() {
+    let first_writes: [fn(&levee_storage::EntryLog); 2] = [
+        |log| log.append(vec![inline(0, b"x")], Box::new(|_| {})),
+        |log| log.save_vote(b"vote".to_vec(), Box::new(|_| {})),
+    ];
+    for first_write in first_writes {
+        for written in 0..2 {
+            let disk = MemoryDisk::new();
+            let storage = Storage::in_memory(disk.clone());
+            let log = storage.entry_log(GROUP, Sync::Always).unwrap();
+            log.mark_with_first_write("begun", b"1");
+            assert_eq!(storage.node_row("begun").unwrap(), None);
+            disk.pause();
+            first_write(&log);
+            for _ in 0..written {
+                storage.step();
+            }
+
+            disk.crash();
+            drop((log, storage));
+
+            let storage = Storage::in_memory(disk);
+            let log = storage.entry_log(GROUP, Sync::Always).unwrap();
+            let is_begun = log.last().is_some() || log.vote().is_some();
+            assert_eq!(is_begun, written > 0);
+            assert_eq!(storage.node_row("begun").unwrap().is_some(), is_begun);
+        }
+    }
+}
+
+#[test]
+fn a_row_that_tells_of_a_group_goes_together_with_it() {
+    let disk = MemoryDisk::new();
+    let storage = Storage::in_memory(disk.clone());
+    let log = storage.entry_log(GROUP, Sync::Always).unwrap();
+    log.mark_with_first_write("begun", b"1");
+    append(&log, vec![inline(0, b"x")]).unwrap();
+    let before = disk.syncs();
+
+    storage.remove_group_and_row(GROUP, "begun").unwrap();
+
+    assert_eq!(disk.syncs() - before, 1);
+    assert_eq!(storage.node_row("begun").unwrap(), None);
+    assert_eq!(storage.entry_log(GROUP, Sync::Always).unwrap().last(), None);
 }
