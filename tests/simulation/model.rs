@@ -2,7 +2,7 @@
 //! commands and says which answers and which messages every replica must have.
 //!
 //! It covers what the workload uses: limits, message ids, purge, removal of single messages, changed limits.
-//! Consumers do not change messages under limits retention; [`consumers`](super::consumers) watches them.
+//! Consumers do not change messages under limits retention; what they hold is compared between replicas.
 
 use std::collections::BTreeMap;
 
@@ -16,34 +16,34 @@ use levee_protocol::wire::headers::HeaderBlock;
 
 /// One message as it must be read back.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Message {
+pub(crate) struct Message {
     /// Its subject.
-    pub subject: Bytes,
+    pub(crate) subject: Bytes,
     /// Its header block.
-    pub header: Bytes,
+    pub(crate) header: Bytes,
     /// Its body, which begins with a word that no other publish uses.
-    pub payload: Bytes,
+    pub(crate) payload: Bytes,
     /// When the leader took it.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     bytes: u64,
 }
 
 /// The counters every replica must show after the same command.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Live messages.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// What they count for.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// First live sequence, or one more than the last.
-    pub first: u64,
+    pub(crate) first: u64,
     /// Last sequence given out.
-    pub last: u64,
+    pub(crate) last: u64,
 }
 
 /// The answer a command must have.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Expected {
+pub(crate) enum Expected {
     /// One per record.
     Publish(Vec<Verdict>),
     /// So many were removed.
@@ -60,7 +60,7 @@ pub enum Expected {
 
 /// What becomes of one record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Stored under this sequence.
     Stored(u64),
     /// Known under this sequence.
@@ -71,7 +71,7 @@ pub enum Verdict {
 
 /// The stream, as it must be.
 #[derive(Default)]
-pub struct Model {
+pub(crate) struct Model {
     config: Option<StreamConfig>,
     live: BTreeMap<u64, Message>,
     /// Every message that was ever stored, by the first word of its body.
@@ -85,26 +85,22 @@ pub struct Model {
 
 impl Model {
     /// The live messages.
-    #[must_use]
-    pub fn live(&self) -> &BTreeMap<u64, Message> {
+    pub(crate) fn live(&self) -> &BTreeMap<u64, Message> {
         &self.live
     }
 
     /// The sequence under which a body that begins with this word was stored, at any time.
-    #[must_use]
-    pub fn stored(&self, word: &[u8]) -> Option<u64> {
+    pub(crate) fn stored(&self, word: &[u8]) -> Option<u64> {
         self.stored.get(word).copied()
     }
 
     /// How many messages were ever stored.
-    #[must_use]
-    pub fn stored_count(&self) -> usize {
+    pub(crate) fn stored_count(&self) -> usize {
         self.stored.len()
     }
 
     /// The counters.
-    #[must_use]
-    pub fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         Totals {
             messages: self.live.len() as u64,
             bytes: self.bytes,
@@ -114,7 +110,7 @@ impl Model {
     }
 
     /// Follows one committed command. `Err` when what was committed breaks a promise by itself.
-    pub fn apply(&mut self, command: &StreamCommand, clock: Timestamp) -> Result<Expected, String> {
+    pub(crate) fn apply(&mut self, command: &StreamCommand, clock: Timestamp) -> Result<Expected, String> {
         match command {
             StreamCommand::Configure { config, .. } => {
                 self.configure((**config).clone(), clock);
@@ -162,9 +158,19 @@ impl Model {
                 verdicts.push(Verdict::Duplicate(*seq));
                 continue;
             }
+            let expected = HeaderBlock(&record.header).get_str("Nats-Expected-Last-Sequence");
+            if expected.is_some_and(|expected| expected.parse() != Ok(self.last)) {
+                verdicts.push(Verdict::Refused);
+                continue;
+            }
             let config = self.config.clone().unwrap_or_default();
             let message = Message {
-                bytes: stored_bytes(config.storage, record.subject.len(), record.header.len(), record.payload.len()),
+                bytes: stored_bytes(
+                    config.storage,
+                    record.subject.len(),
+                    record.header.len(),
+                    record.payload.len(),
+                ),
                 subject: record.subject,
                 header: record.header,
                 payload: record.payload,
@@ -195,19 +201,23 @@ impl Model {
 
     fn has_room(&self, config: &StreamConfig, message: &Message) -> bool {
         let same_subject = || self.live.values().filter(|other| other.subject == message.subject);
-        let takes_a_place = limit(config.max_msgs_per_subject).is_some_and(|max| same_subject().count() as u64 >= max);
+        let takes_a_place =
+            limit(config.max_msgs_per_subject).is_some_and(|max| same_subject().count() as u64 >= max);
         if !takes_a_place && limit(config.max_msgs).is_some_and(|max| self.live.len() as u64 >= max) {
             return false;
         }
         if limit(config.max_bytes).is_some_and(|max| self.bytes + message.bytes >= max) {
-            let freed = if takes_a_place { same_subject().next().map_or(0, |oldest| oldest.bytes) } else { 0 };
+            let freed =
+                if takes_a_place { same_subject().next().map_or(0, |oldest| oldest.bytes) } else { 0 };
             return freed >= message.bytes;
         }
         true
     }
 
     fn enforce_subject(&mut self, subject: &Bytes) {
-        let Some(max) = self.config.as_ref().and_then(|config| limit(config.max_msgs_per_subject)) else { return };
+        let Some(max) = self.config.as_ref().and_then(|config| limit(config.max_msgs_per_subject)) else {
+            return;
+        };
         loop {
             let mut of_subject = self.live.iter().filter(|(_, message)| message.subject == subject);
             let oldest = of_subject.next().map(|(seq, _)| *seq);
@@ -222,9 +232,10 @@ impl Model {
         let config = self.config.clone().unwrap_or_default();
         let bounded = config.discard == DiscardPolicy::Old;
         while let Some((seq, oldest)) = self.live.first_key_value() {
-            let over = bounded && limit(config.max_msgs).is_some_and(|max| self.live.len() as u64 > max)
-                || bounded && limit(config.max_bytes).is_some_and(|max| self.bytes > max)
-                || config.max_age.0 > 0 && oldest.at.plus(config.max_age) <= clock;
+            let too_many = limit(config.max_msgs).is_some_and(|max| self.live.len() as u64 > max);
+            let too_large = limit(config.max_bytes).is_some_and(|max| self.bytes > max);
+            let too_old = config.max_age.0 > 0 && oldest.at.plus(config.max_age) <= clock;
+            let over = bounded && (too_many || too_large) || too_old;
             if !over {
                 return;
             }
@@ -234,9 +245,11 @@ impl Model {
 
     fn purge(&mut self, filter: &str, below: u64, keep: u64) -> u64 {
         let everything = filter.is_empty() || filter == ">";
-        let filter = Filter::parse(if everything { ">" } else { filter }).expect("the workload's filters are valid");
+        let filter =
+            Filter::parse(if everything { ">" } else { filter }).expect("the workload's filters are valid");
         let below = if below > 0 { below } else { u64::MAX };
-        let matching = self.live.iter().filter(|(seq, message)| **seq < below && filter.matches(&message.subject));
+        let matching =
+            self.live.iter().filter(|(seq, message)| **seq < below && filter.matches(&message.subject));
         let mut gone: Vec<u64> = matching.map(|(seq, _)| *seq).collect();
         gone.truncate(gone.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX)));
         for seq in &gone {
@@ -261,8 +274,7 @@ impl Model {
 }
 
 /// What identifies a body.
-#[must_use]
-pub fn first_word(payload: &Bytes) -> Bytes {
+pub(crate) fn first_word(payload: &Bytes) -> Bytes {
     let end = payload.iter().position(|byte| *byte == b' ').unwrap_or(payload.len());
     payload.slice(..end)
 }

@@ -2,49 +2,54 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use levee_protocol::ids::NodeId;
 use levee_protocol::time::{Nanos, Timestamp};
-use levee_raft::{Birth, Group, Groups, LocalNetwork};
+use levee_raft::{Birth, Group, Groups, LocalNetwork, Transport};
 use levee_storage::{MemoryDisk, Options, Storage, Sync};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::chance::Chance;
-use super::oracle::Oracle;
-use super::plan::Plan;
-use super::replica::{GROUP, Machine, Replica};
-use super::trace::Trace;
+use crate::chance::Chance;
+use crate::network::{BadTransport, Odds, Weather};
+use crate::oracle::Oracle;
+use crate::plan::{Breakage, Plan};
+use crate::replica::{GROUP, Machine, Replica};
+use crate::trace::Trace;
 
 /// Virtual time begins here, on every node.
 const EPOCH: Timestamp = Timestamp(1_767_225_600_000_000_000);
 
 /// Everything there is in a run.
-pub struct World {
+pub(crate) struct World {
     /// What everything random comes from.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// The run's circumstances.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     /// What happened.
-    pub trace: Arc<Trace>,
+    pub(crate) trace: Arc<Trace>,
     /// What must be so.
-    pub oracle: Arc<Oracle>,
+    pub(crate) oracle: Arc<Oracle>,
     /// Between the nodes.
-    pub network: Arc<LocalNetwork>,
+    pub(crate) network: Arc<LocalNetwork>,
+    /// What becomes of single messages in it.
+    pub(crate) weather: Arc<Weather>,
     /// The nodes, running or not.
-    pub hosts: Vec<Arc<Host>>,
+    pub(crate) hosts: Vec<Arc<Host>>,
+    /// Clients finish what they have begun.
+    closing: AtomicBool,
 }
 
 /// A node's machine: what outlives its process.
-pub struct Host {
+pub(crate) struct Host {
     /// The node.
-    pub id: NodeId,
+    pub(crate) id: NodeId,
     /// Its disk.
-    pub disk: MemoryDisk,
+    pub(crate) disk: MemoryDisk,
     /// How far its clock is off, in nanoseconds.
-    pub skew: AtomicI64,
+    pub(crate) skew: AtomicI64,
     /// Its process, while it has one.
     running: Mutex<Option<Arc<Process>>>,
     starts: AtomicU64,
@@ -53,20 +58,21 @@ pub struct Host {
 }
 
 /// A node's process.
-pub struct Process {
+pub(crate) struct Process {
     /// Its store.
-    pub storage: Arc<Storage>,
+    pub(crate) storage: Arc<Storage>,
     /// Its groups.
-    pub groups: Arc<Groups>,
+    pub(crate) groups: Arc<Groups>,
     /// The stream's group.
-    pub group: Group,
+    pub(crate) group: Group,
     /// The stream.
-    pub replica: Arc<Replica>,
+    pub(crate) replica: Arc<Replica>,
+    transport: Arc<BadTransport>,
 }
 
 /// What becomes of writes that were not synced when a process ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Loss {
+pub(crate) enum Loss {
     /// The process was killed: the disk has everything.
     Nothing,
     /// Power was cut, and this share of the unsynced writes, in percent, happened to be on the disk.
@@ -75,8 +81,7 @@ pub enum Loss {
 
 impl World {
     /// Three nodes that do not run yet.
-    #[must_use]
-    pub fn new(seed: u64, plan: Plan) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, plan: Plan) -> Arc<Self> {
         let trace = Arc::new(Trace::new());
         let network = LocalNetwork::new(seed);
         network.set_delay(plan.delay.0, plan.delay.1);
@@ -96,45 +101,71 @@ impl World {
             oracle: Arc::new(Oracle::new(Arc::clone(&trace))),
             trace,
             network,
+            weather: Arc::default(),
+            closing: AtomicBool::new(false),
             hosts: (1..=3).map(host).collect(),
         })
     }
 
     /// All nodes.
-    #[must_use]
-    pub fn voters(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn voters(&self) -> BTreeSet<NodeId> {
         self.hosts.iter().map(|host| host.id).collect()
     }
 
     /// The processes there are.
-    #[must_use]
-    pub fn processes(&self) -> Vec<(Arc<Host>, Arc<Process>)> {
+    pub(crate) fn processes(&self) -> Vec<(Arc<Host>, Arc<Process>)> {
         let pair = |host: &Arc<Host>| Some((Arc::clone(host), host.process()?));
         self.hosts.iter().filter_map(pair).collect()
     }
 
+    /// Whom a client asks: mostly one that says it leads, sometimes any.
+    pub(crate) fn target(&self, chance: &mut Chance) -> Option<(Arc<Host>, Arc<Process>)> {
+        let mut running = self.processes();
+        if chance.percent(90) {
+            running.retain(|(_, process)| process.group.leadership().borrow().leading);
+        }
+        let count = u64::try_from(running.len()).ok().filter(|count| *count > 0)?;
+        Some(running.swap_remove(usize::try_from(chance.below(count)).ok()?))
+    }
+
+    /// When the stream was created.
+    pub(crate) fn created(&self) -> Timestamp {
+        EPOCH
+    }
+
+    /// Clients begin nothing new from here on.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether clients begin nothing new.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed) || self.oracle.violation().is_some()
+    }
+
     /// A process that says it leads and has applied everything before.
-    #[must_use]
-    pub fn leading(&self) -> Option<(Arc<Host>, Arc<Process>)> {
+    pub(crate) fn leading(&self) -> Option<(Arc<Host>, Arc<Process>)> {
         self.processes().into_iter().find(|(_, process)| process.group.leadership().borrow().leading)
     }
 
     /// A host's clock.
-    #[must_use]
-    pub fn now(&self, host: &Host) -> Timestamp {
+    pub(crate) fn now(&self, host: &Host) -> Timestamp {
         let elapsed = i64::try_from(self.trace.elapsed().as_nanos()).unwrap_or(i64::MAX);
         EPOCH.plus(Nanos(elapsed)).plus(Nanos(host.skew.load(Ordering::Relaxed)))
     }
 
     /// What a leader stamps a command with.
-    #[must_use]
-    pub fn stamp(&self, host: &Host, process: &Process) -> Timestamp {
+    pub(crate) fn stamp(&self, host: &Host, process: &Process) -> Timestamp {
         let now = self.now(host);
-        if self.plan.stamps_run_back { now } else { now.max(process.replica.read(|machine, _| machine.clock())) }
+        if self.plan.stamps_run_back {
+            now
+        } else {
+            now.max(process.replica.read(|machine, _| machine.clock()))
+        }
     }
 
     /// Starts a node, unless it runs.
-    pub async fn start(self: &Arc<Self>, host: &Arc<Host>) {
+    pub(crate) async fn start(self: &Arc<Self>, host: &Arc<Host>) {
         let mut lifecycle = host.lifecycle.lock().await;
         if host.process().is_some() {
             return;
@@ -158,28 +189,42 @@ impl World {
     async fn open(&self, host: &Host, incarnation: u64) -> Result<Process, levee_raft::Error> {
         let storage = Storage::open_memory(host.disk.clone(), Options::default())?;
         let chance = Chance::new(self.seed, &format!("reads of {}.{incarnation}", host.id));
-        let replica = Replica::load(&storage, &self.oracle, host.id, incarnation, chance)?;
-        let transport = self.network.transport(host.id);
-        let groups = Groups::new(host.id, Arc::clone(&storage), transport, self.plan.raft.clone());
+        let replica =
+            Replica::load(&storage, &self.oracle, host.id, incarnation, chance, self.plan.breakage)?;
+        let transport = BadTransport::new(
+            self.network.transport(host.id),
+            Arc::clone(&self.weather),
+            self.seed,
+            format!("{}.{incarnation}", host.id),
+        );
+        let way: Arc<dyn Transport> = Arc::<BadTransport>::clone(&transport);
+        let groups = Groups::new(host.id, Arc::clone(&storage), way, self.plan.raft.clone());
+        let sync = if self.plan.breakage == Breakage::AckBeforeSync { Sync::Never } else { Sync::Always };
         let birth = if incarnation == 1 { Birth::Founding } else { Birth::Existing };
         let machine = Box::new(Machine(Arc::clone(&replica)));
-        let group = groups.open(GROUP, Sync::Always, machine, birth).await?;
+        let group = groups.open(GROUP, sync, machine, birth).await?;
         if incarnation == 1 {
             group.initialize(&self.voters()).await?;
         }
-        Ok(Process { storage, groups, group, replica })
+        Ok(Process { storage, groups, group, replica, transport })
     }
 
     /// Writes changes of leadership down.
     fn follow(&self, node: NodeId, incarnation: u64, process: &Process) {
         let mut leadership = process.group.leadership();
-        let trace = Arc::clone(&self.trace);
+        let (trace, oracle) = (Arc::clone(&self.trace), Arc::clone(&self.oracle));
         tokio::spawn(async move {
             loop {
                 let now = *leadership.borrow_and_update();
                 let leader = now.leader.map_or(0, |leader| leader.0);
                 let leading = if now.leading { ", leading" } else { "" };
-                trace.note(format_args!("{node}.{incarnation} sees {leader} lead term {}{leading}", now.raft_term));
+                trace.note(format_args!(
+                    "{node}.{incarnation} sees {leader} lead term {}{leading}",
+                    now.raft_term
+                ));
+                if now.leading {
+                    oracle.leads(now.raft_term, node, incarnation);
+                }
                 if leadership.changed().await.is_err() {
                     return;
                 }
@@ -188,10 +233,11 @@ impl World {
     }
 
     /// Ends a node's process without warning.
-    pub async fn crash(&self, host: &Arc<Host>, loss: Loss) {
+    pub(crate) async fn crash(&self, host: &Arc<Host>, loss: Loss) {
         let mut lifecycle = host.lifecycle.lock().await;
         let Some(process) = host.running.lock().take() else { return };
         process.replica.die();
+        process.transport.die();
         let unsynced = host.disk.unsynced_writes();
         let kept = match loss {
             Loss::Nothing => unsynced,
@@ -207,7 +253,7 @@ impl World {
     }
 
     /// Ends a node's process in order.
-    pub async fn stop(&self, host: &Arc<Host>) {
+    pub(crate) async fn stop(&self, host: &Arc<Host>) {
         let _lifecycle = host.lifecycle.lock().await;
         let Some(process) = host.running.lock().take() else { return };
         self.trace.note(format_args!("{} stops", host.id));
@@ -218,11 +264,12 @@ impl World {
     }
 
     /// Ends everything that goes wrong, and starts every node.
-    pub async fn heal(self: &Arc<Self>) {
+    pub(crate) async fn heal(self: &Arc<Self>) {
         self.trace.note(format_args!("everything heals"));
         self.network.heal();
         self.network.set_delay(self.plan.delay.0, self.plan.delay.1);
         self.network.set_resets(0);
+        self.weather.set(Odds::default());
         for host in &self.hosts {
             host.disk.set_free(None);
             host.disk.resume();
@@ -240,7 +287,11 @@ impl World {
     }
 
     /// Waits for a condition, at most for `limit` of virtual time.
-    pub async fn until<T>(&self, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(crate) async fn until<T>(
+        &self,
+        limit: Duration,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             if let Some(value) = condition() {
@@ -256,8 +307,7 @@ impl World {
 
 impl Host {
     /// Its process, if it has one.
-    #[must_use]
-    pub fn process(&self) -> Option<Arc<Process>> {
+    pub(crate) fn process(&self) -> Option<Arc<Process>> {
         self.running.lock().clone()
     }
 }

@@ -15,38 +15,39 @@ use levee_raft::{APPLIED_ROW_KIND, CommittedEntry, ReplicatedMachine, Reply};
 use levee_storage::{Batch, Error, MessageStore, Storage};
 use parking_lot::{Mutex, RwLock};
 
-use super::chance::Chance;
-use super::oracle::{Oracle, Seen};
+use crate::chance::Chance;
+use crate::oracle::{Oracle, Seen};
+use crate::plan::Breakage;
 
 /// The group of the simulated stream.
-pub const GROUP: GroupId = GroupId(20);
+pub(crate) const GROUP: GroupId = GroupId(20);
 
 /// One node's copy, from the start of its process to its end.
-pub struct Replica {
+pub(crate) struct Replica {
     /// The node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// How often the node was started before, and this one.
-    pub incarnation: u64,
+    pub(crate) incarnation: u64,
     machine: RwLock<StreamMachine>,
     /// The stored messages.
-    pub messages: Arc<MessageStore>,
+    pub(crate) messages: Arc<MessageStore>,
     storage: Arc<Storage>,
     oracle: Arc<Oracle>,
     /// Cleared when the process ends. What fails after that is what ended.
     alive: AtomicBool,
-    /// Runs of removed messages, for the consumers of this node.
-    removed: Mutex<Vec<(Seq, Seq)>>,
+    breakage: Breakage,
     chance: Mutex<Chance>,
 }
 
 impl Replica {
     /// Loads the stream as of the last checkpoint.
-    pub fn load(
+    pub(crate) fn load(
         storage: &Arc<Storage>,
         oracle: &Arc<Oracle>,
         node: NodeId,
         incarnation: u64,
         chance: Chance,
+        breakage: Breakage,
     ) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(Self {
             node,
@@ -56,27 +57,19 @@ impl Replica {
             storage: Arc::clone(storage),
             oracle: Arc::clone(oracle),
             alive: AtomicBool::new(true),
-            removed: Mutex::default(),
+            breakage,
             chance: Mutex::new(chance),
         }))
     }
 
     /// Looks at the rules and the stored messages in one moment.
-    pub fn read<T>(&self, look: impl FnOnce(&StreamMachine, &dyn MessageView) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&StreamMachine, &dyn MessageView) -> T) -> T {
         look(&self.machine.read(), &StoredMessages(&self.messages))
     }
 
     /// The process ends: errors are expected from here on.
-    pub fn die(&self) {
+    pub(crate) fn die(&self) {
         self.alive.store(false, Ordering::Relaxed);
-    }
-
-    /// Runs that were removed since `cursor`, which moves on.
-    pub fn removed_since(&self, cursor: &mut usize) -> Vec<(Seq, Seq)> {
-        let removed = self.removed.lock();
-        let new = removed[(*cursor).min(removed.len())..].to_vec();
-        *cursor = removed.len();
-        new
     }
 
     /// Reads one live message back and holds it against what was committed.
@@ -106,7 +99,7 @@ impl Replica {
 }
 
 /// The stored messages, as the rules see them.
-pub struct StoredMessages<'a>(pub &'a MessageStore);
+pub(crate) struct StoredMessages<'a>(pub(crate) &'a MessageStore);
 
 impl MessageView for StoredMessages<'_> {
     fn record(&self, seq: Seq) -> Result<Option<Record>, ReadFailed> {
@@ -127,7 +120,7 @@ impl MessageView for StoredMessages<'_> {
 }
 
 /// The machine as of the last checkpoint.
-pub fn load(storage: &Storage) -> Result<StreamMachine, Error> {
+pub(crate) fn load(storage: &Storage) -> Result<StreamMachine, Error> {
     let mut rows = Vec::new();
     let mut unknown = None;
     storage.state_rows(GROUP, &mut |kind, key, value| match RowKind::from_number(kind) {
@@ -140,12 +133,19 @@ pub fn load(storage: &Storage) -> Result<StreamMachine, Error> {
 }
 
 /// The machine of a [`Replica`], as the group drives it.
-pub struct Machine(pub Arc<Replica>);
+pub(crate) struct Machine(pub(crate) Arc<Replica>);
 
 impl Machine {
     fn apply_command(&mut self, entry: &CommittedEntry) -> Result<Reply, Error> {
         let replica = &*self.0;
-        let command = StreamCommand::decode(entry.payload.clone()).map_err(|error| Error::Engine(error.to_string()))?;
+        let mut command =
+            StreamCommand::decode(entry.payload.clone()).map_err(|error| Error::Engine(error.to_string()))?;
+        if replica.breakage == Breakage::OneReplicaDiffers
+            && replica.node == NodeId(2)
+            && let StreamCommand::DeleteMessage { seq, .. } = &mut command
+        {
+            *seq = seq.next();
+        }
         let mut machine = replica.machine.write();
         let outcome = machine
             .apply(entry.index, &command, &StoredMessages(&replica.messages))
@@ -154,13 +154,14 @@ impl Machine {
             match change {
                 Change::Stored { first_seq, holes } => {
                     let StreamCommand::Publish(block) = &command else {
-                        return Err(Error::Engine("something else than a publish stored messages".to_owned()));
+                        return Err(Error::Engine(
+                            "something else than a publish stored messages".to_owned(),
+                        ));
                     };
                     replica.messages.stored(entry.index, block, *first_seq, holes);
                 }
                 Change::Removed { first, last } => {
                     replica.messages.removed(*first, *last)?;
-                    replica.removed.lock().push((*first, *last));
                 }
             }
         }
@@ -172,7 +173,8 @@ impl Machine {
 
 impl ReplicatedMachine for Machine {
     fn apply(&mut self, entry: CommittedEntry) -> Result<Reply, Error> {
-        self.apply_command(&entry).inspect_err(|error| self.0.failed(&format!("applying {}", entry.index), error))
+        self.apply_command(&entry)
+            .inspect_err(|error| self.0.failed(&format!("applying {}", entry.index), error))
     }
 
     fn flushed(&mut self) {

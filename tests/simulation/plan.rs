@@ -7,48 +7,96 @@ use levee_protocol::api::{DiscardPolicy, StreamConfig};
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
-use super::chance::Chance;
-use super::faults::FaultKind;
+use crate::chance::Chance;
+use crate::faults::FaultKind;
+
+/// What is broken on purpose, to see the oracle notice.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Breakage {
+    /// Nothing.
+    None,
+    /// The log acknowledges what it has not synced.
+    AckBeforeSync,
+    /// A publisher that tries again leaves the message id out.
+    RetryWithoutId,
+    /// One replica removes another message than it was told.
+    OneReplicaDiffers,
+    /// Stored blocks vanish from one disk.
+    DiskForgetsBlocks,
+    /// Readers do not ask who leads before they look.
+    ReadWithoutBarrier,
+}
+
+impl Breakage {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::None,
+        Self::AckBeforeSync,
+        Self::RetryWithoutId,
+        Self::OneReplicaDiffers,
+        Self::DiskForgetsBlocks,
+        Self::ReadWithoutBarrier,
+    ];
+
+    /// A word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::AckBeforeSync => "ack-before-sync",
+            Self::RetryWithoutId => "retry-without-id",
+            Self::OneReplicaDiffers => "one-replica-differs",
+            Self::DiskForgetsBlocks => "disk-forgets-blocks",
+            Self::ReadWithoutBarrier => "read-without-barrier",
+        }
+    }
+}
 
 /// One run's circumstances.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The stream as it is created.
-    pub stream: StreamConfig,
+    pub(crate) stream: StreamConfig,
     /// Timing and bounds of the groups.
-    pub raft: Config,
+    pub(crate) raft: Config,
     /// What goes wrong; a kind that is listed twice goes wrong more often.
-    pub faults: Vec<FaultKind>,
+    pub(crate) faults: Vec<FaultKind>,
     /// How long things go wrong.
-    pub trouble: Duration,
+    pub(crate) trouble: Duration,
     /// Longest pause between two faults, in milliseconds.
-    pub fault_pause_ms: u64,
+    pub(crate) fault_pause_ms: u64,
     /// Publishers that wait for each answer.
-    pub publishers: u64,
+    pub(crate) publishers: u64,
     /// Longest pause of a publisher between two batches, in milliseconds.
-    pub publish_pause_ms: u64,
+    pub(crate) publish_pause_ms: u64,
     /// Base delay of the network.
-    pub delay: (Duration, Duration),
+    pub(crate) delay: (Duration, Duration),
     /// Whether leaders stamp commands without looking at the stream's clock, so that times run backwards in the log.
-    pub stamps_run_back: bool,
+    pub(crate) stamps_run_back: bool,
+    /// Whether nothing of the run happens on other threads, so that it repeats byte for byte. Snapshots are read on
+    /// threads of their own: which of two things of one moment comes first is then up to the scheduler.
+    pub(crate) repeats_exactly: bool,
+    /// What is broken on purpose.
+    pub(crate) breakage: Breakage,
 }
 
 impl Plan {
     /// The plan of a seed.
-    #[must_use]
-    pub fn draw(seed: u64) -> Self {
+    pub(crate) fn draw(seed: u64, breakage: Breakage) -> Self {
         let mut chance = Chance::new(seed, "plan");
         // Snapshots and disks that hold writes back exclude each other: an import waits for its writes on the one
         // thread that could also let the disk go on.
         let snapshots = chance.percent(50);
-        let mut kinds = if snapshots { FaultKind::WITH_SNAPSHOTS.to_vec() } else { FaultKind::WITH_SLOW_DISKS.to_vec() };
-        let left = chance.between(2, kinds.len() as u64);
-        while (kinds.len() as u64) < 40 {
-            kinds.push(chance.pick(&kinds));
-        }
-        let mut faults: Vec<FaultKind> = (0..left * 2).map(|_| chance.pick(&kinds)).collect();
+        let kinds = if snapshots { FaultKind::with_snapshots() } else { FaultKind::with_slow_disks() };
+        // Few kinds often, or many: a run of nothing but power cuts finds other things than one of everything.
+        let mut faults: Vec<FaultKind> = (0..chance.between(2, 20)).map(|_| chance.pick(&kinds)).collect();
         faults.push(FaultKind::PowerCut);
         faults.push(FaultKind::Isolate);
+        if breakage == Breakage::DiskForgetsBlocks {
+            faults.extend([FaultKind::LostBlock; 20]);
+        }
+        if breakage == Breakage::AckBeforeSync {
+            faults.extend([FaultKind::PowerCutOfAll; 20]);
+        }
         let quick = chance.percent(50);
         let millis = Duration::from_millis;
         let delay = chance.pick(&[(0, 2), (1, 5), (5, 40)]);
@@ -80,6 +128,8 @@ impl Plan {
             publish_pause_ms: chance.pick(&[5, 40, 150]),
             delay: (millis(delay.0), millis(delay.1)),
             stamps_run_back: chance.percent(25),
+            repeats_exactly: !snapshots,
+            breakage,
         }
     }
 }

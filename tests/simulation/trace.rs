@@ -7,26 +7,24 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The lines of one run.
-pub struct Trace {
+pub(crate) struct Trace {
     start: Instant,
     lines: Mutex<Vec<String>>,
 }
 
 impl Trace {
     /// Begins now.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { start: Instant::now(), lines: Mutex::default() }
     }
 
     /// Virtual time since the start.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
     /// Adds a line.
-    pub fn note(&self, what: Arguments<'_>) {
+    pub(crate) fn note(&self, what: Arguments<'_>) {
         let micros = self.elapsed().as_micros();
         let mut line = String::with_capacity(96);
         let _ = write!(line, "{:>4}.{:06} {what}", micros / 1_000_000, micros % 1_000_000);
@@ -34,16 +32,9 @@ impl Trace {
     }
 
     /// All lines.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = self.lines.lock().join("\n");
         text.push('\n');
         text
-    }
-}
-
-impl Default for Trace {
-    fn default() -> Self {
-        Self::new()
     }
 }

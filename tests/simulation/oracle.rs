@@ -13,26 +13,26 @@ use levee_protocol::record::Record;
 use levee_raft::CommittedEntry;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-use super::model::{Expected, Model, Totals, Verdict};
-use super::trace::Trace;
+use crate::model::{Expected, Model, Totals, Verdict};
+use crate::trace::Trace;
 
 /// How often the whole state is compared, in log entries. Counters are compared after every entry.
 const ROWS_EVERY: u64 = 16;
 
 /// One application of one entry on one node.
-pub struct Seen<'a> {
+pub(crate) struct Seen<'a> {
     /// Where.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// In which life of the node.
-    pub incarnation: u64,
+    pub(crate) incarnation: u64,
     /// The entry.
-    pub entry: &'a CommittedEntry,
+    pub(crate) entry: &'a CommittedEntry,
     /// What it says.
-    pub command: &'a StreamCommand,
+    pub(crate) command: &'a StreamCommand,
 }
 
 /// Collects what replicas do and what clients are told.
-pub struct Oracle {
+pub(crate) struct Oracle {
     trace: Arc<Trace>,
     state: Mutex<State>,
 }
@@ -47,6 +47,10 @@ struct State {
     nodes: BTreeMap<NodeId, (u64, u64)>,
     acknowledged: u64,
     highest_acknowledged: u64,
+    settled: Seq,
+    snapshots: u64,
+    /// Which life of a node led under which leader id.
+    leaders: BTreeMap<(u64, NodeId), u64>,
     violations: Vec<String>,
 }
 
@@ -61,49 +65,75 @@ struct Entry {
 
 impl Oracle {
     /// An oracle that has seen nothing.
-    #[must_use]
-    pub fn new(trace: Arc<Trace>) -> Self {
+    pub(crate) fn new(trace: Arc<Trace>) -> Self {
         Self { trace, state: Mutex::default() }
     }
 
     /// Something was promised and is not so.
-    pub fn violated(&self, what: String) {
+    pub(crate) fn violated(&self, what: String) {
         self.trace.note(format_args!("VIOLATION {what}"));
         self.state.lock().violations.push(what);
     }
 
     /// The first broken promise.
-    #[must_use]
-    pub fn violation(&self) -> Option<String> {
+    pub(crate) fn violation(&self) -> Option<String> {
         self.state.lock().violations.first().cloned()
     }
 
     /// The stream as it must be.
-    pub fn model(&self) -> MappedMutexGuard<'_, Model> {
+    pub(crate) fn model(&self) -> MappedMutexGuard<'_, Model> {
         MutexGuard::map(self.state.lock(), |state| &mut state.model)
     }
 
     /// The last index that was applied anywhere.
-    #[must_use]
-    pub fn last_index(&self) -> u64 {
+    pub(crate) fn last_index(&self) -> u64 {
         self.state.lock().entries.keys().next_back().copied().unwrap_or(0)
     }
 
     /// How many answers clients got, and the highest log index among them.
-    #[must_use]
-    pub fn acknowledged(&self) -> (u64, u64) {
+    pub(crate) fn acknowledged(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.acknowledged, state.highest_acknowledged)
     }
 
-    /// How many commands were committed.
-    #[must_use]
-    pub fn committed(&self) -> usize {
-        self.state.lock().entries.len()
+    /// Everything up to this message is settled, a client was told.
+    pub(crate) fn settled(&self, seq: Seq) {
+        let mut state = self.state.lock();
+        state.settled = state.settled.max(seq);
+    }
+
+    /// The last message that a client was told is settled, with all before it.
+    pub(crate) fn settled_upto(&self) -> Seq {
+        self.state.lock().settled
+    }
+
+    /// A process says it leads. Leaders are told apart by term and node; a process that was started again must have
+    /// been elected again.
+    pub(crate) fn leads(&self, raft_term: u64, node: NodeId, incarnation: u64) {
+        let known = *self.state.lock().leaders.entry((raft_term, node)).or_insert(incarnation);
+        if known != incarnation {
+            self.violated(format!(
+                "{node} leads term {raft_term} in life {incarnation}, as it did in life {known}"
+            ));
+        }
+    }
+
+    /// What happened, in a few words.
+    pub(crate) fn summary(&self, elapsed: std::time::Duration) -> String {
+        let state = self.state.lock();
+        format!(
+            "{} entries, {} answers, {} messages stored, {} leaders, {} snapshots, {} s",
+            state.entries.len(),
+            state.acknowledged,
+            state.model.stored_count(),
+            state.leaders.len(),
+            state.snapshots,
+            elapsed.as_secs()
+        )
     }
 
     /// A replica applied an entry.
-    pub fn applied(&self, seen: &Seen<'_>, outcome: &Outcome, machine: &StreamMachine) {
+    pub(crate) fn applied(&self, seen: &Seen<'_>, outcome: &Outcome, machine: &StreamMachine) {
         let (node, index) = (seen.node, seen.entry.index);
         let payload = hash(&seen.entry.payload);
         let totals = totals(machine);
@@ -118,19 +148,29 @@ impl Oracle {
     }
 
     /// A snapshot replaced a replica's state.
-    pub fn reloaded(&self, node: NodeId, incarnation: u64, machine: &StreamMachine) {
+    pub(crate) fn reloaded(&self, node: NodeId, incarnation: u64, machine: &StreamMachine) {
         let totals = totals(machine);
-        self.trace.note(format_args!("{node}.{incarnation} loaded a snapshot, {} to {}", totals.first, totals.last));
-        self.state.lock().nodes.remove(&node);
+        self.trace.note(format_args!(
+            "{node}.{incarnation} loaded a snapshot, {} to {}",
+            totals.first, totals.last
+        ));
+        let mut state = self.state.lock();
+        state.nodes.remove(&node);
+        state.snapshots += 1;
     }
 
     /// A live message was read from a replica's store. Only ones that were committed by then can be live anywhere.
-    pub fn read_back(&self, node: NodeId, seq: Seq, read: Result<Option<Record>, levee_storage::Error>) {
+    pub(crate) fn read_back(
+        &self,
+        node: NodeId,
+        seq: Seq,
+        read: Result<Option<Record>, levee_storage::Error>,
+    ) {
         let problem = match read {
             Err(error) => Some(format!("live message {seq} does not read: {error}")),
             Ok(None) => Some(format!("live message {seq} is not there")),
             Ok(Some(record)) => {
-                let word = super::model::first_word(&record.payload);
+                let word = crate::model::first_word(&record.payload);
                 let stored = self.state.lock().model.stored(&word);
                 (stored != Some(seq.0)).then(|| {
                     let word = String::from_utf8_lossy(&word).into_owned();
@@ -144,7 +184,7 @@ impl Oracle {
     }
 
     /// A client got an answer: it must be the outcome of exactly what the client sent, at the index it was told.
-    pub fn acknowledged_at(&self, index: u64, sent: &Bytes, reply: &Reply) {
+    pub(crate) fn acknowledged_at(&self, index: u64, sent: &Bytes, reply: &Reply) {
         let problem = {
             let mut state = self.state.lock();
             state.acknowledged += 1;
@@ -263,15 +303,13 @@ fn is_as_expected(expected: &Expected, reply: &Reply) -> bool {
 }
 
 /// The counters of a replica.
-#[must_use]
-pub fn totals(machine: &StreamMachine) -> Totals {
+pub(crate) fn totals(machine: &StreamMachine) -> Totals {
     let state = machine.state();
     Totals { messages: state.messages, bytes: state.bytes, first: state.first_seq.0, last: state.last_seq.0 }
 }
 
 /// A digest of the whole replicated state.
-#[must_use]
-pub fn rows(machine: &StreamMachine) -> u64 {
+pub(crate) fn rows(machine: &StreamMachine) -> u64 {
     let mut hasher = DefaultHasher::new();
     for row in machine.all_rows() {
         (row.kind as u8, row.key, row.value).hash(&mut hasher);

@@ -1,0 +1,312 @@
+//! Who uses the stream: publishers that try again, an operator who removes and changes things, a consumer, and
+//! readers who expect to see what was acknowledged before they asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_broker_core::stream::{PublishReply, Reply};
+use levee_protocol::api::{AckPolicy, ConsumerConfig, ConsumerCreateAction, PurgeRequest};
+use levee_protocol::command::progress::{DeliveredRun, SettledRun, Settlement};
+use levee_protocol::command::{ConsumerProgress, Encoded, Progress, StreamCommand};
+use levee_protocol::ids::{ConsumerName, Seq};
+use levee_protocol::record::BlockBuilder;
+use levee_protocol::time::Timestamp;
+use levee_raft::ProposeError;
+use levee_storage::kind::{BLOCK, INLINE};
+
+use crate::chance::Chance;
+use crate::plan::Breakage;
+use crate::world::{Host, Process, World};
+
+/// The name of the only consumer.
+pub(crate) fn consumer() -> ConsumerName {
+    ConsumerName::parse("worker").expect("a valid name")
+}
+
+/// What became of a proposal, as far as its client knows.
+enum Told {
+    /// It is committed at this index, with this reply.
+    Answer(Box<Reply>),
+    /// It was not taken.
+    NotTaken,
+    /// Nobody knows.
+    Nothing,
+}
+
+/// Has something committed that needs to be, however often it takes.
+pub(crate) async fn insist(world: &World, command: impl Fn(Timestamp) -> StreamCommand) {
+    let mut chance = Chance::new(world.seed, "insist");
+    loop {
+        if let Some((host, process)) = world.target(&mut chance)
+            && let Told::Answer(_) = propose(world, &host, &process, &command, Duration::from_secs(5)).await
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn propose(
+    world: &World,
+    host: &Host,
+    process: &Process,
+    command: impl Fn(Timestamp) -> StreamCommand,
+    patience: Duration,
+) -> Told {
+    let (kind, sent) = match command(world.stamp(host, process)).encode() {
+        Encoded::Block(bytes) => (BLOCK, bytes),
+        Encoded::Inline(bytes) => (INLINE, bytes),
+    };
+    let proposal = process.group.propose(kind, sent.clone());
+    match tokio::time::timeout(patience, proposal).await {
+        Ok(Ok((index, reply))) => match reply.downcast::<Reply>() {
+            Ok(reply) => {
+                world.oracle.acknowledged_at(index, &sent, &reply);
+                Told::Answer(reply)
+            }
+            Err(_) => {
+                world.oracle.violated(format!("entry {index} was answered with something else than a reply"));
+                Told::Nothing
+            }
+        },
+        Ok(Err(ProposeError::NotLeader { .. } | ProposeError::Full | ProposeError::NoRoom)) => Told::NotTaken,
+        Ok(Err(ProposeError::Unknown { .. } | ProposeError::Stopped)) | Err(_) => Told::Nothing,
+    }
+}
+
+/// One message of a publisher.
+struct Item {
+    /// First word of its body; no other message has it.
+    word: String,
+    /// Whether it carries a message id. Ones without are not sent again when nobody knows what became of them.
+    id: bool,
+    expected_last: Option<u64>,
+    subject: u64,
+    filling: usize,
+    attempts: u32,
+}
+
+impl Item {
+    fn push(&self, breakage: Breakage, block: &mut BlockBuilder) {
+        let mut header = String::new();
+        if self.id && (breakage != Breakage::RetryWithoutId || self.attempts == 0) {
+            header.push_str(&format!("Nats-Msg-Id: {}\r\n", self.word));
+        }
+        if let Some(expected) = self.expected_last {
+            header.push_str(&format!("Nats-Expected-Last-Sequence: {expected}\r\n"));
+        }
+        if !header.is_empty() {
+            header = format!("NATS/1.0\r\n{header}\r\n");
+        }
+        let payload = format!("{} {:0filling$}", self.word, 0, filling = self.filling);
+        block.push(format!("sim.{}", self.subject).as_bytes(), header.as_bytes(), payload.as_bytes());
+    }
+}
+
+/// Publishes one batch after the other, each until it is answered.
+pub(crate) async fn publisher(world: Arc<World>, number: u64) {
+    let mut chance = Chance::new(world.seed, &format!("publisher {number}"));
+    let mut next = 0;
+    let mut last_known = 0;
+    loop {
+        tokio::time::sleep(chance.millis(0, world.plan.publish_pause_ms)).await;
+        if world.is_closing() {
+            return;
+        }
+        let size = chance.pick(&[1, 1, 2, 5, 20]);
+        let mut batch: Vec<Item> = (0..size)
+            .map(|_| {
+                next += 1;
+                Item {
+                    word: format!("p{number}-{next}"),
+                    id: chance.percent(80),
+                    expected_last: chance.percent(5).then_some(last_known),
+                    subject: chance.below(12),
+                    filling: usize::try_from(chance.pick(&[0, 20, 300])).unwrap_or(0),
+                    attempts: 0,
+                }
+            })
+            .collect();
+        while !batch.is_empty() {
+            attempt(&world, &mut chance, &mut batch, &mut last_known).await;
+            if world.oracle.violation().is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// Sends a batch once. What needs no further attempt leaves it.
+async fn attempt(world: &World, chance: &mut Chance, batch: &mut Vec<Item>, last_known: &mut u64) {
+    let Some((host, process)) = world.target(chance) else {
+        return tokio::time::sleep(chance.millis(20, 200)).await;
+    };
+    let patience = chance.pick(&[150, 800, 4000]);
+    let command = |now| {
+        let mut block = BlockBuilder::default();
+        batch.iter().for_each(|item| item.push(world.plan.breakage, &mut block));
+        StreamCommand::Publish(block.finish(now))
+    };
+    match propose(world, &host, &process, command, Duration::from_millis(patience)).await {
+        Told::Answer(reply) => {
+            let Reply::Publish(replies) = *reply else {
+                world.oracle.violated(format!("a publish was answered with {reply:?}"));
+                return batch.clear();
+            };
+            for (item, reply) in batch.drain(..).zip(replies) {
+                match reply {
+                    PublishReply::Stored { seq } if seq.0 <= *last_known => {
+                        world
+                            .oracle
+                            .violated(format!("{} was stored as {seq}, after {last_known}", item.word));
+                    }
+                    PublishReply::Stored { seq } => *last_known = seq.0,
+                    PublishReply::Duplicate { seq } if item.attempts == 0 => {
+                        world
+                            .oracle
+                            .violated(format!("{} was never sent and is a duplicate of {seq}", item.word));
+                    }
+                    PublishReply::Duplicate { .. } | PublishReply::Rejected(_) => {}
+                }
+            }
+        }
+        Told::NotTaken => tokio::time::sleep(chance.millis(5, 150)).await,
+        Told::Nothing => {
+            batch.retain(|item| item.id);
+            batch.iter_mut().for_each(|item| item.attempts += 1);
+            tokio::time::sleep(chance.millis(0, 100)).await;
+        }
+    }
+}
+
+/// Removes messages, purges, changes limits, and lets time pass in the stream.
+pub(crate) async fn operator(world: Arc<World>) {
+    let mut chance = Chance::new(world.seed, "operator");
+    let mut ordinary = world.plan.stream.clone();
+    while !world.is_closing() {
+        tokio::time::sleep(chance.millis(20, 600)).await;
+        let Some((host, process)) = world.target(&mut chance) else { continue };
+        let (first, last) = process.replica.read(|machine, _| (machine.first_seq().0, machine.last_seq().0));
+        let some_seq = chance.between(first.min(last), last + 1);
+        let which = chance.below(100);
+        let created = world.created();
+        let command: Box<dyn Fn(Timestamp) -> StreamCommand + Send + Sync> = match which {
+            0..50 => Box::new(move |now| StreamCommand::DeleteMessage { now, seq: Seq(some_seq) }),
+            50..58 => {
+                let request = match chance.below(4) {
+                    0 => PurgeRequest { seq: some_seq, ..PurgeRequest::default() },
+                    1 => PurgeRequest { keep: chance.between(1, 30), ..PurgeRequest::default() },
+                    2 => PurgeRequest {
+                        filter: format!("sim.{}", chance.below(12)),
+                        ..PurgeRequest::default()
+                    },
+                    _ => PurgeRequest::default(),
+                };
+                Box::new(move |now| StreamCommand::Purge { now, request: request.clone() })
+            }
+            58..62 => {
+                ordinary.max_msgs = chance.pick(&[-1, 30, 200, world.plan.stream.max_msgs]);
+                let config = ordinary.clone();
+                Box::new(move |now| StreamCommand::Configure {
+                    now,
+                    created,
+                    config: Box::new(config.clone()),
+                })
+            }
+            _ => Box::new(|now| StreamCommand::Tick { now }),
+        };
+        propose(&world, &host, &process, command, Duration::from_secs(1)).await;
+    }
+}
+
+/// Takes messages and acknowledges them, as a leader reports it.
+pub(crate) async fn worker(world: Arc<World>) {
+    let mut chance = Chance::new(world.seed, "worker");
+    while !world.is_closing() {
+        tokio::time::sleep(chance.millis(20, 500)).await;
+        let Some((host, process)) = world.target(&mut chance) else { continue };
+        let marks = process.replica.read(|machine, _| {
+            let ledger = machine.consumer(&consumer())?;
+            Some((ledger.incarnation(), ledger.marks().delivered(), machine.last_seq().0))
+        });
+        let Some((incarnation, delivered, last)) = marks else { continue };
+        let count = (last - last.min(delivered.stream.0)).min(chance.between(1, 40));
+        let upto = delivered.stream.0 + count;
+        if upto == 0 {
+            continue;
+        }
+        let acked = Seq(chance.between(1, upto));
+        let command = |now| {
+            StreamCommand::Progress(Progress {
+                now,
+                consumers: vec![ConsumerProgress {
+                    name: consumer(),
+                    incarnation,
+                    delivered: (count > 0)
+                        .then(|| DeliveredRun {
+                            first_consumer_seq: delivered.consumer + 1,
+                            first_seq: delivered.stream.next(),
+                            count: u32::try_from(count).unwrap_or(0),
+                            attempt: 1,
+                            at: now,
+                        })
+                        .into_iter()
+                        .collect(),
+                    settled: vec![SettledRun { first: acked, last: acked, how: Settlement::AckedAll }],
+                }],
+            })
+        };
+        if let Told::Answer(_) = propose(&world, &host, &process, command, Duration::from_secs(1)).await {
+            world.oracle.settled(acked);
+        }
+    }
+}
+
+/// Reads at any node, and must see what was acknowledged before.
+pub(crate) async fn reader(world: Arc<World>) {
+    let mut chance = Chance::new(world.seed, "reader");
+    while !world.is_closing() {
+        tokio::time::sleep(chance.millis(5, 150)).await;
+        let running = world.processes();
+        if running.is_empty() {
+            continue;
+        }
+        let at = usize::try_from(chance.below(running.len() as u64)).unwrap_or(0);
+        let (host, process) = &running[at];
+        let (_, acknowledged) = world.oracle.acknowledged();
+        if world.plan.breakage != Breakage::ReadWithoutBarrier && process.group.read_barrier().await.is_err()
+        {
+            continue;
+        }
+        let applied = process.group.applied_next();
+        if applied <= acknowledged {
+            world.oracle.violated(format!(
+                "{}: a read returned before entry {acknowledged}, which was acknowledged; the next there is {applied}",
+                host.id
+            ));
+        }
+    }
+}
+
+/// The consumer as it is created.
+pub(crate) fn consumer_config(now: Timestamp) -> StreamCommand {
+    let config = ConsumerConfig {
+        durable_name: "worker".to_owned(),
+        name: "worker".to_owned(),
+        ack_policy: AckPolicy::All,
+        max_deliver: -1,
+        ..ConsumerConfig::default()
+    };
+    StreamCommand::CreateConsumer {
+        now,
+        name: consumer(),
+        config: Box::new(config),
+        action: ConsumerCreateAction::Create,
+    }
+}
+
+/// Bytes that a replica must hold for a message.
+pub(crate) fn shown(bytes: &Bytes) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

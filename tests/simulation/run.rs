@@ -1,0 +1,227 @@
+//! One run: found the group, work in trouble, heal, come to rest, and look at everything; then once more after all
+//! nodes lost power.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use levee_broker_core::rows::StateRow;
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::Seq;
+
+use crate::clients;
+use crate::faults;
+use crate::oracle::totals;
+use crate::plan::Plan;
+use crate::world::{Loss, Process, World};
+
+/// How long the cluster may take to come to rest when nothing is wrong any more.
+const REST_WITHIN: Duration = Duration::from_secs(60);
+
+/// The trace, and what happened in a few words or the first promise that was broken.
+pub(crate) fn run(seed: u64, plan: Plan) -> (String, Result<String, String>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O starts");
+    let traced = runtime.block_on(async {
+        let world = World::new(seed, plan);
+        let outcome = stages(&world).await;
+        let outcome = world.oracle.violation().map_or(outcome, Err);
+        match &outcome {
+            Ok(summary) => world.trace.note(format_args!("kept: {summary}")),
+            Err(why) => world.trace.note(format_args!("broken: {why}")),
+        }
+        (world.trace.text(), outcome)
+    });
+    // What is left of the processes is nobody's concern any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    traced
+}
+
+async fn stages(world: &Arc<World>) -> Result<String, String> {
+    world.trace.note(format_args!("{:?}", world.plan));
+    found(world).await?;
+
+    let mut working = tokio::task::JoinSet::new();
+    for number in 0..world.plan.publishers {
+        working.spawn(clients::publisher(Arc::clone(world), number));
+    }
+    working.spawn(clients::operator(Arc::clone(world)));
+    working.spawn(clients::worker(Arc::clone(world)));
+    working.spawn(clients::reader(Arc::clone(world)));
+    working.spawn(clients::reader(Arc::clone(world)));
+    faults::trouble(Arc::clone(world)).await;
+
+    world.heal().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.close();
+    let finish = async {
+        while let Some(ended) = working.join_next().await {
+            ended.map_err(|panicked| format!("a client panicked: {panicked}"))?;
+        }
+        Ok::<_, String>(())
+    };
+    match tokio::time::timeout(REST_WITHIN, finish).await {
+        Ok(finished) => finished?,
+        Err(_) => {
+            return Err(format!(
+                "clients still wait {REST_WITHIN:?} after everything healed: {}",
+                standing(world)
+            ));
+        }
+    }
+    rest(world).await?;
+    inspect(world)?;
+
+    for host in &world.hosts {
+        world.crash(host, Loss::AllBut(0)).await;
+    }
+    for host in &world.hosts {
+        world.start(host).await;
+    }
+    rest(world).await?;
+    inspect(world)?;
+    for host in &world.hosts {
+        world.crash(host, Loss::AllBut(0)).await;
+    }
+    Ok(world.oracle.summary(world.trace.elapsed()))
+}
+
+/// The stream and its consumer exist, and every node has them.
+async fn found(world: &Arc<World>) -> Result<(), String> {
+    for host in &world.hosts {
+        world.start(host).await;
+    }
+    let (created, config) = (world.created(), world.plan.stream.clone());
+    let work = async {
+        clients::insist(world, |now| StreamCommand::Configure {
+            now,
+            created,
+            config: Box::new(config.clone()),
+        })
+        .await;
+        clients::insist(world, clients::consumer_config).await;
+    };
+    if tokio::time::timeout(REST_WITHIN, work).await.is_err() {
+        return Err(format!("the group did not begin: {}", standing(world)));
+    }
+    rest(world).await
+}
+
+/// Waits until one node leads, all agree, and all have applied everything.
+async fn rest(world: &Arc<World>) -> Result<(), String> {
+    // What is committed is known everywhere only when something follows it.
+    let nudge = clients::insist(world, |now| StreamCommand::Tick { now });
+    if tokio::time::timeout(REST_WITHIN, nudge).await.is_err() {
+        return Err(format!(
+            "nothing is committed {REST_WITHIN:?} after everything healed: {}",
+            standing(world)
+        ));
+    }
+    let at_rest = || {
+        let running = world.processes();
+        let leading: Vec<_> =
+            running.iter().filter(|(_, it)| it.group.leadership().borrow().leading).collect();
+        let [(leader, process)] = leading.as_slice() else { return None };
+        let next = process.group.applied_next();
+        let (_, acknowledged) = world.oracle.acknowledged();
+        let agree = |other: &Process| {
+            other.group.applied_next() == next && other.group.leadership().borrow().leader == Some(leader.id)
+        };
+        let enough = next > acknowledged && next > world.oracle.last_index();
+        (enough && running.len() == world.hosts.len() && running.iter().all(|(_, it)| agree(it)))
+            .then_some(())
+    };
+    match world.until(REST_WITHIN, at_rest).await {
+        Some(()) => Ok(()),
+        None => Err(world
+            .oracle
+            .violation()
+            .unwrap_or_else(|| format!("the cluster finds no rest: {}", standing(world)))),
+    }
+}
+
+/// Every replica has what the model has, and they are equal byte for byte.
+fn inspect(world: &World) -> Result<(), String> {
+    let settled = world.oracle.settled_upto();
+    let model = world.oracle.model();
+    let mut rows: Option<Vec<StateRow>> = None;
+    for (host, process) in world.processes() {
+        let of = host.id;
+        let (state, own, floor) = process.replica.read(|machine, _| {
+            let floor = machine.consumer(&clients::consumer()).map(|ledger| ledger.marks().floor().stream);
+            (machine.all_rows(), totals(machine), floor)
+        });
+        if own != model.totals() {
+            return Err(format!("{of} has {own:?}, and must have {:?}", model.totals()));
+        }
+        match &rows {
+            None => rows = Some(state),
+            Some(others) if *others != state => return Err(format!("{of} holds another state than node 1")),
+            Some(_) => {}
+        }
+        if floor.is_none_or(|floor| floor < settled.min(Seq(own.last))) {
+            return Err(format!("{of}: the consumer's floor is {floor:?}, {settled} was acknowledged"));
+        }
+        inspect_messages(&process, model.live()).map_err(|problem| format!("{of}: {problem}"))?;
+    }
+    Ok(())
+}
+
+fn inspect_messages(process: &Process, live: &BTreeMap<u64, crate::model::Message>) -> Result<(), String> {
+    for (seq, message) in live {
+        let record = match process.replica.messages.record(Seq(*seq)) {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                return Err(format!("message {seq} is not there: {}", clients::shown(&message.payload)));
+            }
+            Err(error) => return Err(format!("message {seq} does not read: {error}")),
+        };
+        if (&record.subject, &record.header, &record.payload)
+            != (&message.subject, &message.header, &message.payload)
+            || record.timestamp != message.at
+        {
+            return Err(format!("message {seq} reads as {record:?}, and must be {message:?}"));
+        }
+    }
+    let mut scanned = Vec::new();
+    let is_live = |seq| process.replica.read(|machine, _| machine.is_live(seq));
+    process
+        .replica
+        .messages
+        .scan(Seq(1), &mut |seq, _| {
+            if is_live(seq) {
+                scanned.push(seq.0);
+            }
+            ControlFlow::Continue(())
+        })
+        .map_err(|error| format!("scanning failed: {error}"))?;
+    if !scanned.iter().eq(live.keys()) {
+        return Err(format!("a scan visits {} live messages of {}", scanned.len(), live.len()));
+    }
+    Ok(())
+}
+
+/// Where every node is, for a message to a person.
+fn standing(world: &World) -> String {
+    let one = |host: &Arc<crate::world::Host>| {
+        let Some(process) = host.process() else { return format!("{} does not run", host.id) };
+        let status = process.group.status();
+        format!(
+            "{}: {:?} term {} last {:?} committed {:?} applied {:?} purged {:?} stopped {:?} store {:?}",
+            host.id,
+            process.group.leadership().borrow(),
+            status.raft_term,
+            status.last_index,
+            status.committed,
+            status.applied,
+            status.purged,
+            status.stopped,
+            process.storage.failed()
+        )
+    };
+    world.hosts.iter().map(one).collect::<Vec<_>>().join("; ")
+}
