@@ -53,6 +53,7 @@ pub struct Servers {
 impl Servers {
     /// Starts `nodes` servers and waits until streams can be created.
     pub fn start(binaries: &Binaries, side: Side, nodes: usize, scratch: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(scratch).with_context(|| format!("can not create {}", scratch.display()))?;
         let dir = tempfile::Builder::new().prefix("bench").tempdir_in(scratch)?;
         let ports = free_ports(nodes * 2)?;
         let (clients, routes) = ports.split_at(nodes);
@@ -139,7 +140,7 @@ impl Drop for Servers {
 }
 
 fn configuration(side: Side, node: usize, clients: &[u16], routes: &[u16], root: &Path) -> String {
-    let sync = if side == Side::NatsSynced { " sync_interval: always" } else { "" };
+    let sync = if side == Side::NatsSynced { ", sync_interval: always" } else { "" };
     let mut text = format!(
         "server_name: n{node}\nlisten: \"127.0.0.1:{}\"\njetstream {{ store_dir: \"{}/n{node}\"{sync} }}\n",
         clients[node],
