@@ -47,6 +47,14 @@ pub struct Identity {
     pub cluster_address: String,
 }
 
+impl Identity {
+    /// Whether a cluster's name is configured: only then can there be other nodes, and answers tell of them.
+    #[must_use]
+    pub fn has_cluster_name(&self) -> bool {
+        !self.cluster.is_empty()
+    }
+}
+
 /// The stream side of a node.
 pub struct JetStream {
     identity: Identity,
@@ -291,6 +299,9 @@ impl JetStream {
     /// Closes all groups; what they hold in memory is checkpointed.
     pub async fn shutdown(&self) {
         for replica in self.replicas() {
+            if let Some(leader) = replica.leader() {
+                leader.node_stops();
+            }
             replica.set_leader(None);
         }
         if let Some(groups) = self.groups.get() {

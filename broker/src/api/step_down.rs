@@ -26,9 +26,6 @@ pub(super) async fn meta(cx: &Context<'_>) -> Answer {
 
 async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
     let request: StepDownRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
-    if cx.jetstream.identity().cluster.is_empty() {
-        return Err(ApiError::cluster_required());
-    }
     let status = group.status();
     let here = cx.jetstream.node();
     let candidates: Vec<NodeId> =
