@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use levee_broker_core::stream::{MessageView, ReadFailed, StreamMachine};
 use levee_protocol::api::message::{DirectGet, DirectStatus, UpTo};
 use levee_protocol::api::{DirectGetRequest, Request};
@@ -105,11 +104,12 @@ impl Answer<'_> {
     ) -> Result<(), Refused> {
         match wanted {
             DirectGet::One(selector) => {
-                let mut record = find(machine, view, selector)?.ok_or(DirectStatus::NotFound)?;
+                let record = find(machine, view, selector)?.ok_or(DirectStatus::NotFound)?;
                 if no_header {
-                    record.header = Bytes::new();
+                    self.deliver(&[], &record.payload);
+                } else {
+                    self.message(&record, None);
                 }
-                self.message(&record, None);
                 Ok(())
             }
             DirectGet::Batch { from, batch, max_bytes } => {
@@ -141,7 +141,7 @@ impl Answer<'_> {
         let (mut sent, mut bytes, mut last) = (0, 0, Seq::NONE);
         let mut record = first;
         loop {
-            bytes += record.header.len() + record.payload.len();
+            bytes += size(&record);
             pending = pending.saturating_sub(1);
             self.message(&record, Some((pending, last)));
             last = record.seq;
@@ -190,7 +190,7 @@ impl Answer<'_> {
         let (mut sent, mut bytes, mut last) = (0, 0, Seq::NONE);
         for record in records.into_iter().take(bounds.messages) {
             sent += 1;
-            bytes += record.header.len() + record.payload.len();
+            bytes += size(&record);
             self.message(&record, Some(((total - sent) as u64, last)));
             last = record.seq;
             if bytes >= bounds.bytes {
@@ -250,6 +250,11 @@ impl Bounds {
         let bound = |bound: u64, default| if bound == 0 { default } else { usize::try_from(bound).unwrap_or(default) };
         Self { messages: bound(messages, usize::MAX), bytes: bound(bytes, BATCH_BYTES_DEFAULT) }
     }
+}
+
+/// What a message counts against `max_bytes`.
+fn size(record: &Record) -> usize {
+    record.subject.len() + record.header.len() + record.payload.len()
 }
 
 /// The newest message on a literal subject at or below `up_to`.

@@ -120,7 +120,11 @@ impl Ingest {
             tokio::select! {
                 biased;
                 Some((batches, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    stream.answer(&mut route, &batches, outcome);
+                    // A publish that carries a bad expectation is not told either.
+                    let no_ack = replica.read(|machine, _| machine.config().is_some_and(|config| config.no_ack));
+                    if !no_ack {
+                        stream.answer(&mut route, &batches, outcome);
+                    }
                 }
                 () = self.ready.notified(), if in_flight.len() < IN_FLIGHT_MAX => {}
             }
