@@ -19,8 +19,8 @@ use crate::router::peers::Peers;
 use crate::router::{Inbound, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
-use crate::stream::{Replica, forward};
 use crate::stream::directory::Directory;
+use crate::stream::{Replica, forward};
 
 /// Messages for a stream, on their way to its leader.
 pub const FORWARD_PUBLISH: u8 = 1;
@@ -179,7 +179,9 @@ impl JetStream {
     /// The server name of a node, as far as it is known.
     #[must_use]
     pub fn node_name(&self, node: NodeId) -> String {
-        self.meta.read(|machine| machine.node(node).map(|known| known.name.clone())).unwrap_or_else(|| node.to_string())
+        self.meta
+            .read(|machine| machine.node(node).map(|known| known.name.clone()))
+            .unwrap_or_else(|| node.to_string())
     }
 
     /// Nodes that can hold replicas now: this one and the connected ones that the meta state knows.
@@ -349,11 +351,15 @@ impl JetStream {
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_ACK, |jetstream, node, frame| match forward::decode(frame) {
-            Ok((account, _, batch)) => sinks::take_acks(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Ok((account, _, batch)) => {
+                sinks::take_acks(jetstream, &account, &batch, sinks::Arrival::Forwarded)
+            }
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_REQUEST, |jetstream, node, frame| match forward::decode(frame) {
-            Ok((account, _, batch)) => api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Ok((account, _, batch)) => {
+                api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded)
+            }
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_LEADS, |jetstream, node, mut frame| {

@@ -69,7 +69,10 @@ impl Services for StreamServices {
             return Resolved { sinks: Vec::new(), responders: false };
         };
         let responders = self.jetstream.directory().leader(group).is_some();
-        Resolved { sinks: vec![Arc::new(StreamSink { jetstream: Arc::clone(&self.jetstream), group })], responders }
+        Resolved {
+            sinks: vec![Arc::new(StreamSink { jetstream: Arc::clone(&self.jetstream), group })],
+            responders,
+        }
     }
 
     fn generation(&self) -> u64 {

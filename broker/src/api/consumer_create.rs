@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use levee_broker_core::stream::Reply;
-use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::advisory::Action;
+use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::{Adjust, ApiError, ConsumerCreateRequest, ConsumerInfo, ServerLimits};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
@@ -33,7 +33,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     }
     stream_create::check_replicas(cx, config.num_replicas)?;
     // Apply does this too; here it can be pedantic, and a refusal costs no log entry.
-    let stream = led.replica.read(|machine, _| machine.config().cloned()).ok_or_else(ApiError::not_available)?;
+    let stream =
+        led.replica.read(|machine, _| machine.config().cloned()).ok_or_else(ApiError::not_available)?;
     let adjust = Adjust::from_pedantic(request.pedantic);
     config.apply_defaults_and_validate(&stream, &ServerLimits::default(), adjust)?;
     config.store_metadata();
@@ -45,7 +46,13 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     };
     let info = match led.replica.propose(&command).await {
         Ok(Reply::Consumer(consumer)) if consumer.created => {
-            advisory::consumer_action(cx.jetstream, cx.account, cx.request.stream, name.as_str(), Action::Create);
+            advisory::consumer_action(
+                cx.jetstream,
+                cx.account,
+                cx.request.stream,
+                name.as_str(),
+                Action::Create,
+            );
             first_info(cx, &led, &name).await
         }
         Ok(Reply::Consumer(_)) => consumer_info::of(cx.jetstream, &led, &name),

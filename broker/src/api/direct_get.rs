@@ -38,12 +38,12 @@ pub(super) fn take(
     }
     let mut answer =
         Answer { route: jetstream.router().batch(), account, to: batch.reply(item), stream: request.stream };
-    let outcome = DirectGetRequest::parse(batch.payload(item), request.rest).map_err(Refused::Status).and_then(
-        |wanted| {
+    let outcome = DirectGetRequest::parse(batch.payload(item), request.rest)
+        .map_err(Refused::Status)
+        .and_then(|wanted| {
             let resolved = wanted.resolve()?;
             replica.read(|machine, view| answer.send(machine, view, &resolved, wanted.no_hdr))
-        },
-    );
+        });
     match outcome {
         Ok(()) => {}
         Err(Refused::Status(status)) => answer.status(status),
@@ -118,11 +118,14 @@ impl Answer<'_> {
                 self.run(machine, view, filter.as_slice(), first, Bounds::new(*batch, *max_bytes))
             }
             DirectGet::MultiLast { filters, up_to, batch, max_bytes } => {
-                let filters: Vec<Filter> = filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
+                let filters: Vec<Filter> =
+                    filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
                 let up_to = match up_to {
                     UpTo::Now => machine.last_seq(),
                     UpTo::Seq(seq) => machine.last_seq().min(*seq),
-                    UpTo::Time(at) => view.seek_time(at.plus(Nanos(1)))?.map_or(machine.last_seq(), Seq::previous),
+                    UpTo::Time(at) => {
+                        view.seek_time(at.plus(Nanos(1)))?.map_or(machine.last_seq(), Seq::previous)
+                    }
                 };
                 self.multi_last(machine, view, &filters, up_to, Bounds::new(*batch, *max_bytes))
             }
@@ -247,7 +250,9 @@ struct Bounds {
 
 impl Bounds {
     fn new(messages: u64, bytes: u64) -> Self {
-        let bound = |bound: u64, default| if bound == 0 { default } else { usize::try_from(bound).unwrap_or(default) };
+        let bound = |bound: u64, default| {
+            if bound == 0 { default } else { usize::try_from(bound).unwrap_or(default) }
+        };
         Self { messages: bound(messages, usize::MAX), bytes: bound(bytes, BATCH_BYTES_DEFAULT) }
     }
 }

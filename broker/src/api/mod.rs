@@ -15,13 +15,13 @@ mod consumer_pause;
 pub mod context;
 mod direct_get;
 mod message;
+mod step_down;
 mod stream_create;
 mod stream_delete;
 pub mod stream_info;
 mod stream_list;
 mod stream_purge;
 mod stream_update;
-mod step_down;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,8 +80,12 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound
                     let item = &call.items[0];
                     let subject = call.subject(item);
                     let answer = match required_level(call.header(item)) {
-                        Ok(()) => answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await,
-                        Err(error) => parse(&jetstream, subject).map(|request| request.endpoint.failure(&error)),
+                        Ok(()) => {
+                            answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await
+                        }
+                        Err(error) => {
+                            parse(&jetstream, subject).map(|request| request.endpoint.failure(&error))
+                        }
                     };
                     if let Some(answer) = answer {
                         send(&jetstream, &from.account, call.reply(item), &answer);
@@ -115,7 +119,8 @@ async fn answer(
                 let cx = Context { jetstream, account, request, body };
                 handle(&cx).await
             }
-            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await {
+            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await
+            {
                 Ok(answer) if answer.is_empty() => Err(ApiError::not_available()),
                 Ok(answer) => return Some(answer.into()),
                 Err(_) => Err(ApiError::not_available()),
@@ -148,11 +153,13 @@ fn home(jetstream: &JetStream, account: &AccountName, request: &Request<'_>) -> 
     match request.endpoint.scope() {
         Scope::Local => Home::Here,
         Scope::Meta => meta_home(jetstream),
-        Scope::Stream | Scope::Consumer | Scope::Replica => match jetstream.directory().group(account, request.stream) {
-            Some(group) => at(jetstream.directory().leader(group)),
-            // Our copy of the meta state may lag behind the answer to a create: its leader knows for certain.
-            None => meta_home(jetstream),
-        },
+        Scope::Stream | Scope::Consumer | Scope::Replica => {
+            match jetstream.directory().group(account, request.stream) {
+                Some(group) => at(jetstream.directory().leader(group)),
+                // Our copy of the meta state may lag behind the answer to a create: its leader knows for certain.
+                None => meta_home(jetstream),
+            }
+        }
     }
 }
 
@@ -261,7 +268,11 @@ pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch:
         if required_level(batch.header(item)).is_err() {
             let to = batch.reply(item);
             let header = b"NATS/1.0 412 Required Api Level\r\n\r\n";
-            jetstream.router().batch().send(account, to, MessageRef { subject: to, header, ..MessageRef::default() });
+            jetstream.router().batch().send(
+                account,
+                to,
+                MessageRef { subject: to, header, ..MessageRef::default() },
+            );
             continue;
         }
         let Some(group) = jetstream.directory().group(account, request.stream) else {
@@ -284,7 +295,8 @@ pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch:
             && let Some(leader) = jetstream.directory().leader(group)
         {
             let part = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
-            let _ = jetstream.peers().forward(leader, FORWARD_REQUEST, forward::encode(account, group, &part));
+            let _ =
+                jetstream.peers().forward(leader, FORWARD_REQUEST, forward::encode(account, group, &part));
         } else {
             no_responders(jetstream, account, batch.reply(item), batch.subject(item));
         }

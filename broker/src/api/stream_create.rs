@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use levee_broker_core::meta::MetaReply;
-use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::advisory::Action;
+use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::StreamCreated;
-use levee_protocol::api::{Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check};
+use levee_protocol::api::{
+    Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check,
+};
 use levee_protocol::command::MetaCommand;
 
 use crate::advisory;

@@ -36,7 +36,9 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     info.config = info.config.shown();
 
     if request.deleted_details {
-        info.state.deleted = led.replica.read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
+        info.state.deleted = led
+            .replica
+            .read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
     }
     let (mut total, mut limit, mut offset) = (0, 0, 0);
     if !request.subjects_filter.is_empty() {
@@ -109,7 +111,9 @@ fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
                 name: jetstream.node_name(follower.node),
                 current: online && follower.matched >= status.committed,
                 offline: !online,
-                active: follower.silent_for.map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+                active: follower
+                    .silent_for
+                    .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
                 lag: follower.lag,
                 peer: peer_id(follower.node),
                 pending: false,

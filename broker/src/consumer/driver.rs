@@ -19,8 +19,8 @@ use crate::advisory;
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
-use crate::sinks::no_responders;
 use crate::runtime::clock::Clock;
+use crate::sinks::no_responders;
 use crate::stream::Replica;
 
 /// Steps between two flushes: bounds how long a delivery waits and how much is staged.
@@ -185,7 +185,12 @@ impl Driver {
     }
 
     /// Delivers until it is ended or dropped.
-    pub async fn run(self: Arc<Self>, jetstream: Arc<JetStream>, replica: Arc<Replica>, progress: Arc<Collector>) {
+    pub async fn run(
+        self: Arc<Self>,
+        jetstream: Arc<JetStream>,
+        replica: Arc<Replica>,
+        progress: Arc<Collector>,
+    ) {
         let mut route = jetstream.router().batch();
         let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);
@@ -254,7 +259,8 @@ impl Driver {
                 match request.kind {
                     RequestKind::Pull => self.pull(&mut dispatch, route, &request.batch, item, now),
                     RequestKind::Ack => {
-                        let advisories = self.ack(&mut dispatch, route, &request.batch, item, now, &mut confirmations);
+                        let advisories =
+                            self.ack(&mut dispatch, route, &request.batch, item, now, &mut confirmations);
                         for advice in advisories {
                             self.advise(jetstream, route, &stream, &advice);
                         }
@@ -312,7 +318,14 @@ impl Driver {
         self.request(dispatch, route, batch.payload(item), batch.reply(item), now);
     }
 
-    fn request(&self, dispatch: &mut Dispatch, route: &mut RouteBatch, body: &[u8], reply: &[u8], now: Timestamp) {
+    fn request(
+        &self,
+        dispatch: &mut Dispatch,
+        route: &mut RouteBatch,
+        body: &[u8],
+        reply: &[u8],
+        now: Timestamp,
+    ) {
         let reply = Bytes::copy_from_slice(reply);
         let notices = match PullRequest::parse(body) {
             Ok(request) => dispatch.on_pull(&request, reply, now),

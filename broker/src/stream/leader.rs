@@ -47,7 +47,9 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
     tasks::spawn("stream leadership", async move {
         loop {
             {
-                let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else { return };
+                let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else {
+                    return;
+                };
                 let now = leadership.borrow_and_update().clone();
                 match (now.leading, replica.leader()) {
                     (true, None) => Leader::start(&jetstream, &replica),
@@ -174,19 +176,29 @@ impl Leader {
     }
 
     fn end_drivers(&self, drivers: impl IntoIterator<Item = (ConsumerName, Arc<Driver>)>, why: Ended) {
-        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else { return };
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
+            return;
+        };
         let assignment = replica.assignment();
         let stream = &assignment.config.name;
         for (name, driver) in drivers {
             driver.end(&jetstream, why);
             if why == Ended::Deleted {
-                advisory::consumer_action(&jetstream, &assignment.account, stream, name.as_str(), Action::Delete);
+                advisory::consumer_action(
+                    &jetstream,
+                    &assignment.account,
+                    stream,
+                    name.as_str(),
+                    Action::Delete,
+                );
             }
         }
     }
 
     fn start_driver(&self, name: &ConsumerName) {
-        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else { return };
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
+            return;
+        };
         let mut drivers = self.drivers.write();
         if let Some(previous) = drivers.remove(name) {
             previous.end(&jetstream, Ended::Deleted);
@@ -202,7 +214,10 @@ impl Leader {
             // Created and deleted within one batch of entries.
             Ok(None) => {}
             Err(error) => {
-                tracing::error!("consumer '{name}' of stream '{}' can't start: {error}", replica.assignment().config.name);
+                tracing::error!(
+                    "consumer '{name}' of stream '{}' can't start: {error}",
+                    replica.assignment().config.name
+                );
             }
         }
     }

@@ -330,7 +330,8 @@ mod tests {
 
     #[test]
     fn a_status_is_not_stored_and_a_required_level_is() {
-        let stored = |block: &'static str| String::from_utf8(stored_header(block.as_bytes()).into_owned()).unwrap();
+        let stored =
+            |block: &'static str| String::from_utf8(stored_header(block.as_bytes()).into_owned()).unwrap();
         assert_eq!(stored("NATS/1.0 503\r\nA: b\r\n\r\n"), "NATS/1.0\r\nA: b\r\n\r\n");
         let level = "NATS/1.0\r\nNats-Required-Api-Level: 99\r\n\r\n";
         assert_eq!(stored(level), level);
