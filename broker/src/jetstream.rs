@@ -19,8 +19,8 @@ use crate::router::peers::Peers;
 use crate::router::{Inbound, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
-use crate::stream::{Replica, forward};
 use crate::stream::directory::Directory;
+use crate::stream::{Replica, forward};
 
 /// Messages for a stream, on their way to its leader.
 pub const FORWARD_PUBLISH: u8 = 1;
@@ -45,6 +45,14 @@ pub struct Identity {
     pub domain: String,
     /// Where other nodes reach it, or empty.
     pub cluster_address: String,
+}
+
+impl Identity {
+    /// Whether a cluster's name is configured: only then can there be other nodes, and answers tell of them.
+    #[must_use]
+    pub fn has_cluster_name(&self) -> bool {
+        !self.cluster.is_empty()
+    }
 }
 
 /// The stream side of a node.
@@ -171,7 +179,9 @@ impl JetStream {
     /// The server name of a node, as far as it is known.
     #[must_use]
     pub fn node_name(&self, node: NodeId) -> String {
-        self.meta.read(|machine| machine.node(node).map(|known| known.name.clone())).unwrap_or_else(|| node.to_string())
+        self.meta
+            .read(|machine| machine.node(node).map(|known| known.name.clone()))
+            .unwrap_or_else(|| node.to_string())
     }
 
     /// Nodes that can hold replicas now: this one and the connected ones that the meta state knows.
@@ -291,6 +301,9 @@ impl JetStream {
     /// Closes all groups; what they hold in memory is checkpointed.
     pub async fn shutdown(&self) {
         for replica in self.replicas() {
+            if let Some(leader) = replica.leader() {
+                leader.node_stops();
+            }
             replica.set_leader(None);
         }
         if let Some(groups) = self.groups.get() {
@@ -338,11 +351,15 @@ impl JetStream {
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_ACK, |jetstream, node, frame| match forward::decode(frame) {
-            Ok((account, _, batch)) => sinks::take_acks(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Ok((account, _, batch)) => {
+                sinks::take_acks(jetstream, &account, &batch, sinks::Arrival::Forwarded)
+            }
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_REQUEST, |jetstream, node, frame| match forward::decode(frame) {
-            Ok((account, _, batch)) => api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded),
+            Ok((account, _, batch)) => {
+                api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded)
+            }
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_LEADS, |jetstream, node, mut frame| {

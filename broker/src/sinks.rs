@@ -6,10 +6,11 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use levee_protocol::api::AckReply;
 use levee_protocol::ids::{AccountName, GroupId};
+use levee_protocol::wire::headers::HeaderBuilder;
 
 use crate::api;
 use crate::jetstream::{FORWARD_ACK, FORWARD_PUBLISH, JetStream};
-use crate::router::{ClientInfo, Inbound, InboundItem, Resolved, Services, Sink};
+use crate::router::{ClientInfo, Inbound, InboundItem, MessageRef, Resolved, RouteBatch, Services, Sink};
 use crate::stream::forward;
 
 const API_PREFIX: &[u8] = b"$JS.API.";
@@ -68,7 +69,10 @@ impl Services for StreamServices {
             return Resolved { sinks: Vec::new(), responders: false };
         };
         let responders = self.jetstream.directory().leader(group).is_some();
-        Resolved { sinks: vec![Arc::new(StreamSink { jetstream: Arc::clone(&self.jetstream), group })], responders }
+        Resolved {
+            sinks: vec![Arc::new(StreamSink { jetstream: Arc::clone(&self.jetstream), group })],
+            responders,
+        }
     }
 
     fn generation(&self) -> u64 {
@@ -130,10 +134,14 @@ pub fn take_acks(jetstream: &Arc<JetStream>, account: &AccountName, batch: &Inbo
             .count();
         let items = &batch.items[at..at + run];
         at += run;
-        let Some(group) = jetstream.directory().group(account, stream) else { continue };
+        let Some(group) = jetstream.directory().group(account, stream) else {
+            nobody_takes(jetstream, account, batch, items);
+            continue;
+        };
         if let Some(leader) = jetstream.replica(group).and_then(|replica| replica.leader()) {
-            if let Some(driver) = leader.driver_named(consumer) {
-                driver.on_acks(batch, items);
+            match leader.driver_named(consumer) {
+                Some(driver) => driver.on_acks(batch, items),
+                None => nobody_takes(jetstream, account, batch, items),
             }
         } else if arrival == Arrival::Client
             && let Some(leader) = jetstream.directory().leader(group)
@@ -143,6 +151,21 @@ pub fn take_acks(jetstream: &Arc<JetStream>, account: &AccountName, batch: &Inbo
             let _ = jetstream.peers().forward(leader, FORWARD_ACK, frame);
         }
     }
+}
+
+/// Acks for a consumer that does not exist: whoever wants one confirmed need not wait for it.
+fn nobody_takes(jetstream: &JetStream, account: &AccountName, batch: &Inbound, items: &[InboundItem]) {
+    let mut route = jetstream.router().batch();
+    for item in items.iter().filter(|item| !batch.reply(item).is_empty()) {
+        no_responders(&mut route, account, batch.reply(item), batch.subject(item));
+    }
+}
+
+/// What a client gets when nobody is there to answer on `subject`: it tries again or gives up at once.
+pub fn no_responders(route: &mut RouteBatch, account: &AccountName, to: &[u8], subject: &[u8]) {
+    let mut header = HeaderBuilder::status(503, "");
+    header.push("Nats-Subject", subject);
+    route.send(account, to, MessageRef { subject: to, header: &header.finish(), ..MessageRef::default() });
 }
 
 /// The stream and consumer that an ack or a flow control answer is for.

@@ -6,12 +6,10 @@ use crate::api::context::{Answer, Context};
 use crate::api::stream_info;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
-    let wanted = cx.jetstream.meta().read(|machine| {
-        machine
-            .streams(cx.account)
-            .map(|stream| (stream.group, 0))
-            .collect()
-    });
+    let wanted = cx
+        .jetstream
+        .meta()
+        .read(|machine| machine.streams(cx.account).map(|stream| (stream.group, 0)).collect());
     let infos = stream_info::settled(cx.jetstream, wanted, stream_info::LIST_PATIENCE).await;
     let (total, errors) = cx.jetstream.api_counts();
     let mut account = AccountInfo {

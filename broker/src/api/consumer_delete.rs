@@ -1,13 +1,11 @@
 //! `$JS.API.CONSUMER.DELETE.*`
 
 use levee_broker_core::stream::Reply;
-use levee_protocol::api::advisory::Action;
 use levee_protocol::api::response::Done;
 use levee_protocol::api::{ApiError, envelope};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 
-use crate::advisory;
 use crate::api::context::{Answer, Context};
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
@@ -18,11 +16,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let name = ConsumerName::parse(cx.request.consumer).map_err(|_| ApiError::consumer_not_found())?;
     let command = StreamCommand::DeleteConsumer { now: cx.jetstream.clock().now(), name };
     match led.replica.propose(&command).await {
-        Ok(Reply::ConsumerDeleted) => {
-            let (stream, consumer) = (cx.request.stream, cx.request.consumer);
-            advisory::consumer_action(cx.jetstream, cx.account, stream, consumer, Action::Delete);
-            Ok(cx.request.endpoint.success(&Done::OK))
-        }
+        Ok(Reply::ConsumerDeleted) => Ok(cx.request.endpoint.success(&Done::OK)),
         Ok(Reply::Rejected(error)) => Err(error),
         Ok(_) | Err(_) => Err(ApiError::not_available()),
     }

@@ -1,6 +1,6 @@
 //! `$JS.API.CONSUMER.INFO.*`, and the consumer infos that other answers contain.
 
-use levee_protocol::api::{ApiError, ConsumerInfo};
+use levee_protocol::api::{ApiError, ConsumerInfo, envelope};
 use levee_protocol::ids::ConsumerName;
 
 use crate::api::context::{Answer, Context, Led};
@@ -8,6 +8,9 @@ use crate::api::stream_info;
 use crate::jetstream::JetStream;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    if !envelope::is_empty_request(cx.body) {
+        return Err(ApiError::not_empty_request());
+    }
     let led = cx.led()?;
     let name = ConsumerName::parse(cx.request.consumer).map_err(|_| ApiError::consumer_not_found())?;
     let mut info = of(cx.jetstream, &led, &name).ok_or_else(ApiError::consumer_not_found)?;

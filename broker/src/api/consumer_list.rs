@@ -13,7 +13,12 @@ use crate::api::context::{Answer, Context, Led};
 pub(super) fn names(cx: &Context<'_>) -> Answer {
     let (offset, _, names) = requested(cx)?;
     let consumers = names.iter().skip(offset).take(NAMES_PAGE).map(ToString::to_string).collect();
-    Ok(cx.request.endpoint.success(&ConsumerNames { total: names.len(), offset, limit: NAMES_PAGE, consumers }))
+    Ok(cx.request.endpoint.success(&ConsumerNames {
+        total: names.len(),
+        offset,
+        limit: NAMES_PAGE,
+        consumers,
+    }))
 }
 
 pub(super) fn infos(cx: &Context<'_>) -> Answer {

@@ -22,6 +22,6 @@ pub(super) fn take(
     }
     match leader.driver_named(request.consumer) {
         Some(driver) => driver.on_pull(batch, item),
-        None => super::no_responders(jetstream, account, batch.reply(item)),
+        None => super::no_responders(jetstream, account, batch.reply(item), batch.subject(item)),
     }
 }

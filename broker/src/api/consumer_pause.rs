@@ -25,7 +25,11 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         })),
         Ok(Reply::Paused { until }) => {
             let pause_remaining = Nanos::ZERO;
-            Ok(cx.request.endpoint.success(&ConsumerPaused { paused: false, pause_until: until, pause_remaining }))
+            Ok(cx.request.endpoint.success(&ConsumerPaused {
+                paused: false,
+                pause_until: until,
+                pause_remaining,
+            }))
         }
         Ok(Reply::Rejected(error)) => Err(error),
         Ok(_) | Err(_) => Err(ApiError::not_available()),

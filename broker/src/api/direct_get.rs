@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use levee_broker_core::stream::{MessageView, ReadFailed, StreamMachine};
 use levee_protocol::api::message::{DirectGet, DirectStatus, UpTo};
 use levee_protocol::api::{DirectGetRequest, Request};
@@ -39,12 +38,12 @@ pub(super) fn take(
     }
     let mut answer =
         Answer { route: jetstream.router().batch(), account, to: batch.reply(item), stream: request.stream };
-    let outcome = DirectGetRequest::parse(batch.payload(item), request.rest).map_err(Refused::Status).and_then(
-        |wanted| {
+    let outcome = DirectGetRequest::parse(batch.payload(item), request.rest)
+        .map_err(Refused::Status)
+        .and_then(|wanted| {
             let resolved = wanted.resolve()?;
             replica.read(|machine, view| answer.send(machine, view, &resolved, wanted.no_hdr))
-        },
-    );
+        });
     match outcome {
         Ok(()) => {}
         Err(Refused::Status(status)) => answer.status(status),
@@ -105,11 +104,12 @@ impl Answer<'_> {
     ) -> Result<(), Refused> {
         match wanted {
             DirectGet::One(selector) => {
-                let mut record = find(machine, view, selector)?.ok_or(DirectStatus::NotFound)?;
+                let record = find(machine, view, selector)?.ok_or(DirectStatus::NotFound)?;
                 if no_header {
-                    record.header = Bytes::new();
+                    self.deliver(&[], &record.payload);
+                } else {
+                    self.message(&record, None);
                 }
-                self.message(&record, None);
                 Ok(())
             }
             DirectGet::Batch { from, batch, max_bytes } => {
@@ -118,11 +118,14 @@ impl Answer<'_> {
                 self.run(machine, view, filter.as_slice(), first, Bounds::new(*batch, *max_bytes))
             }
             DirectGet::MultiLast { filters, up_to, batch, max_bytes } => {
-                let filters: Vec<Filter> = filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
+                let filters: Vec<Filter> =
+                    filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
                 let up_to = match up_to {
                     UpTo::Now => machine.last_seq(),
                     UpTo::Seq(seq) => machine.last_seq().min(*seq),
-                    UpTo::Time(at) => view.seek_time(at.plus(Nanos(1)))?.map_or(machine.last_seq(), Seq::previous),
+                    UpTo::Time(at) => {
+                        view.seek_time(at.plus(Nanos(1)))?.map_or(machine.last_seq(), Seq::previous)
+                    }
                 };
                 self.multi_last(machine, view, &filters, up_to, Bounds::new(*batch, *max_bytes))
             }
@@ -141,7 +144,7 @@ impl Answer<'_> {
         let (mut sent, mut bytes, mut last) = (0, 0, Seq::NONE);
         let mut record = first;
         loop {
-            bytes += record.header.len() + record.payload.len();
+            bytes += size(&record);
             pending = pending.saturating_sub(1);
             self.message(&record, Some((pending, last)));
             last = record.seq;
@@ -190,7 +193,7 @@ impl Answer<'_> {
         let (mut sent, mut bytes, mut last) = (0, 0, Seq::NONE);
         for record in records.into_iter().take(bounds.messages) {
             sent += 1;
-            bytes += record.header.len() + record.payload.len();
+            bytes += size(&record);
             self.message(&record, Some(((total - sent) as u64, last)));
             last = record.seq;
             if bytes >= bounds.bytes {
@@ -247,9 +250,16 @@ struct Bounds {
 
 impl Bounds {
     fn new(messages: u64, bytes: u64) -> Self {
-        let bound = |bound: u64, default| if bound == 0 { default } else { usize::try_from(bound).unwrap_or(default) };
+        let bound = |bound: u64, default| {
+            if bound == 0 { default } else { usize::try_from(bound).unwrap_or(default) }
+        };
         Self { messages: bound(messages, usize::MAX), bytes: bound(bytes, BATCH_BYTES_DEFAULT) }
     }
+}
+
+/// What a message counts against `max_bytes`.
+fn size(record: &Record) -> usize {
+    record.subject.len() + record.header.len() + record.payload.len()
 }
 
 /// The newest message on a literal subject at or below `up_to`.

@@ -15,27 +15,28 @@ mod consumer_pause;
 pub mod context;
 mod direct_get;
 mod message;
+mod step_down;
 mod stream_create;
 mod stream_delete;
 pub mod stream_info;
 mod stream_list;
 mod stream_purge;
 mod stream_update;
-mod step_down;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
-use levee_protocol::api::ApiError;
+use levee_protocol::api::{ApiError, level};
 use levee_protocol::ids::{AccountName, NodeId, StreamName};
+use levee_protocol::wire::headers::HeaderBlock;
 
 use crate::api::context::{Answer, Context};
 use crate::jetstream::{CALL_API, FORWARD_REQUEST, JetStream};
 use crate::router::{ClientInfo, Inbound, MessageRef};
 use crate::runtime::tasks;
-use crate::sinks::Arrival;
+use crate::sinks::{self, Arrival};
 use crate::stream::forward;
 
 /// How long a call waits for a leader before it says that there is none. Clients wait five seconds.
@@ -78,7 +79,14 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound
                 tasks::spawn("api call", async move {
                     let item = &call.items[0];
                     let subject = call.subject(item);
-                    let answer = answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await;
+                    let answer = match required_level(call.header(item)) {
+                        Ok(()) => {
+                            answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await
+                        }
+                        Err(error) => {
+                            parse(&jetstream, subject).map(|request| request.endpoint.failure(&error))
+                        }
+                    };
                     if let Some(answer) = answer {
                         send(&jetstream, &from.account, call.reply(item), &answer);
                     }
@@ -111,7 +119,8 @@ async fn answer(
                 let cx = Context { jetstream, account, request, body };
                 handle(&cx).await
             }
-            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await {
+            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await
+            {
                 Ok(answer) if answer.is_empty() => Err(ApiError::not_available()),
                 Ok(answer) => return Some(answer.into()),
                 Err(_) => Err(ApiError::not_available()),
@@ -144,11 +153,13 @@ fn home(jetstream: &JetStream, account: &AccountName, request: &Request<'_>) -> 
     match request.endpoint.scope() {
         Scope::Local => Home::Here,
         Scope::Meta => meta_home(jetstream),
-        Scope::Stream | Scope::Consumer | Scope::Replica => match jetstream.directory().group(account, request.stream) {
-            Some(group) => at(jetstream.directory().leader(group)),
-            // Our copy of the meta state may lag behind the answer to a create: its leader knows for certain.
-            None => meta_home(jetstream),
-        },
+        Scope::Stream | Scope::Consumer | Scope::Replica => {
+            match jetstream.directory().group(account, request.stream) {
+                Some(group) => at(jetstream.directory().leader(group)),
+                // Our copy of the meta state may lag behind the answer to a create: its leader knows for certain.
+                None => meta_home(jetstream),
+            }
+        }
     }
 }
 
@@ -200,6 +211,9 @@ fn decode_call(mut frame: Bytes) -> Option<(u8, AccountName, Bytes, Bytes)> {
 }
 
 async fn handle(cx: &Context<'_>) -> Answer {
+    if cx.request.endpoint.needs_cluster() && !cx.jetstream.identity().has_cluster_name() {
+        return Err(ApiError::cluster_required());
+    }
     match cx.request.endpoint {
         Endpoint::AccountInfo => account_info::handle(cx).await,
         Endpoint::StreamCreate => stream_create::handle(cx).await,
@@ -251,8 +265,18 @@ fn not_supported_yet(endpoint: Endpoint) -> ApiError {
 pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch: &Inbound, arrival: Arrival) {
     for item in &batch.items {
         let Some(request) = parse(jetstream, batch.subject(item)) else { continue };
+        if required_level(batch.header(item)).is_err() {
+            let to = batch.reply(item);
+            let header = b"NATS/1.0 412 Required Api Level\r\n\r\n";
+            jetstream.router().batch().send(
+                account,
+                to,
+                MessageRef { subject: to, header, ..MessageRef::default() },
+            );
+            continue;
+        }
         let Some(group) = jetstream.directory().group(account, request.stream) else {
-            no_responders(jetstream, account, batch.reply(item));
+            no_responders(jetstream, account, batch.reply(item), batch.subject(item));
             continue;
         };
         if let Some(replica) = jetstream.replica(group)
@@ -271,19 +295,21 @@ pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch:
             && let Some(leader) = jetstream.directory().leader(group)
         {
             let part = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
-            let _ = jetstream.peers().forward(leader, FORWARD_REQUEST, forward::encode(account, group, &part));
+            let _ =
+                jetstream.peers().forward(leader, FORWARD_REQUEST, forward::encode(account, group, &part));
         } else {
-            no_responders(jetstream, account, batch.reply(item));
+            no_responders(jetstream, account, batch.reply(item), batch.subject(item));
         }
     }
 }
 
-/// What a client gets when nobody is there to answer: it tries again or gives up at once.
-fn no_responders(jetstream: &JetStream, account: &AccountName, to: &[u8]) {
-    if to.is_empty() {
-        return;
+/// Refuses a message that requires more of the API than this server has.
+fn required_level(header: &[u8]) -> Result<(), ApiError> {
+    HeaderBlock(header).get_str("Nats-Required-Api-Level").map_or(Ok(()), level::check_required)
+}
+
+fn no_responders(jetstream: &JetStream, account: &AccountName, to: &[u8], subject: &[u8]) {
+    if !to.is_empty() {
+        sinks::no_responders(&mut jetstream.router().batch(), account, to, subject);
     }
-    let header = b"NATS/1.0 503\r\n\r\n";
-    let mut route = jetstream.router().batch();
-    route.send(account, to, MessageRef { subject: to, reply: &[], header, payload: &[] });
 }

@@ -26,13 +26,14 @@ pub(super) async fn meta(cx: &Context<'_>) -> Answer {
 
 async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
     let request: StepDownRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
-    if cx.jetstream.identity().cluster.is_empty() {
-        return Err(ApiError::cluster_required());
-    }
     let status = group.status();
     let here = cx.jetstream.node();
-    let candidates: Vec<NodeId> =
-        status.voters.iter().copied().filter(|node| *node != here && cx.jetstream.peers().is_connected(*node)).collect();
+    let candidates: Vec<NodeId> = status
+        .voters
+        .iter()
+        .copied()
+        .filter(|node| *node != here && cx.jetstream.peers().is_connected(*node))
+        .collect();
     let preferred = request.placement.map(|placement| placement.preferred).filter(|name| !name.is_empty());
     let target = match preferred {
         Some(name) if name == cx.jetstream.identity().name => {
@@ -46,7 +47,11 @@ async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
         None => candidates
             .into_iter()
             .max_by_key(|node| {
-                status.replicas.iter().find(|replica| replica.node == *node).and_then(|replica| replica.matched)
+                status
+                    .replicas
+                    .iter()
+                    .find(|replica| replica.node == *node)
+                    .and_then(|replica| replica.matched)
             })
             .ok_or_else(|| ApiError::no_suitable_peers("no replacement peer connected"))?,
     };

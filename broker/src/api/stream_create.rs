@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use levee_broker_core::meta::MetaReply;
-use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::advisory::Action;
+use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::StreamCreated;
-use levee_protocol::api::{Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check};
+use levee_protocol::api::{
+    Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check,
+};
 use levee_protocol::command::MetaCommand;
 
 use crate::advisory;
@@ -28,8 +30,17 @@ pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiErro
     if let Some(feature) = stream_check::unsupported_yet(&config) {
         return Err(ApiError::stream_invalid_config(format!("{feature} is not supported by Levee yet")));
     }
+    check_replicas(cx, config.num_replicas)?;
     config.store_metadata();
     Ok(config)
+}
+
+/// More than one replica needs other nodes, which a node without a cluster's name never has.
+pub(super) fn check_replicas(cx: &Context<'_>, replicas: i32) -> Result<(), ApiError> {
+    if replicas > 1 && !cx.jetstream.identity().has_cluster_name() {
+        return Err(ApiError::replicas_not_supported());
+    }
+    Ok(())
 }
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {

@@ -36,10 +36,11 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     info.config = info.config.shown();
 
     if request.deleted_details {
-        info.state.deleted = led.replica.read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
+        info.state.deleted = led
+            .replica
+            .read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
     }
-    let (mut total, mut limit) = (0, 0);
-    let offset = usize::try_from(request.offset).unwrap_or(0);
+    let (mut total, mut limit, mut offset) = (0, 0, 0);
     if !request.subjects_filter.is_empty() {
         let filter = Filter::parse(&request.subjects_filter).map_err(|_| ApiError::bad_request())?;
         let mut subjects: Vec<(String, u64)> = led.replica.read(|machine, _| {
@@ -50,7 +51,10 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         });
         subjects.sort_unstable();
         total = subjects.len();
-        limit = SUBJECTS_PAGE;
+        if total > 0 {
+            limit = SUBJECTS_PAGE;
+            offset = usize::try_from(request.offset).unwrap_or(0);
+        }
         info.state.subjects = subjects.into_iter().skip(offset).take(SUBJECTS_PAGE).collect();
     }
     Ok(cx.request.endpoint.success(&StreamDescribed { total, offset, limit, info }))
@@ -79,7 +83,7 @@ pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
 #[must_use]
 pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterInfo> {
     let name = &jetstream.identity().cluster;
-    if name.is_empty() {
+    if !jetstream.identity().has_cluster_name() {
         return None;
     }
     let mut cluster = ClusterInfo {
@@ -107,7 +111,9 @@ fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
                 name: jetstream.node_name(follower.node),
                 current: online && follower.matched >= status.committed,
                 offline: !online,
-                active: follower.silent_for.map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+                active: follower
+                    .silent_for
+                    .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
                 lag: follower.lag,
                 peer: peer_id(follower.node),
                 pending: false,

@@ -13,8 +13,14 @@ use crate::api::stream_info;
 
 pub(super) fn names(cx: &Context<'_>) -> Answer {
     let (offset, streams) = requested(cx)?;
-    let page = streams.iter().skip(offset).take(NAMES_PAGE).map(|stream| stream.config.name.clone()).collect();
-    Ok(cx.request.endpoint.success(&StreamNames { total: streams.len(), offset, limit: NAMES_PAGE, streams: page }))
+    let page =
+        streams.iter().skip(offset).take(NAMES_PAGE).map(|stream| stream.config.name.clone()).collect();
+    Ok(cx.request.endpoint.success(&StreamNames {
+        total: streams.len(),
+        offset,
+        limit: NAMES_PAGE,
+        streams: page,
+    }))
 }
 
 pub(super) async fn infos(cx: &Context<'_>) -> Answer {
@@ -31,7 +37,14 @@ pub(super) async fn infos(cx: &Context<'_>) -> Answer {
         }
     }
     let (total, offline) = (streams.len(), BTreeMap::new());
-    Ok(cx.request.endpoint.success(&StreamList { total, offset, limit: LIST_PAGE, streams: infos, missing, offline }))
+    Ok(cx.request.endpoint.success(&StreamList {
+        total,
+        offset,
+        limit: LIST_PAGE,
+        streams: infos,
+        missing,
+        offline,
+    }))
 }
 
 /// Where the page starts, and the account's streams with the wanted subject, by name.
@@ -50,13 +63,10 @@ fn requested(cx: &Context<'_>) -> Result<(usize, Vec<StreamAssignment>), ApiErro
                 .any(|subject| Filter::parse(subject).is_ok_and(|subject| subject.collides(filter)))
         })
     };
-    let mut streams: Vec<StreamAssignment> = cx.jetstream.meta().read(|machine| {
-        machine
-            .streams(cx.account)
-            .filter(|stream| has_subject(stream))
-            .cloned()
-            .collect()
-    });
+    let mut streams: Vec<StreamAssignment> = cx
+        .jetstream
+        .meta()
+        .read(|machine| machine.streams(cx.account).filter(|stream| has_subject(stream)).cloned().collect());
     streams.sort_by(|a, b| a.config.name.cmp(&b.config.name));
     let offset = usize::try_from(request.offset).unwrap_or(0);
     Ok((offset.min(streams.len()), streams))

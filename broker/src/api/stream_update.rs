@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use levee_broker_core::meta::MetaReply;
-use levee_protocol::api::advisory::Action;
 use levee_protocol::api::ApiError;
+use levee_protocol::api::advisory::Action;
 use levee_protocol::command::MetaCommand;
 
 use crate::advisory;

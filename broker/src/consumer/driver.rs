@@ -20,6 +20,7 @@ use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::clock::Clock;
+use crate::sinks::no_responders;
 use crate::stream::Replica;
 
 /// Steps between two flushes: bounds how long a delivery waits and how much is staged.
@@ -36,6 +37,8 @@ pub enum Ended {
     Deleted,
     /// Another node leads now.
     LeadershipLost,
+    /// This node stops.
+    Stopped,
 }
 
 /// One consumer, on the leader.
@@ -46,6 +49,9 @@ pub struct Driver {
     wake: Notify,
     dispatch: Mutex<Dispatch>,
     clock: Clock,
+    /// Its info as of before the first delivery: what the answer to a create says. Watchers count on `num_pending`
+    /// there being all that will come.
+    first_info: ConsumerInfo,
 }
 
 #[derive(Default)]
@@ -54,7 +60,7 @@ struct Inbox {
     events: Vec<Event>,
     ledger_changed: bool,
     interest_changed: bool,
-    ended: Option<Ended>,
+    ended: bool,
 }
 
 /// A message for the consumer, kept in the buffer it arrived in.
@@ -77,19 +83,32 @@ impl Driver {
         name: &ConsumerName,
     ) -> Result<Option<Arc<Self>>, ReadFailed> {
         let clock = jetstream.clock().clone();
-        let dispatch = replica.read(|machine, view| {
-            machine.consumer(name).map(|ledger| Dispatch::new(ledger, machine, view, clock.now())).transpose()
+        let account = replica.assignment().account.clone();
+        let interest = |subject: &[u8]| jetstream.router().has_interest(&account, subject);
+        let begun = replica.read(|machine, view| {
+            let Some(ledger) = machine.consumer(name) else { return Ok(None) };
+            let now = clock.now();
+            let mut dispatch = Dispatch::new(ledger, machine, view, now)?;
+            dispatch.bind(&interest, now);
+            let info = dispatch.info(machine, view, now)?;
+            Ok(Some((dispatch, info)))
         })?;
-        Ok(dispatch.map(|dispatch| {
+        Ok(begun.map(|(dispatch, first_info)| {
             Arc::new(Self {
                 name: name.clone(),
-                account: replica.assignment().account.clone(),
+                account,
                 inbox: Mutex::new(Inbox::default()),
                 wake: Notify::new(),
                 dispatch: Mutex::new(dispatch),
                 clock,
+                first_info,
             })
         }))
+    }
+
+    /// Everything there was to know of the consumer before it delivered anything, the cluster apart.
+    pub fn first_info(&self) -> ConsumerInfo {
+        self.first_info.clone()
     }
 
     /// A pull request arrived.
@@ -121,9 +140,30 @@ impl Driver {
         self.wake.notify_one();
     }
 
-    /// It is over: whoever waits is told why, and the task ends.
-    pub fn end(&self, why: Ended) {
-        self.inbox.lock().ended = Some(why);
+    /// It is over: whoever waits is told why, here and now, because the task may be gone before its next turn.
+    pub fn end(&self, jetstream: &JetStream, why: Ended) {
+        let mut inbox = self.inbox.lock();
+        inbox.ended = true;
+        let requests = std::mem::take(&mut inbox.requests);
+        drop(inbox);
+        let now = self.clock.now();
+        let mut route = jetstream.router().batch();
+        let mut dispatch = self.dispatch.lock();
+        for request in requests.iter().filter(|request| request.kind == RequestKind::Pull) {
+            for item in &request.batch.items {
+                self.pull(&mut dispatch, &mut route, &request.batch, item, now);
+            }
+        }
+        let closed = match why {
+            Ended::Deleted => Closed::Deleted,
+            Ended::LeadershipLost => Closed::LeadershipChange,
+            Ended::Stopped => Closed::Shutdown,
+        };
+        for notice in dispatch.close(closed) {
+            self.notify(&mut route, &notice);
+        }
+        drop(dispatch);
+        route.flush();
         self.wake.notify_one();
     }
 
@@ -132,19 +172,31 @@ impl Driver {
         let now = jetstream.clock().now();
         // The same order of locks as in `turn`: first the dispatch, then the machine.
         let mut dispatch = self.dispatch.lock();
-        let info = replica.read(|machine, view| dispatch.info(machine, view, now));
+        let info = replica.read(|machine, view| {
+            // An update that is applied is shown, also when the task has not come to it yet.
+            if let Some(ledger) = machine.consumer(&self.name)
+                && dispatch.config() != ledger.config()
+            {
+                dispatch.on_configured(ledger, now);
+            }
+            dispatch.info(machine, view, now)
+        });
         info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()
     }
 
     /// Delivers until it is ended or dropped.
-    pub async fn run(self: Arc<Self>, jetstream: Arc<JetStream>, replica: Arc<Replica>, progress: Arc<Collector>) {
+    pub async fn run(
+        self: Arc<Self>,
+        jetstream: Arc<JetStream>,
+        replica: Arc<Replica>,
+        progress: Arc<Collector>,
+    ) {
         let mut route = jetstream.router().batch();
         let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);
         loop {
             let inbox = std::mem::take(&mut *self.inbox.lock());
-            if let Some(why) = inbox.ended {
-                self.close(&mut route, why);
+            if inbox.ended {
                 return;
             }
             let turn = self.turn(&jetstream, &replica, &progress, inbox, &mut route, &mut scratch);
@@ -207,7 +259,8 @@ impl Driver {
                 match request.kind {
                     RequestKind::Pull => self.pull(&mut dispatch, route, &request.batch, item, now),
                     RequestKind::Ack => {
-                        let advisories = self.ack(&mut dispatch, route, &request.batch, item, now, &mut confirmations);
+                        let advisories =
+                            self.ack(&mut dispatch, route, &request.batch, item, now, &mut confirmations);
                         for advice in advisories {
                             self.advise(jetstream, route, &stream, &advice);
                         }
@@ -265,7 +318,14 @@ impl Driver {
         self.request(dispatch, route, batch.payload(item), batch.reply(item), now);
     }
 
-    fn request(&self, dispatch: &mut Dispatch, route: &mut RouteBatch, body: &[u8], reply: &[u8], now: Timestamp) {
+    fn request(
+        &self,
+        dispatch: &mut Dispatch,
+        route: &mut RouteBatch,
+        body: &[u8],
+        reply: &[u8],
+        now: Timestamp,
+    ) {
         let reply = Bytes::copy_from_slice(reply);
         let notices = match PullRequest::parse(body) {
             Ok(request) => dispatch.on_pull(&request, reply, now),
@@ -297,6 +357,7 @@ impl Driver {
         }
         match outcome.confirm {
             Confirm::No => {}
+            Confirm::Nobody => no_responders(route, &self.account, reply, subject),
             Confirm::Now => {
                 let empty = MessageRef { subject: reply, ..MessageRef::default() };
                 route.send(&self.account, reply, empty);
@@ -346,17 +407,6 @@ impl Driver {
 
     fn advise(&self, jetstream: &JetStream, route: &mut RouteBatch, stream: &str, advice: &Advisory) {
         advisory::consumer(jetstream, route, &self.account, stream, &self.name, advice);
-    }
-
-    fn close(&self, route: &mut RouteBatch, why: Ended) {
-        let closed = match why {
-            Ended::Deleted => Closed::Deleted,
-            Ended::LeadershipLost => Closed::LeadershipChange,
-        };
-        for notice in self.dispatch.lock().close(closed) {
-            self.notify(route, &notice);
-        }
-        route.flush();
     }
 }
 

@@ -104,7 +104,8 @@ impl Directory {
     fn believe(&self, group: GroupId, belief: Belief) {
         let mut leaders = self.leaders.write();
         let newer = leaders.get(&group).is_none_or(|known| {
-            belief.raft_term > known.raft_term || (belief.raft_term == known.raft_term && belief.leader != known.leader)
+            belief.raft_term > known.raft_term
+                || (belief.raft_term == known.raft_term && belief.leader != known.leader)
         });
         if newer {
             leaders.insert(group, belief);

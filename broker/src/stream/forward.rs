@@ -74,9 +74,8 @@ pub fn decode(frame: Bytes) -> Result<(AccountName, GroupId, Inbound), Malformed
             Err(malformed) => return Err(malformed),
         };
         let u16_at = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
-        let u32_at = |at: usize| {
-            u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]) as usize
-        };
+        let u32_at =
+            |at: usize| u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]) as usize;
         let mut span = |len: usize| {
             let start = take(len)?;
             let start = u32::try_from(start).map_err(|_| Malformed)?;
@@ -100,7 +99,10 @@ mod tests {
 
     fn inbound(text: &'static [u8], cuts: [(u32, u32); 4]) -> Inbound {
         let [subject, reply, header, payload] = cuts.map(|(start, end)| Span { start, end });
-        Inbound { chunk: Bytes::from_static(text), items: vec![InboundItem { subject, reply, header, payload }] }
+        Inbound {
+            chunk: Bytes::from_static(text),
+            items: vec![InboundItem { subject, reply, header, payload }],
+        }
     }
 
     #[test]

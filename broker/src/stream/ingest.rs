@@ -96,14 +96,21 @@ impl Ingest {
     }
 
     /// Proposes and answers until the group stops or this is dropped.
-    pub async fn run(self: Arc<Self>, stream: PubAckStream, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
+    pub async fn run(
+        self: Arc<Self>,
+        stream: PubAckStream,
+        replica: Arc<Replica>,
+        router: Arc<Router>,
+        clock: Clock,
+    ) {
         let mut in_flight = FuturesOrdered::new();
         let mut route = router.batch();
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
                 && let Some(batches) = self.take()
             {
-                let mut block = BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
+                let mut block =
+                    BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
                 for Arrived { batch, .. } in &batches {
                     for item in &batch.items {
                         block.push(
@@ -120,7 +127,11 @@ impl Ingest {
             tokio::select! {
                 biased;
                 Some((batches, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    stream.answer(&mut route, &batches, outcome);
+                    // A publish that carries a bad expectation is not told either.
+                    let no_ack = replica.read(|machine, _| machine.config().is_some_and(|config| config.no_ack));
+                    if !no_ack {
+                        stream.answer(&mut route, &batches, outcome);
+                    }
                 }
                 () = self.ready.notified(), if in_flight.len() < IN_FLIGHT_MAX => {}
             }

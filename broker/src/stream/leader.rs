@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use levee_broker_core::stream::{Event, Reply};
+use levee_protocol::api::advisory::Action;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 use levee_raft::ProposeError;
@@ -13,6 +14,7 @@ use levee_storage::kind::INLINE;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+use crate::advisory;
 use crate::consumer::driver::{Driver, Ended};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
@@ -45,7 +47,9 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
     tasks::spawn("stream leadership", async move {
         loop {
             {
-                let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else { return };
+                let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else {
+                    return;
+                };
                 let now = leadership.borrow_and_update().clone();
                 match (now.leading, replica.leader()) {
                     (true, None) => Leader::start(&jetstream, &replica),
@@ -124,8 +128,9 @@ impl Leader {
                     }
                 }
                 Event::ConsumerDeleted { name, .. } => {
-                    if let Some(driver) = self.drivers.write().remove(name) {
-                        driver.end(Ended::Deleted);
+                    let driver = self.drivers.write().remove(name);
+                    if let Some(driver) = driver {
+                        self.end_drivers([(name.clone(), driver)], Ended::Deleted);
                     }
                 }
                 Event::Appended { .. } | Event::Removed { .. } | Event::Configured => {}
@@ -154,24 +159,49 @@ impl Leader {
 
     /// The stream is deleted: whoever waits for messages is told.
     pub fn stream_deleted(&self) {
-        self.end_drivers(Ended::Deleted);
+        self.end_drivers(self.take_drivers(), Ended::Deleted);
+    }
+
+    /// This node stops without a successor that is known: whoever waits for messages is told.
+    pub fn node_stops(&self) {
+        self.end_drivers(self.take_drivers(), Ended::Stopped);
     }
 
     fn leadership_lost(&self) {
-        self.end_drivers(Ended::LeadershipLost);
+        self.end_drivers(self.take_drivers(), Ended::LeadershipLost);
     }
 
-    fn end_drivers(&self, why: Ended) {
-        for driver in std::mem::take(&mut *self.drivers.write()).into_values() {
-            driver.end(why);
+    fn take_drivers(&self) -> BTreeMap<ConsumerName, Arc<Driver>> {
+        std::mem::take(&mut *self.drivers.write())
+    }
+
+    fn end_drivers(&self, drivers: impl IntoIterator<Item = (ConsumerName, Arc<Driver>)>, why: Ended) {
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
+            return;
+        };
+        let assignment = replica.assignment();
+        let stream = &assignment.config.name;
+        for (name, driver) in drivers {
+            driver.end(&jetstream, why);
+            if why == Ended::Deleted {
+                advisory::consumer_action(
+                    &jetstream,
+                    &assignment.account,
+                    stream,
+                    name.as_str(),
+                    Action::Delete,
+                );
+            }
         }
     }
 
     fn start_driver(&self, name: &ConsumerName) {
-        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else { return };
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
+            return;
+        };
         let mut drivers = self.drivers.write();
         if let Some(previous) = drivers.remove(name) {
-            previous.end(Ended::Deleted);
+            previous.end(&jetstream, Ended::Deleted);
         }
         match Driver::new(&jetstream, &replica, name) {
             Ok(Some(driver)) => {
@@ -184,7 +214,10 @@ impl Leader {
             // Created and deleted within one batch of entries.
             Ok(None) => {}
             Err(error) => {
-                tracing::error!("consumer '{name}' of stream '{}' can't start: {error}", replica.assignment().config.name);
+                tracing::error!(
+                    "consumer '{name}' of stream '{}' can't start: {error}",
+                    replica.assignment().config.name
+                );
             }
         }
     }

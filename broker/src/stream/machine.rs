@@ -38,7 +38,8 @@ impl Cleaner {
             if done == Some(purged) {
                 self.running.store(false, Ordering::Release);
                 // A purge in between saw us running: it counts on us.
-                if self.purged.load(Ordering::Acquire) == purged || self.running.swap(true, Ordering::AcqRel) {
+                if self.purged.load(Ordering::Acquire) == purged || self.running.swap(true, Ordering::AcqRel)
+                {
                     return;
                 }
                 continue;

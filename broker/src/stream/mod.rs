@@ -43,7 +43,10 @@ pub struct Replica {
 
 impl Replica {
     /// Loads the stream as of its last checkpoint. The log behind it is applied when the group opens.
-    pub fn load(storage: &Arc<Storage>, assignment: StreamAssignment) -> Result<Arc<Self>, levee_storage::Error> {
+    pub fn load(
+        storage: &Arc<Storage>,
+        assignment: StreamAssignment,
+    ) -> Result<Arc<Self>, levee_storage::Error> {
         let group_id = assignment.group;
         Ok(Arc::new(Self {
             group_id,

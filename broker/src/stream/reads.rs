@@ -20,7 +20,9 @@ pub enum LookupFailed {
 /// The filters a selector names: none is everything.
 pub fn filters(selector: &MessageSelector<'_>) -> Result<Option<Filter>, InvalidSubject> {
     match selector {
-        MessageSelector::Seq(_) | MessageSelector::NextFrom(_, "") | MessageSelector::NextAt(_, "") => Ok(None),
+        MessageSelector::Seq(_) | MessageSelector::NextFrom(_, "") | MessageSelector::NextAt(_, "") => {
+            Ok(None)
+        }
         MessageSelector::Last(filter)
         | MessageSelector::NextFrom(_, filter)
         | MessageSelector::NextAt(_, filter) => Filter::parse(filter).map(Some),
@@ -38,12 +40,10 @@ pub fn find(
     Ok(match selector {
         MessageSelector::Seq(seq) if machine.is_live(*seq) => view.record(*seq)?,
         MessageSelector::Seq(_) => None,
-        MessageSelector::Last(_) => {
-            match filter.as_ref().and_then(|filter| machine.last_for(filter)) {
-                Some(seq) => view.record(seq)?,
-                None => None,
-            }
-        }
+        MessageSelector::Last(_) => match filter.as_ref().and_then(|filter| machine.last_for(filter)) {
+            Some(seq) => view.record(seq)?,
+            None => None,
+        },
         MessageSelector::NextFrom(from, _) => next(*from)?,
         MessageSelector::NextAt(at, _) => match view.seek_time(*at)? {
             Some(from) => next(from)?,

@@ -149,6 +149,7 @@ impl ConsumerConfig {
             self.ack_wait = ACK_WAIT_DEFAULT;
         }
         let bounds = stream.consumer_limits;
+        self.inactive_threshold = self.inactive_threshold.max(Nanos::ZERO);
         if self.inactive_threshold.is_zero() && !bounds.inactive_threshold.is_zero() {
             adjust.allow("inactive_threshold must be set if it's configured in stream limits")?;
             self.inactive_threshold = bounds.inactive_threshold;
@@ -169,11 +170,21 @@ impl ConsumerConfig {
             self.max_ack_pending = -1;
         }
         if !self.is_push() {
-            if self.max_waiting == 0 {
+            if self.max_waiting <= 0 {
+                if self.max_waiting < 0 {
+                    adjust.allow("max_waiting must be set to 0 or greater")?;
+                }
                 self.max_waiting = MAX_WAITING_DEFAULT;
             }
-            if self.max_batch == 0 {
+            if self.max_batch <= 0 {
+                if self.max_batch < 0 {
+                    adjust.allow("max_batch must be set to 0 or greater")?;
+                }
                 self.max_batch = limits.max_request_batch;
+            }
+            if self.max_bytes < 0 {
+                adjust.allow("max_bytes must be set to 0 or greater")?;
+                self.max_bytes = 0;
             }
         }
         if self.priority_policy == PriorityPolicy::PinnedClient && self.priority_timeout.is_zero() {
@@ -211,7 +222,7 @@ impl ConsumerConfig {
             return Err(ApiError::consumer_description_too_long(DESCRIPTION_BYTES_MAX));
         }
         if metadata_bytes(&self.metadata) > METADATA_BYTES_MAX {
-            return Err(ApiError::consumer_metadata_too_large(METADATA_BYTES_MAX));
+            return Err(ApiError::consumer_metadata_too_large("128KB"));
         }
         Ok(())
     }
@@ -271,17 +282,11 @@ impl ConsumerConfig {
         if self.rate_limit_bps > 0 {
             return Err(ApiError::pull_with_rate_limit());
         }
-        if self.max_waiting < 0 {
-            return Err(ApiError::max_waiting_negative());
-        }
         if !self.idle_heartbeat.is_zero() {
             return Err(ApiError::heartbeat_requires_push());
         }
         if self.flow_control {
             return Err(ApiError::flow_control_requires_push());
-        }
-        if self.max_batch < 0 {
-            return Err(ApiError::max_request_batch_negative());
         }
         if !self.max_expires.is_zero() && self.max_expires < Nanos::from_millis(1) {
             return Err(ApiError::max_request_expires_too_small());
@@ -360,7 +365,8 @@ impl ConsumerConfig {
             return refuse("start time", "is not set");
         }
         if !by_sequence && self.opt_start_seq > 0 {
-            return refuse("start sequence", "is also set");
+            // The text of nats-server, its slip included.
+            return refuse(if by_time { "start start sequence" } else { "start sequence" }, "is also set");
         }
         if !by_time && self.opt_start_time.is_some() {
             return refuse("start time", "is also set");

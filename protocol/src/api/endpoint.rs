@@ -213,6 +213,26 @@ impl Endpoint {
         self.row().caller
     }
 
+    /// Whether it makes sense only where there can be other nodes; elsewhere it is refused with 10010.
+    #[must_use]
+    pub const fn needs_cluster(self) -> bool {
+        matches!(
+            self,
+            Self::StreamStepDown
+                | Self::ConsumerStepDown
+                | Self::MetaStepDown
+                | Self::StreamPeerRemove
+                | Self::StreamPeerEvacuate
+                | Self::ConsumerPeerRemove
+                | Self::ConsumerPeerEvacuate
+                | Self::StreamCancelMove
+                | Self::ServerRemove
+                | Self::ServerEvacuate
+                | Self::AccountStreamMove
+                | Self::AccountStreamCancelMove
+        )
+    }
+
     /// Type of the answer without `io.nats.jetstream.api.v1.`; empty for calls that are answered with messages.
     #[must_use]
     pub const fn response_type(self) -> &'static str {

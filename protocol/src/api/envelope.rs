@@ -46,8 +46,7 @@ pub fn parse_request<T: RequestBody>(body: &[u8], strictness: Strictness) -> Res
 /// Whether a body counts as empty for calls that take none.
 #[must_use]
 pub fn is_empty_request(body: &[u8]) -> bool {
-    let text = body.trim_ascii();
-    text.is_empty() || text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii() == b"}")
+    body.is_empty() || body.trim_ascii().strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii() == b"}")
 }
 
 /// A successful answer: the type, then the fields of `body`.
@@ -365,10 +364,10 @@ mod tests {
 
     #[test]
     fn only_nothing_and_an_empty_object_are_empty_requests() {
-        for body in ["", " ", "{}", "{ }", " {\n} "] {
+        for body in ["", "{}", "{ }", " {\n} "] {
             assert!(is_empty_request(body.as_bytes()), "{body:?}");
         }
-        for body in ["{\"x\": 1}", "{", "[]", "0"] {
+        for body in [" ", "{\"x\": 1}", "{", "[]", "0"] {
             assert!(!is_empty_request(body.as_bytes()), "{body:?}");
         }
     }

@@ -10,10 +10,9 @@ use crate::api::decimal::{parse_u64, push_u64};
 use crate::api::duration_text::parse_duration;
 use crate::api::envelope::push_json;
 use crate::api::error::ApiError;
-use crate::api::level;
 use crate::ids::Seq;
 use crate::time::Nanos;
-use crate::wire::headers::{self, HeaderBlock, HeaderBuilder};
+use crate::wire::headers;
 
 /// What the headers of a publish ask for. Default: nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -35,8 +34,6 @@ pub struct PublishIntent<'a> {
     pub rollup: Option<Rollup<'a>>,
     /// `Nats-TTL`: how long the message stays.
     pub ttl: Option<Ttl>,
-    /// `Nats-Required-Api-Level` is there, checked, and must not be stored.
-    pub strip_required_level: bool,
     /// What few publishes use.
     pub rare: Option<Box<RareIntent<'a>>>,
 }
@@ -166,10 +163,6 @@ impl<'a> PublishIntent<'a> {
             b"Expected-Last-Msg-Id" => keep_first(&mut self.expected_last_msg_id, text(value)?),
             b"Rollup" => keep_first(&mut self.rollup, Rollup::parse(text(value)?)),
             b"TTL" => keep_first(&mut self.ttl, Ttl::parse(text(value)?)),
-            b"Required-Api-Level" => {
-                level::check_required(text(value)?)?;
-                self.strip_required_level = true;
-            }
             _ if is_rare(name) => {
                 if let Some(slot) = self.rare.get_or_insert_default().slot(name) {
                     keep_first(slot, text(value)?);
@@ -181,24 +174,12 @@ impl<'a> PublishIntent<'a> {
     }
 }
 
-/// The header block of a publish as a stream stores it: without a status, and without the API level that the publisher
-/// required, if this server has it. One that it lacks stays, for the rules to refuse. Copies only what it changes.
+/// The header block of a publish as a stream stores it: without a status. Copies only what it changes. A level that
+/// the publisher requires of the API stays and decides nothing, as in NATS: it is for API calls.
 #[must_use]
 pub fn stored_header(block: &[u8]) -> Cow<'_, [u8]> {
-    let stored = headers::without_status(block);
-    if memchr::memmem::find(&stored, REQUIRED_LEVEL.as_bytes()).is_none() {
-        return stored;
-    }
-    let has_it = HeaderBlock(&stored).get_str(REQUIRED_LEVEL).is_some_and(|value| level::check_required(value).is_ok());
-    if !has_it {
-        return stored;
-    }
-    let rest = HeaderBuilder::from_block(&stored).remove(REQUIRED_LEVEL).clone().finish();
-    let is_empty = HeaderBlock(&rest).iter().next().is_none();
-    Cow::Owned(if is_empty { Vec::new() } else { rest })
+    headers::without_status(block)
 }
-
-const REQUIRED_LEVEL: &str = "Nats-Required-Api-Level";
 
 fn is_rare(name: &[u8]) -> bool {
     name.starts_with(b"Batch-")
@@ -327,7 +308,7 @@ mod tests {
     fn headers_become_an_intent() {
         let block = b"NATS/1.0\r\nFoo: bar\r\nNats-Msg-Id: m1\r\nNats-Expected-Stream: S\r\nNats-Expected-Last-Sequence: 2\r\n\
             Nats-Expected-Last-Subject-Sequence:0\r\nNats-Expected-Last-Subject-Sequence-Subject: a.*\r\n\
-            Nats-Expected-Last-Msg-Id:  m0\r\nNats-Rollup: SUB\r\nNats-TTL: 1h\r\nNats-Required-Api-Level: 2\r\n\r\n";
+            Nats-Expected-Last-Msg-Id:  m0\r\nNats-Rollup: SUB\r\nNats-TTL: 1h\r\nNats-Required-Api-Level: 99\r\n\r\n";
 
         let intent = PublishIntent::parse(block).unwrap();
 
@@ -342,20 +323,18 @@ mod tests {
                 expected_last_msg_id: Some("m0"),
                 rollup: Some(Rollup::Subject),
                 ttl: Some(Ttl::After(Nanos::from_secs(3600))),
-                strip_required_level: true,
                 rare: None,
             }
         );
     }
 
     #[test]
-    fn the_required_level_is_not_stored_and_one_that_we_lack_is_left_to_the_rules() {
-        let stored = |block: &'static str| String::from_utf8(stored_header(block.as_bytes()).into_owned()).unwrap();
-        assert_eq!(stored("NATS/1.0\r\nNats-Required-Api-Level: 1\r\n\r\n"), "");
-        assert_eq!(stored("NATS/1.0\r\nA: b\r\nNats-Required-Api-Level: 1\r\n\r\n"), "NATS/1.0\r\nA: b\r\n\r\n");
+    fn a_status_is_not_stored_and_a_required_level_is() {
+        let stored =
+            |block: &'static str| String::from_utf8(stored_header(block.as_bytes()).into_owned()).unwrap();
         assert_eq!(stored("NATS/1.0 503\r\nA: b\r\n\r\n"), "NATS/1.0\r\nA: b\r\n\r\n");
-        let lacking = "NATS/1.0\r\nNats-Required-Api-Level: 99\r\n\r\n";
-        assert_eq!(stored(lacking), lacking);
+        let level = "NATS/1.0\r\nNats-Required-Api-Level: 99\r\n\r\n";
+        assert_eq!(stored(level), level);
     }
 
     #[test]
@@ -391,10 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_above_ours_and_bytes_that_are_no_text_are_refused_at_once() {
-        assert_eq!(parse("Nats-Required-Api-Level: 6").unwrap_err().0, 10185);
-        assert_eq!(parse("Nats-Required-Api-Level: x").unwrap_err().0, 10185);
-        assert_eq!(parse("Nats-Required-Api-Level: 5"), Ok(()));
+    fn bytes_that_are_no_text_are_refused_at_once() {
         let error = PublishIntent::parse(b"NATS/1.0\r\nNats-Msg-Id: \xff\r\n\r\n").unwrap_err();
         assert_eq!(error.err_code, 10003);
     }

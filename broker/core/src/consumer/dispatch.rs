@@ -141,6 +141,9 @@ impl Dispatch {
         if !(0..=9).contains(&request.priority) {
             return vec![Notice::bad_request(reply, "Priority must be between 0 and 9")];
         }
+        if request.expires < Nanos::ZERO {
+            return vec![Waiter::new(request, reply, now).timeout()];
+        }
         if config.max_batch > 0 && request.batch > config.max_batch {
             return vec![Notice::exceeded(reply, &format!("MaxRequestBatch of {}", config.max_batch))];
         }
@@ -193,6 +196,19 @@ impl Dispatch {
         if let Some(push) = &mut self.push {
             push.answered(subject);
         }
+    }
+
+    /// Looks whether anybody listens on the deliver subject, for an `info` before the first `poll`.
+    pub fn bind(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
+        if let Some(push) = &mut self.push {
+            push.bind(interest(&push.subject), now);
+        }
+    }
+
+    /// The configuration it works by, which may be older than the ledger's.
+    #[must_use]
+    pub fn config(&self) -> &ConsumerConfig {
+        &self.config
     }
 
     /// Ends all requests: the consumer goes away, or this node does not lead any more.

@@ -103,7 +103,8 @@ impl Marks {
     /// Sent more than once and not settled, or given up above the ack floor.
     #[must_use]
     pub fn num_redelivered(&self) -> u64 {
-        self.repeated + self.exhausted.range(self.floor.stream.next()..).count() as u64
+        let given_up = self.exhausted.range(self.floor.stream.next()..);
+        self.repeated + given_up.filter(|(_, attempts)| **attempts > 1).count() as u64
     }
 
     /// Up to where messages were sent, and under which number.

@@ -8,8 +8,8 @@ use crate::consumer::settle::{Chosen, Marks};
 use crate::consumer::source::Source;
 use crate::stream::{MessageView, ReadFailed};
 
-/// The marks of a new consumer. Nothing before them will be delivered; positions outside of the stream are moved to
-/// its ends.
+/// The marks of a new consumer. Nothing before them will be delivered. A position before the stream is moved to its
+/// first message; a start sequence after its last one stays, and what comes before it is skipped.
 pub(crate) fn starting_marks(
     config: &ConsumerConfig,
     filters: &[Filter],
@@ -41,7 +41,7 @@ pub(crate) fn starting_marks(
         }
     };
     let lowest = stream.first_seq().max(Seq(1));
-    Ok(Marks::starting_after(first_wanted.min(after_last).max(lowest).previous(), chosen))
+    Ok(Marks::starting_after(first_wanted.max(lowest).previous(), chosen))
 }
 
 /// The newest live message, which the last sequence need not be.

@@ -83,7 +83,8 @@ impl Waiter {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
-    fn timeout(self) -> Notice {
+    /// Its time is over.
+    pub(crate) fn timeout(self) -> Notice {
         let left = self.unserved();
         Notice::request_timeout(self.inbox, left)
     }

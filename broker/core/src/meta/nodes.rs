@@ -23,9 +23,4 @@ impl MetaMachine {
         self.take_node(node);
         MetaReply::Removed
     }
-
-    /// Whether this is one node that runs alone, rather than a cluster that lacks nodes.
-    pub(super) fn is_standalone(&self) -> bool {
-        self.nodes.len() == 1 && self.nodes.values().all(|node| node.cluster_address.is_empty())
-    }
 }

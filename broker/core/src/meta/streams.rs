@@ -30,7 +30,7 @@ impl MetaMachine {
             return Ok(MetaReply::Exists(Box::new(existing.clone())));
         }
         self.check_overlap(account, &name, &config)?;
-        let count = self.check_replicas(&config)?;
+        let count = replica_count(&config);
         let candidates = self.candidates(config.placement.as_ref(), alive)?;
         let replicas =
             placement::choose(count, &candidates, &self.current_load()).ok_or_else(no_suitable_peers)?;
@@ -63,7 +63,7 @@ impl MetaMachine {
         let scaled = assignment.config.num_replicas != config.num_replicas;
         let moved = assignment.config.placement != config.placement;
         if scaled || moved {
-            let count = self.check_replicas(&config)?;
+            let count = replica_count(&config);
             let candidates = self.candidates(config.placement.as_ref(), alive)?;
             let resized = placement::resize(&replicas_before, count, &candidates, &self.current_load());
             assignment.replicas = resized.ok_or_else(no_suitable_peers)?;
@@ -104,15 +104,6 @@ impl MetaMachine {
         Ok(())
     }
 
-    /// How many nodes are to hold the stream.
-    fn check_replicas(&self, config: &StreamConfig) -> Result<usize, ApiError> {
-        let count = usize::try_from(config.num_replicas).unwrap_or(1).max(1);
-        if count > 1 && self.is_standalone() {
-            return Err(ApiError::replicas_not_supported());
-        }
-        Ok(count)
-    }
-
     /// Nodes that a stream may be placed on. Nodes have no tags yet, so asking for one finds none.
     fn candidates(
         &self,
@@ -133,6 +124,11 @@ impl MetaMachine {
     fn current_load(&self) -> Load {
         Load::of(self.all_streams().map(|assignment| assignment.replicas.as_slice()))
     }
+}
+
+/// How many nodes are to hold the stream.
+fn replica_count(config: &StreamConfig) -> usize {
+    usize::try_from(config.num_replicas).unwrap_or(1).max(1)
 }
 
 fn parse_name(config: &StreamConfig) -> Result<StreamName, ApiError> {

@@ -112,10 +112,6 @@ fn subjects_of_two_streams_of_an_account_do_not_overlap() {
 
 #[test]
 fn replicas_need_nodes() {
-    let mut alone = MetaMachine::new();
-    alone.apply(1, &register(1, "n1", ""));
-    assert_eq!(refusal(create(&mut alone, &config("A", &["a"], 3), &[1])).0, 10074);
-
     let mut meta = cluster(3);
     let none = (10005, "no suitable peers for placement".to_owned());
     assert_eq!(refusal(create(&mut meta, &config("A", &["a"], 5), &[1, 2, 3])), none);

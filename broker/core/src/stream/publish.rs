@@ -78,6 +78,9 @@ impl StreamMachine {
         if config.sealed {
             return refuse(ApiError::stream_sealed());
         }
+        if let Err(error) = settings.limits.check_size(record) {
+            return refuse(error);
+        }
         let bytes = record.stored_bytes(config.storage);
         let window_open = !config.duplicate_window.is_zero();
         let id = intent.msg_id.filter(|_| window_open).map(MsgId::of);
@@ -116,9 +119,6 @@ impl StreamMachine {
                 Some(Rollup::Subject) => admitted.rollup = Some(Scope::Subject),
                 Some(Rollup::All) => admitted.rollup = Some(Scope::Stream),
             }
-        }
-        if let Err(error) = settings.limits.check_size(record) {
-            return refuse(error);
         }
         if intent.ttl == Some(Ttl::Invalid) {
             return refuse(ApiError::ttl_invalid());

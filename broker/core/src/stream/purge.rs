@@ -99,11 +99,14 @@ pub(crate) fn check_delete(config: &StreamConfig, messages: &Messages, seq: u64)
     if config.deny_delete {
         return Err(ApiError::message_delete_failed("message delete not permitted"));
     }
-    if seq == 0 {
-        return Err(ApiError::bad_request());
+    if seq > messages.last {
+        return Err(ApiError::message_delete_failed("stream store EOF"));
+    }
+    if seq < messages.first || seq == 0 {
+        return Err(ApiError::message_delete_failed("no message found"));
     }
     if !messages.is_live(seq) {
-        return Err(ApiError::message_delete_failed("no message found"));
+        return Err(ApiError::sequence_not_found(seq));
     }
     Ok(())
 }

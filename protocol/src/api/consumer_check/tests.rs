@@ -37,6 +37,11 @@ fn what_is_not_set_gets_its_default() {
         r#"{"deliver_policy":"all","ack_policy":"explicit","ack_wait":30000000000,"max_deliver":-1,"replay_policy":"instant","max_waiting":512,"max_ack_pending":1000,"inactive_threshold":5000000000,"num_replicas":0}"#,
     );
     check_document(
+        "CREATE.C1.n",
+        r#"{"name": "n", "max_waiting": -1, "max_batch": -1, "max_bytes": -1, "inactive_threshold": -1}"#,
+        r#"{"name":"n","deliver_policy":"all","ack_policy":"none","max_deliver":-1,"replay_policy":"instant","max_waiting":512,"inactive_threshold":5000000000,"num_replicas":0}"#,
+    );
+    check_document(
         "DURABLE.CREATE.C1.d9",
         r#"{"durable_name": "d9"}"#,
         r#"{"durable_name":"d9","name":"d9","deliver_policy":"all","ack_policy":"none","max_deliver":-1,"replay_policy":"instant","max_waiting":512,"num_replicas":0}"#,
@@ -129,6 +134,11 @@ fn refusals_have_the_numbers_and_texts_of_nats() {
         r#""deliver_policy": "by_start_time""#,
         10094,
         "consumer delivery policy is deliver by start time, but optional start time is not set",
+    );
+    bad(
+        r#""deliver_policy": "by_start_time", "opt_start_time": "2020-01-01T00:00:00Z", "opt_start_seq": 4"#,
+        10094,
+        "consumer delivery policy is deliver by start time, but optional start start sequence is also set",
     );
     bad(r#""idle_heartbeat": 1000000000"#, 10088, "consumer idle heartbeat requires a push based consumer");
     bad(r#""flow_control": true"#, 10089, "consumer flow control requires a push based consumer");

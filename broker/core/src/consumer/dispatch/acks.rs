@@ -20,8 +20,15 @@ impl Dispatch {
     pub fn on_ack(&mut self, ack: &AckReply<'_>, kind: AckKind<'_>, now: Timestamp) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let seq = ack.stream_seq;
-        let beyond = self.backlog.last_seq().is_none_or(|last| seq > last);
-        if self.config.ack_policy == AckPolicy::None || seq == Seq::NONE || beyond {
+        if self.config.ack_policy == AckPolicy::None {
+            outcome.confirm = Confirm::Nobody;
+            return outcome;
+        }
+        if seq == Seq::NONE {
+            outcome.confirm = Confirm::Now;
+            return outcome;
+        }
+        if self.backlog.last_seq().is_none_or(|last| seq > last) {
             return outcome;
         }
         if seq > self.marks.delivered.stream && now > self.inherits_until {
@@ -42,11 +49,11 @@ impl Dispatch {
                 outcome.next = Some(Bytes::copy_from_slice(request));
             }
             AckKind::Terminate(reason) => {
-                if let Some(unacked) = self.marks.unacked.get(&seq) {
+                if self.marks.unacked.contains_key(&seq) {
                     outcome.advisories.push(Advisory::Terminated {
                         consumer_seq: ack.consumer_seq,
                         stream_seq: seq,
-                        deliveries: unacked.attempt.into(),
+                        deliveries: ack.attempt.into(),
                         reason: String::from_utf8_lossy(reason).into_owned(),
                     });
                 }
@@ -126,7 +133,7 @@ impl Dispatch {
         advisories.push(Advisory::Naked {
             consumer_seq: ack.consumer_seq,
             stream_seq: seq,
-            deliveries: attempt.into(),
+            deliveries: ack.attempt.into(),
         });
         if delay > Nanos::ZERO {
             let wait = wait_after(&self.config, attempt);

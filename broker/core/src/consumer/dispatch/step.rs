@@ -86,6 +86,8 @@ pub enum Confirm {
     /// Never.
     #[default]
     No,
+    /// The consumer takes no acks: the sender is told that nobody responds.
+    Nobody,
     /// At once: nothing of it needs to be remembered.
     Now,
     /// When everything that `take_progress` has handed out, and hands out next, is applied.

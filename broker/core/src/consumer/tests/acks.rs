@@ -92,12 +92,12 @@ fn next_settles_and_asks_for_more() {
 }
 
 #[test]
-fn without_acks_deliveries_are_settled_and_acks_are_not_answered() {
+fn without_acks_deliveries_are_settled_and_acks_find_nobody() {
     let mut world = World::with_six_messages();
     world.consumer(no_acks());
     world.next(2);
 
-    assert_eq!(world.ack(1, AckKind::Ack).confirm, Confirm::No);
+    assert_eq!(world.ack(1, AckKind::Ack).confirm, Confirm::Nobody);
     assert_eq!(world.numbers(), [2, 2, 2, 2, 0, 0, 4]);
     assert_eq!(world.dispatch().take_progress().unwrap().settled, []);
 }

@@ -60,7 +60,11 @@ fn policy(choice: u8) -> ConsumerConfig {
     let ack_policy = [AckPolicy::Explicit, AckPolicy::All, AckPolicy::None][usize::from(choice) % 3];
     ConsumerConfig {
         deliver_policy,
-        opt_start_seq: if deliver_policy == DeliverPolicy::ByStartSequence { 3 } else { 0 },
+        opt_start_seq: match deliver_policy {
+            DeliverPolicy::ByStartSequence if choice < 15 => 3,
+            DeliverPolicy::ByStartSequence => 12,
+            _ => 0,
+        },
         ack_policy,
         ack_wait: if ack_policy == AckPolicy::None { Nanos::ZERO } else { Nanos::from_secs(1) },
         max_ack_pending: if ack_policy == AckPolicy::None { 0 } else { 6 },

@@ -87,6 +87,33 @@ fn max_deliver_gives_up_and_makes_room() {
 }
 
 #[test]
+fn a_start_sequence_after_the_end_skips_what_comes_before_it() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence,
+        opt_start_seq: 8,
+        ..explicit()
+    });
+    assert_eq!(world.next(5), [""; 0]);
+
+    world.publish("c1.7", "skipped");
+    world.publish("c1.8", "wanted");
+    world.commit();
+    world.lead();
+
+    assert_eq!(world.next(5), ["mine c1.8 1.8.1.0 wanted"]);
+}
+
+#[test]
+fn a_request_whose_time_is_over_before_it_comes_is_told_so() {
+    let mut world = World::with_six_messages();
+    world.consumer(explicit());
+    let late = PullRequest { expires: Nanos(-1), ..PullRequest::default() };
+    let timeout = "mine 408 Request Timeout, Nats-Pending-Messages: 1, Nats-Pending-Bytes: 0";
+    assert_eq!(world.pull(late), [timeout]);
+}
+
+#[test]
 fn deliver_policies_begin_where_nats_server_begins() {
     let check = |config: ConsumerConfig, delivered: u64, pending: u64, lines: &[&str]| {
         let mut world = World::with_six_messages();
@@ -102,7 +129,7 @@ fn deliver_policies_begin_where_nats_server_begins() {
     let fifth = ConsumerConfig { opt_start_seq: 5, ..policy(DeliverPolicy::ByStartSequence) };
     check(fifth, 4, 2, &["mine c1.1 1.5.1.1 4", "mine c1.2 1.6.2.0 5"]);
     let beyond = ConsumerConfig { opt_start_seq: 50, ..policy(DeliverPolicy::ByStartSequence) };
-    check(beyond, 6, 0, &[]);
+    check(beyond, 49, 0, &[]);
     check(policy(DeliverPolicy::Last), 5, 1, &["mine c1.2 1.6.1.0 5"]);
     let last_of = ConsumerConfig { filter_subject: "c1.1".into(), ..policy(DeliverPolicy::Last) };
     check(last_of, 4, 1, &["mine c1.1 1.5.1.0 4"]);
