@@ -16,7 +16,7 @@ use crate::frontend::http::{
 use crate::jetstream::JetStream;
 use crate::router::peers::Peers;
 use crate::runtime::clock::Clock;
-use crate::session::Sessions;
+use crate::session::{ConnectionView, Sessions};
 use crate::stream::Replica;
 
 /// The parts that know something.
@@ -69,32 +69,23 @@ impl MonitoringSource for Monitor {
             out_client_msgs: totals.sent.msgs,
             out_client_bytes: totals.sent.bytes,
             slow_consumers: totals.slow_consumers,
+            stalled_clients: totals.stalls,
             stale_connections: totals.stale_connections,
         }
     }
 
     fn connections(&self) -> Vec<ConnectionFacts> {
         let now = self.clock.now();
-        let views = self.sessions.connections().into_iter();
-        views
-            .map(|view| ConnectionFacts {
-                cid: view.cid,
-                ip: view.remote.ip().to_string(),
-                port: view.remote.port(),
-                start: view.started,
-                last_activity: now.plus(Nanos(-i64::try_from(view.idle.as_nanos()).unwrap_or(0))),
-                rtt: view.round_trip,
-                pending_bytes: view.pending_bytes as u64,
-                in_msgs: view.received.msgs,
-                out_msgs: view.sent.msgs,
-                in_bytes: view.received.bytes,
-                out_bytes: view.sent.bytes,
-                subscriptions: u32::try_from(view.subscriptions).unwrap_or(u32::MAX),
-                name: view.client.name.clone(),
-                lang: view.client.lang.clone(),
-                version: view.client.version.clone(),
-                user: view.client.user.clone(),
-                account: view.client.account.to_string(),
+        self.sessions.connections().into_iter().map(|view| connection_facts(view, now)).collect()
+    }
+
+    fn closed_connections(&self) -> Vec<ConnectionFacts> {
+        self.sessions
+            .closed_connections()
+            .into_iter()
+            .map(|view| {
+                let stopped = view.stopped.unwrap_or(view.started);
+                connection_facts(view, stopped)
             })
             .collect()
     }
@@ -104,7 +95,8 @@ impl MonitoringSource for Monitor {
         let peers = self.peers.peers().into_iter().enumerate();
         peers
             .map(|(at, peer)| {
-                let (ip, port) = peer.cluster_address.rsplit_once(':').unwrap_or((&peer.cluster_address, "0"));
+                let (ip, port) =
+                    peer.cluster_address.rsplit_once(':').unwrap_or((&peer.cluster_address, "0"));
                 RouteFacts {
                     rid: at as u64 + 1,
                     remote_id: peer.node.to_string(),
@@ -182,11 +174,8 @@ impl MonitoringSource for Monitor {
             error: error.to_owned(),
         };
         let Some(jetstream) = &self.jetstream else {
-            return if question.only_enabled {
-                vec![problem("JETSTREAM", None, "JetStream is not enabled")]
-            } else {
-                Vec::new()
-            };
+            // Nobody asked for streams, so nothing is wrong without them.
+            return Vec::new();
         };
         if let Some(reason) = jetstream.storage().failed() {
             return vec![problem("JETSTREAM", None, &reason)];
@@ -194,9 +183,14 @@ impl MonitoringSource for Monitor {
         if question.only_enabled {
             return Vec::new();
         }
-        let known = jetstream.meta().group().is_some_and(|group| group.leadership().borrow().leader.is_some());
+        let known =
+            jetstream.meta().group().is_some_and(|group| group.leadership().borrow().leader.is_some());
         if !known {
-            return vec![problem("JETSTREAM", None, "JetStream has not established contact with a meta leader")];
+            return vec![problem(
+                "JETSTREAM",
+                None,
+                "JetStream has not established contact with a meta leader",
+            )];
         }
         if question.only_server || question.only_meta {
             return Vec::new();
@@ -211,7 +205,9 @@ impl MonitoringSource for Monitor {
         let mut problems = Vec::new();
         for (group, name) in assigned {
             match jetstream.replica(group) {
-                None => problems.push(problem("STREAM", Some(name), "the stream is not open on this server yet")),
+                None => {
+                    problems.push(problem("STREAM", Some(name), "the stream is not open on this server yet"))
+                }
                 Some(replica) => {
                     let status = replica.group().status();
                     if let Some(reason) = status.stopped {
@@ -226,7 +222,33 @@ impl MonitoringSource for Monitor {
     }
 
     fn metrics(&self) -> String {
+        crate::metrics::observe(&self.sessions.totals(), &self.peers.peers());
         crate::metrics::render()
+    }
+}
+
+/// `until` is now, or when it ended.
+fn connection_facts(view: ConnectionView, until: Timestamp) -> ConnectionFacts {
+    ConnectionFacts {
+        cid: view.cid,
+        ip: view.remote.ip().to_canonical().to_string(),
+        port: view.remote.port(),
+        start: view.started,
+        last_activity: until.plus(Nanos(-i64::try_from(view.idle.as_nanos()).unwrap_or(0))),
+        stop: view.stopped.zip(view.reason),
+        rtt: view.round_trip,
+        pending_bytes: view.pending_bytes as u64,
+        in_msgs: view.received.msgs,
+        out_msgs: view.sent.msgs,
+        in_bytes: view.received.bytes,
+        out_bytes: view.sent.bytes,
+        stalls: view.stalls,
+        subscriptions: u32::try_from(view.subscriptions).unwrap_or(u32::MAX),
+        name: view.client.name.clone(),
+        lang: view.client.lang.clone(),
+        version: view.client.version.clone(),
+        user: view.client.user.clone(),
+        account: view.client.account.to_string(),
     }
 }
 
@@ -281,7 +303,9 @@ fn stream_facts(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) -> StreamFac
         leading: leader.is_some(),
         created: assignment.created.to_string(),
         config: json!(assignment.config),
-        cluster: leader.as_ref().map_or(Value::Null, |_| json!(stream_info::cluster_info(jetstream, replica))),
+        cluster: leader
+            .as_ref()
+            .map_or(Value::Null, |_| json!(stream_info::cluster_info(jetstream, replica))),
         consumers_leading: consumers.len(),
         consumers,
         state: json!(state),

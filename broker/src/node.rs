@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use levee_protocol::ids::{AccountName, GroupId, NodeId};
 use levee_protocol::wire::ServerInfo;
-use levee_raft::{Birth, GrpcTransport, Groups};
+use levee_raft::{Birth, Groups, GrpcTransport};
 use levee_storage::Storage;
 
 use crate::api;
@@ -81,6 +81,7 @@ pub struct Node {
 impl Node {
     /// Opens the store and the ports and lets clients in.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        crate::metrics::install();
         let config = Arc::new(config);
         let clock = Clock::system();
         let storage = open_storage(&config).await?;
@@ -99,17 +100,22 @@ impl Node {
         };
         let http_listener = match &config.http {
             Some(listen) => Some(
-                net::listen(resolve(listen, "monitoring")?).map_err(|error| refused(listen, "monitoring", &error))?,
+                net::listen(resolve(listen, "monitoring")?)
+                    .map_err(|error| refused(listen, "monitoring", &error))?,
             ),
             None => None,
         };
-        let port_of = |listener: &Option<tokio::net::TcpListener>| {
+        let port_of = |listener: &Option<net::TcpListener>| {
             listener.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.port())
         };
         let with_port = |listen: &Listen, port: u16| Listen { host: listen.host.clone(), port };
         let addresses = Addresses {
             client: with_port(&config.listen, client.address().port()),
-            http: config.http.as_ref().zip(port_of(&http_listener)).map(|(listen, port)| with_port(listen, port)),
+            http: config
+                .http
+                .as_ref()
+                .zip(port_of(&http_listener))
+                .map(|(listen, port)| with_port(listen, port)),
             cluster: config
                 .cluster
                 .as_ref()
@@ -118,7 +124,8 @@ impl Node {
         };
 
         let router = Router::new();
-        let cluster_name = config.cluster.as_ref().map(|cluster| cluster.name.clone().unwrap_or_else(|| name.clone()));
+        let cluster_name =
+            config.cluster.as_ref().map(|cluster| cluster.name.clone().unwrap_or_else(|| name.clone()));
         let peers = Peers::new(
             Arc::clone(&router),
             PeersConfig {
@@ -169,7 +176,11 @@ impl Node {
                         node,
                         name: name.clone(),
                         cluster: cluster_name.clone().unwrap_or_default(),
-                        domain: config.jetstream.as_ref().and_then(|js| js.domain.clone()).unwrap_or_default(),
+                        domain: config
+                            .jetstream
+                            .as_ref()
+                            .and_then(|js| js.domain.clone())
+                            .unwrap_or_default(),
                         cluster_address: advertised(&config, &addresses),
                     },
                     &transport,
@@ -203,7 +214,7 @@ impl Node {
                 }
             });
         }
-        announce(&addresses, &server_id, &name);
+        announce(&config, &addresses, &server_id, &name);
         let accepting = client.stop();
         tasks.spawn("client port", client.run(Arc::clone(&sessions)));
         tracing::info!("Server is ready");
@@ -424,10 +435,8 @@ async fn open_storage(config: &Config) -> Result<Option<Arc<Storage>>, StartErro
     let Some(jetstream) = &config.jetstream else { return Ok(None) };
     let dir = jetstream.data_dir();
     let opened = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&dir).map_err(|error| levee_storage::Error::Open {
-            dir: dir.clone(),
-            reason: error.to_string(),
-        })?;
+        std::fs::create_dir_all(&dir)
+            .map_err(|error| levee_storage::Error::Open { dir: dir.clone(), reason: error.to_string() })?;
         Storage::open(&dir, levee_storage::Options::default())
     });
     let storage = opened.await.map_err(|error| StartError::NodeId(error.to_string()))??;
@@ -463,7 +472,10 @@ fn configured_nodes(config: &Config) -> usize {
     let Some(cluster) = &config.cluster else { return 1 };
     let is_self = |route: &Listen| {
         route.port == cluster.listen.port
-            && route.to_string().to_socket_addrs().is_ok_and(|mut found| found.any(|at| net::is_local(at.ip())))
+            && route
+                .to_string()
+                .to_socket_addrs()
+                .is_ok_and(|mut found| found.any(|at| net::is_local(at.ip())))
     };
     let others = cluster.routes.iter().filter(|route| !is_self(route)).count();
     others + 1
@@ -498,7 +510,9 @@ fn advertised(config: &Config, addresses: &Addresses) -> String {
 
 /// What clients are told to dial. A listener on all addresses is reached by each of them.
 fn client_urls(config: &Config, addresses: &Addresses) -> Vec<String> {
-    let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.no_advertise) else { return Vec::new() };
+    let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.no_advertise) else {
+        return Vec::new();
+    };
     let port = addresses.client.port;
     if let Some(advertise) = &config.client_advertise {
         let has_port = advertise.contains(':');
@@ -517,13 +531,15 @@ fn client_urls(config: &Config, addresses: &Addresses) -> Vec<String> {
 }
 
 fn session_limits(config: &Config) -> SessionLimits {
-    let unlimited = |limit: Option<u64>| limit.map_or(0, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let unlimited =
+        |limit: Option<u64>| limit.map_or(0, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     SessionLimits {
         max_payload: config.max_payload as usize,
         max_pending: usize::try_from(config.max_pending).unwrap_or(usize::MAX),
         max_control_line: config.max_control_line as usize,
         max_connections: unlimited(config.max_connections),
         max_subscriptions: unlimited(config.max_subscriptions),
+        max_subscription_tokens: unlimited(config.max_subscription_tokens),
         write_deadline: config.write_deadline,
         ping_interval: config.ping_interval,
         ping_max: config.ping_max,
@@ -557,12 +573,19 @@ fn server_info(
     cluster: Option<&str>,
     jetstream: bool,
 ) -> ServerInfo {
+    // Who is told to come by another address is told so from the first line on.
+    let (host, port) = config.client_advertise.as_deref().map_or_else(
+        || (addresses.client.host.clone(), addresses.client.port),
+        |advertise| host_and_port(advertise, addresses.client.port),
+    );
     ServerInfo {
         server_id: server_id.to_owned(),
         server_name: name.to_owned(),
         version: NATS_VERSION.to_owned(),
-        host: addresses.client.host.clone(),
-        port: addresses.client.port,
+        proto: 1,
+        go: "rust".to_owned(),
+        host,
+        port,
         headers: true,
         max_payload: u64::from(config.max_payload),
         jetstream,
@@ -574,9 +597,23 @@ fn server_info(
     }
 }
 
-fn announce(addresses: &Addresses, server_id: &str, name: &str) {
-    tracing::info!("  ID:       {server_id}");
+/// `host`, `host:port` or `[v6]:port`.
+fn host_and_port(text: &str, default_port: u16) -> (String, u16) {
+    let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = parts.unwrap_or((text, default_port));
+    (host.trim_matches(['[', ']']).to_owned(), port)
+}
+
+fn announce(config: &Config, addresses: &Addresses, server_id: &str, name: &str) {
     tracing::info!("  Name:     {name}");
+    tracing::info!("  ID:       {server_id}");
+    if let Some(jetstream) = &config.jetstream {
+        tracing::info!("Starting JetStream");
+        tracing::info!("  Max Memory:      {} bytes", jetstream.max_memory_bytes());
+        tracing::info!("  Max Storage:     {} bytes", jetstream.max_storage_bytes());
+        tracing::info!("  Store Directory: {:?}", jetstream.data_dir());
+        tracing::info!("  API Level:       {}", levee_protocol::api::level::API_LEVEL);
+    }
     if let Some(http) = &addresses.http {
         tracing::info!("Starting http monitor on {http}");
     }
@@ -594,4 +631,3 @@ impl levee_raft::AddressBook for PeerAddresses {
         peers::AddressBook::address(self.0.as_ref(), node)
     }
 }
-

@@ -111,9 +111,6 @@ fn announce(name: Name, config: &Config) {
     if let Some(cluster) = config.cluster.as_ref().and_then(|cluster| cluster.name.as_ref()) {
         tracing::info!("  Cluster:  {cluster}");
     }
-    if let Some(name) = &config.server_name {
-        tracing::info!("  Name:     {name}");
-    }
     if let Some(file) = &config.file {
         tracing::info!("Using configuration file: {} ({})", file.path, file.digest);
     }

@@ -65,6 +65,8 @@ pub struct Config {
     pub max_connections: Option<u64>,
     /// Subscriptions of one connection. Default: `None`, no limit.
     pub max_subscriptions: Option<u64>,
+    /// Tokens in the subject of a subscription. Default: no limit. For whoever lets strangers subscribe.
+    pub max_subscription_tokens: Option<u64>,
     /// Time between PINGs to an idle client. Default: 2 min.
     pub ping_interval: Duration,
     /// Unanswered PINGs before a connection is stale. Default: 2.
@@ -259,6 +261,7 @@ impl Default for Config {
             max_pending: 64 * 1024 * 1024,
             max_connections: Some(65536),
             max_subscriptions: None,
+            max_subscription_tokens: None,
             ping_interval: Duration::from_secs(120),
             ping_max: 2,
             write_deadline: Duration::from_secs(10),
@@ -439,14 +442,6 @@ impl Config {
             && name.contains(char::is_whitespace)
         {
             return refuse("server name cannot contain spaces".to_owned());
-        }
-        let secret = match &self.authorization {
-            Authorization::Open => "",
-            Authorization::User { password, .. } => password,
-            Authorization::Token(token) => token,
-        };
-        if ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| secret.starts_with(prefix)) {
-            return refuse("passwords and tokens as bcrypt hashes are not supported yet".to_owned());
         }
         if let Some(http) = &self.http
             && http.port != 0

@@ -186,10 +186,6 @@ fn options_that_do_not_fit_together_are_refused() {
         &format!("server_name: a, {cluster}, name: c }}"),
         "JetStream cluster requires configured routes: name the other nodes in `cluster.routes`",
     );
-    refuses(
-        "authorization { user: a, password: $2a$11$abc }",
-        "passwords and tokens as bcrypt hashes are not supported yet",
-    );
     refuses("port: 8222, http: 8222", "clients and monitoring can not both listen on 0.0.0.0:8222");
 }
 

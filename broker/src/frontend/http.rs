@@ -37,6 +37,8 @@ pub trait MonitoringSource: Send + Sync + 'static {
     fn traffic(&self) -> TrafficFacts;
     /// Open client connections, in any order.
     fn connections(&self) -> Vec<ConnectionFacts>;
+    /// Client connections that ended, as far as they are remembered, in any order.
+    fn closed_connections(&self) -> Vec<ConnectionFacts>;
     /// Links to other nodes, in any order.
     fn routes(&self) -> Vec<RouteFacts>;
     /// Subscriptions of this node's clients, in any order.
@@ -95,6 +97,8 @@ pub struct TrafficFacts {
     pub out_client_bytes: u64,
     /// Clients closed because they did not read.
     pub slow_consumers: u64,
+    /// Times that a producer was stalled for a slow client.
+    pub stalled_clients: u64,
     /// Clients closed because they did not answer PINGs.
     pub stale_connections: u64,
 }
@@ -112,6 +116,8 @@ pub struct ConnectionFacts {
     pub start: Timestamp,
     /// When it last sent or got something.
     pub last_activity: Timestamp,
+    /// When and why it ended; none while it is open.
+    pub stop: Option<(Timestamp, &'static str)>,
     /// Round trip of the last PING.
     pub rtt: Option<Duration>,
     /// Bytes waiting to be sent.
@@ -124,6 +130,8 @@ pub struct ConnectionFacts {
     pub in_bytes: u64,
     /// Bytes to the client.
     pub out_bytes: u64,
+    /// How often it was stalled for being faster than a subscriber.
+    pub stalls: u64,
     /// Its subscriptions.
     pub subscriptions: u32,
     /// What the client calls itself.
@@ -421,10 +429,29 @@ async fn accountz(
 ) -> Response {
     monitoring.count("/accountz");
     let server = monitoring.source.server();
-    let mut accounts: Vec<String> = vec![GLOBAL_ACCOUNT.to_owned()];
-    accounts.extend(monitoring.source.connections().into_iter().map(|connection| connection.account));
+    let connections = monitoring.source.connections();
+    let mut accounts: Vec<&str> = vec![GLOBAL_ACCOUNT];
+    accounts.extend(connections.iter().map(|connection| connection.account.as_str()));
     accounts.sort_unstable();
     accounts.dedup();
+    if let Some(account) = parameters.get("acc") {
+        if !accounts.contains(&account.as_str()) {
+            return (StatusCode::BAD_REQUEST, format!("Account {account} does not exist")).into_response();
+        }
+        let subscriptions = monitoring.source.subscriptions();
+        let detail = json!({
+            "account_name": account,
+            "update_time": server.start,
+            "expired": false,
+            "complete": true,
+            "jetstream_enabled": monitoring.source.jetstream().is_some(),
+            "leafnode_connections": 0,
+            "client_connections": connections.iter().filter(|known| known.account == *account).count(),
+            "subscriptions": subscriptions.iter().filter(|known| known.account == *account).count(),
+        });
+        let document = json!({ "server_id": server.id, "now": server.now, "account_detail": detail });
+        return document_response(&parameters, StatusCode::OK, &document);
+    }
     let document = json!({ "server_id": server.id, "now": server.now, "accounts": accounts });
     document_response(&parameters, StatusCode::OK, &document)
 }
@@ -449,6 +476,13 @@ async fn healthz(
         Ok(question) => question,
         Err(message) => return (StatusCode::BAD_REQUEST, message).into_response(),
     };
+    if parameters.get("account").is_none()
+        && parameters.keys().any(|name| name == "stream" || name == "consumer")
+    {
+        let error = "account must not be empty when specifying a stream";
+        let document = json!({ "status": "error", "status_code": 400, "error": error });
+        return document_response(&parameters, StatusCode::BAD_REQUEST, &document);
+    }
     let problems = monitoring.source.health(&question);
     let Some(first) = problems.first() else {
         return document_response(&parameters, StatusCode::OK, &json!({ "status": "ok" }));
@@ -496,14 +530,18 @@ fn boolean(parameters: &Parameters, name: &str) -> Result<bool, String> {
     match parameters.get(name).map(|text| text.to_ascii_lowercase()).as_deref() {
         None | Some("" | "0" | "f" | "false" | "off" | "no") => Ok(false),
         Some("1" | "t" | "true" | "on" | "yes" | "detail") => Ok(true),
-        Some(_) => Err(format!("error decoding boolean for '{name}'")),
+        Some(text) => {
+            Err(format!("Error decoding boolean for '{name}': \"{text}\" is neither true nor false"))
+        }
     }
 }
 
 fn integer(parameters: &Parameters, name: &str, default: usize) -> Result<usize, String> {
     match parameters.get(name) {
         None => Ok(default),
-        Some(text) => text.parse().map_err(|_| format!("error decoding integer for '{name}'")),
+        Some(text) => {
+            text.parse().map_err(|_| format!("Error decoding int for '{name}': \"{text}\" is no count"))
+        }
     }
 }
 

@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
-use crate::runtime::{net, tasks};
+use crate::runtime::net::{self, TcpListener};
+use crate::runtime::tasks;
 use crate::session::Sessions;
 
 /// A bound port. Clients wait in the kernel until [`NatsListener::run`].

@@ -167,8 +167,11 @@ mod tests {
         let mut text = vec![b'-'; 100_000];
         text[50_000..50_007].copy_from_slice(b"foo pay");
         let span = |start, end| Span { start, end };
-        let item =
-            InboundItem { subject: span(50_000, 50_003), payload: span(50_004, 50_007), ..InboundItem::default() };
+        let item = InboundItem {
+            subject: span(50_000, 50_003),
+            payload: span(50_004, 50_007),
+            ..InboundItem::default()
+        };
         let batch = Inbound { chunk: text.into(), items: vec![item] };
 
         let compact = batch.compacted();

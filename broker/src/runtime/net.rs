@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+pub use tokio::net::{TcpListener, TcpStream};
 
 /// How many connections the kernel completes before we accept them.
 const BACKLOG: i32 = 4096;

@@ -110,10 +110,8 @@ impl AuthConfig {
         if options.user.is_empty() && options.pass.is_empty() && options.auth_token.is_empty() {
             return self.anonymous();
         }
-        // A URL with only a user part carries the token in `user`.
-        let token = if options.auth_token.is_empty() { &options.user } else { &options.auth_token };
         if let Some(secret) = &self.token
-            && secret.is(token)
+            && secret.is(&options.auth_token)
         {
             return Some(Identity { account: AccountName::global(), user: "[REDACTED]".into() });
         }
@@ -122,7 +120,9 @@ impl AuthConfig {
         let nobody = Secret::new("no user has this name");
         let secret = known.map_or(&nobody, |user| &user.password);
         let believed = secret.is(&options.pass);
-        known.filter(|_| believed).map(|user| Identity { account: user.account.clone(), user: user.name.clone() })
+        known
+            .filter(|_| believed)
+            .map(|user| Identity { account: user.account.clone(), user: user.name.clone() })
     }
 }
 
@@ -174,11 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_may_come_as_token_or_as_user() {
+    fn a_token_is_believed_as_token_only() {
         let auth = AuthConfig { token: Some(Secret::new("t0k")), ..AuthConfig::default() };
 
         assert!(auth.identify(&connect("", "", "t0k")).is_some());
-        assert!(auth.identify(&connect("t0k", "", "")).is_some());
+        assert_eq!(auth.identify(&connect("t0k", "", "")), None);
         assert_eq!(auth.identify(&connect("", "", "t0")), None);
         assert_eq!(auth.identify(&connect("", "", "")), None);
     }
@@ -199,7 +199,11 @@ mod tests {
     fn a_hash_is_verified_and_is_not_a_password_itself() {
         let hash = bcrypt::hash("secret", 4).unwrap();
         let auth = AuthConfig {
-            users: vec![user("ann", &hash, "A"), user("bob", "$2a$04$damaged", "B"), user("eve", "plain", "E")],
+            users: vec![
+                user("ann", &hash, "A"),
+                user("bob", "$2a$04$damaged", "B"),
+                user("eve", "plain", "E"),
+            ],
             ..AuthConfig::default()
         };
 

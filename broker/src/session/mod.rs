@@ -104,7 +104,9 @@ impl From<ProtocolError> for Ending {
         let reason = match error {
             ProtocolError::MaxPayload { .. } => CloseReason::MaximumPayloadExceeded,
             ProtocolError::MaxControlLine { .. } => CloseReason::MaximumControlLineExceeded,
-            ProtocolError::UnknownOperation | ProtocolError::Arguments { .. } => CloseReason::ProtocolViolation,
+            ProtocolError::UnknownOperation | ProtocolError::Arguments { .. } => {
+                CloseReason::ProtocolViolation
+            }
         };
         Self { reason, error: error.wire_text() }
     }
@@ -222,6 +224,13 @@ impl Session {
     fn work_off(&mut self, buf: &BytesMut) -> Step {
         let mut copies = 0;
         loop {
+            // Whoever has to authenticate does so first, and is told so at the first byte of anything else.
+            if self.account.is_none() && buf.get(self.at).is_some_and(|first| !matches!(first, b'c' | b'C')) {
+                return Step::Close(Ending::with(
+                    CloseReason::AuthenticationFailure,
+                    "Authorization Violation",
+                ));
+            }
             let (op, next) = match self.parser.next(buf, self.at) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) => return Step::NeedMore,
@@ -230,9 +239,7 @@ impl Session {
             if tracing::level_enabled!(tracing::Level::TRACE) {
                 self.trace(&op, &buf[self.at..next]);
             }
-            if let ClientOp::Publish(publish) = op
-                && self.account.is_some()
-            {
+            if let ClientOp::Publish(publish) = op {
                 match self.publish(&publish, buf) {
                     Ok(count) => copies += 1 + count,
                     Err(ending) => return Step::Close(ending),
@@ -294,7 +301,10 @@ impl Session {
         self.stage.flush_own();
         if self.received.msgs > 0 || self.is_active {
             self.is_active = false;
-            self.handle.pulse.active.store(self.handle.pulse.heard.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.handle
+                .pulse
+                .active
+                .store(self.handle.pulse.heard.load(Ordering::Relaxed), Ordering::Relaxed);
             self.handle.count_received(std::mem::take(&mut self.received));
         }
         full

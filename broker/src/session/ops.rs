@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::BytesMut;
 use levee_protocol::subject;
 use levee_protocol::wire::{ClientOp, ConnectOptions, PublishOp, Span, encode};
+use serde_json::json;
 
 use crate::router::stage::{Staged, Wanted};
 use crate::router::{ClientInfo, InboundItem, MessageRef, Subscription};
@@ -26,9 +27,6 @@ impl Session {
                 Ending::silently(CloseReason::ParseError)
             })?;
             return Ok(Some(Box::new(options)));
-        }
-        if self.account.is_none() {
-            return Err(Ending::with(CloseReason::AuthenticationFailure, "Authorization Violation"));
         }
         match op {
             ClientOp::Ping => self.ping(),
@@ -67,21 +65,16 @@ impl Session {
         let Some(account) = &self.account else { return Ok(0) };
         let at = self.routes.find(self.sessions.router(), account, subject, self.view, &mut self.stage);
         let route = self.routes.route(at);
-        let message =
-            MessageRef { subject, reply, header: op.header.of(buf), payload: op.payload.of(buf) };
+        let message = MessageRef { subject, reply, header: op.header.of(buf), payload: op.payload.of(buf) };
         let staged = Staged { message, to: subject, tail: tail(op, buf) };
         let copies = self.stage.deliver(&account.name, at, route, &staged, Wanted::Everybody);
         if !route.sinks.is_empty() {
-            let item = InboundItem {
-                subject: op.subject,
-                reply: op.reply,
-                header: op.header,
-                payload: op.payload,
-            };
+            let item =
+                InboundItem { subject: op.subject, reply: op.reply, header: op.header, payload: op.payload };
             self.stage.sink(route, item);
         }
-        if copies == 0 && !route.responders && !reply.is_empty() && self.options.no_responders {
-            self.nobody_responds(subject, reply);
+        if copies == 0 && !route.responders && !reply.is_empty() {
+            self.nobody_took(subject, reply);
         }
         Ok(copies)
     }
@@ -89,11 +82,13 @@ impl Session {
     /// Refuses what would pass for a message of the system itself.
     #[inline]
     fn may_publish(&mut self, subject: &[u8], reply: &[u8]) -> bool {
-        if matches!(subject.first(), Some(b'_' | b'$')) && RESERVED.iter().any(|own| subject.starts_with(own)) {
+        if matches!(subject.first(), Some(b'_' | b'$')) && RESERVED.iter().any(|own| subject.starts_with(own))
+        {
             self.violation("Publish to", subject);
             return false;
         }
-        if matches!(reply.first(), Some(b'_' | b'$')) && RESERVED_REPLIES.iter().any(|own| reply.starts_with(own))
+        if matches!(reply.first(), Some(b'_' | b'$'))
+            && RESERVED_REPLIES.iter().any(|own| reply.starts_with(own))
         {
             self.violation("Publish with Reply of", reply);
             return false;
@@ -101,14 +96,51 @@ impl Session {
         true
     }
 
-    /// Answers a request that reached nobody, on the requestor's own subscription.
+    /// A request that reached nobody: perhaps the server itself is asked.
     #[cold]
+    fn nobody_took(&mut self, subject: &[u8], reply: &[u8]) {
+        if subject == USER_INFO {
+            self.tell_who_you_are(reply);
+        } else if self.options.no_responders {
+            self.nobody_responds(subject, reply);
+        }
+    }
+
+    fn tell_who_you_are(&self, reply: &[u8]) {
+        let info = self.sessions.info();
+        let mut server = json!({
+            "name": info.server_name,
+            "host": info.host,
+            "id": info.server_id,
+            "ver": info.version,
+            "jetstream": info.jetstream,
+            "flags": u8::from(info.jetstream),
+            "seq": 0,
+            "time": self.sessions.now(),
+        });
+        for (name, text) in [("cluster", info.cluster), ("domain", info.domain)] {
+            if !text.is_empty() {
+                server[name] = text.into();
+            }
+        }
+        let account = &self.client.account;
+        let answer = json!({
+            "server": server,
+            "data": { "user": self.client.user, "account": account.as_str(), "account_name": account.as_str() },
+        })
+        .to_string();
+        let message = MessageRef { subject: reply, payload: answer.as_bytes(), ..MessageRef::default() };
+        self.sessions.router().send_one(account, reply, message);
+    }
+
+    /// Answers a request that reached nobody, on the requestor's own subscription.
     fn nobody_responds(&mut self, subject: &[u8], reply: &[u8]) {
         let Some(account) = &self.account else { return };
         let mut own = None;
         account.for_each_match(reply, |interest| {
             if let crate::router::table::Interest::Local(subscription) = interest
                 && subscription.owner.cid == self.handle.cid
+                && subscription.queue.is_empty()
                 && subscription.is_open()
             {
                 own.get_or_insert_with(|| Arc::clone(subscription));
@@ -151,8 +183,7 @@ impl Session {
                 self.err("maximum subscriptions exceeded");
                 return;
             } else {
-                let subscription =
-                    Subscription::new(account, subject, queue, sid, Arc::clone(&self.handle));
+                let subscription = Subscription::new(account, subject, queue, sid, Arc::clone(&self.handle));
                 owned.insert(sid.into(), Arc::clone(&subscription));
                 Some(subscription)
             }
@@ -300,7 +331,8 @@ fn tail<'a>(op: &PublishOp, buf: &'a [u8]) -> &'a [u8] {
         is_after(op.reply) && op.subject.end + 1 == op.reply.start
     };
     // An HPUB without header block is delivered as MSG, which has one size.
-    let is_usual = is_usual && (!op.is_hpub || (!op.header.is_empty() && buf[sizes_at + digits(op.header.len())] == b' '));
+    let is_usual = is_usual
+        && (!op.is_hpub || (!op.header.is_empty() && buf[sizes_at + digits(op.header.len())] == b' '));
     if !is_usual || buf[body - 2] != b'\r' {
         return &[];
     }
@@ -318,10 +350,12 @@ fn digits(number: usize) -> usize {
     }
 }
 
+/// Every account may ask who it is to the server.
+const USER_INFO: &[u8] = b"$SYS.REQ.USER.INFO";
 /// Subjects of the system itself, which no client may use.
 const RESERVED: [&[u8]; 3] = [b"_GR_.", b"$GR.", b"$NRG."];
 /// Reply subjects that would make an answer look like something of the system itself.
-const RESERVED_REPLIES: [&[u8]; 3] = [b"_R_.", b"$JS.ACK.", b"_GR_."];
+const RESERVED_REPLIES: [&[u8]; 4] = [b"_R_.", b"$JS.ACK.", b"_GR_.", b"$GR."];
 
 #[cfg(test)]
 mod tests {
@@ -330,7 +364,8 @@ mod tests {
     use levee_protocol::wire::parse::Limits;
 
     fn check(line: &str, expected: &str) {
-        let Ok(Some((ClientOp::Publish(op), _))) = Parser::new(Limits::default()).next(line.as_bytes(), 0) else {
+        let Ok(Some((ClientOp::Publish(op), _))) = Parser::new(Limits::default()).next(line.as_bytes(), 0)
+        else {
             panic!("{line:?} is not a publish");
         };
         assert_eq!(String::from_utf8_lossy(tail(&op, line.as_bytes())), expected, "{line:?}");

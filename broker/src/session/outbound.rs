@@ -313,7 +313,11 @@ impl Outbound {
     }
 
     /// Writes all of it within one write deadline.
-    async fn write_batch(&self, socket: &WriteHalf, batch: &mut VecDeque<Segment>) -> Result<(), CloseReason> {
+    async fn write_batch(
+        &self,
+        socket: &WriteHalf,
+        batch: &mut VecDeque<Segment>,
+    ) -> Result<(), CloseReason> {
         let until = clock::monotonic() + self.write_deadline;
         while !batch.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -450,9 +454,9 @@ const COALESCE_MAX: usize = 64 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{net, tasks};
+    use crate::runtime::net::{self, TcpListener, TcpStream};
+    use crate::runtime::tasks;
     use tokio::io::AsyncReadExt;
-    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (Arc<Outbound>, TcpStream) {
         sized_pair(1 << 20, Duration::from_secs(5)).await

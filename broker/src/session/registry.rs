@@ -8,17 +8,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::HashMap;
+use levee_protocol::time::Timestamp;
 use levee_protocol::wire::{ConnectOptions, ServerInfo, encode};
 use parking_lot::{Mutex, RwLock};
-use tokio::net::TcpStream;
 
 use crate::router::Router;
 use crate::runtime::chance::Chance;
 use crate::runtime::clock::{self, Clock};
-use crate::runtime::{net, tasks};
+use crate::runtime::net::{self, TcpStream};
+use crate::runtime::tasks;
 use crate::session::outbound::{Delivery, Outbound};
 use crate::session::{
-    AuthConfig, CloseReason, ConnectionView, Identity, Session, SessionHandle, SessionLimits, SubscriptionView, Tally,
+    AuthConfig, CloseReason, ConnectionView, Identity, Session, SessionHandle, SessionLimits,
+    SubscriptionView, Tally,
 };
 
 /// The sessions of a node.
@@ -235,7 +237,8 @@ impl Sessions {
         tokio::time::sleep(grace).await;
         let handles = self.handles();
         let mut chance = Chance::new();
-        let between = (spread / u32::try_from(handles.len().max(1)).unwrap_or(u32::MAX)).min(CLOSE_SPACING_MAX);
+        let between =
+            (spread / u32::try_from(handles.len().max(1)).unwrap_or(u32::MAX)).min(CLOSE_SPACING_MAX);
         for handle in handles {
             handle.outbound.end(CloseReason::ServerShutdown, &[]);
             // Between half of the interval and all of it, so that clients do not come to the others in step.
@@ -249,6 +252,12 @@ impl Sessions {
         for handle in self.handles() {
             handle.outbound.end(CloseReason::ServerShutdown, &[]);
         }
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Whether [`Self::lame_duck`] was called.
@@ -309,7 +318,12 @@ impl Sessions {
             self.slow_consumers.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("{} - cid:{} - {}", handle.remote, handle.cid, reason.text());
         }
-        tracing::debug!("{} - cid:{} - Client connection closed: {}", handle.remote, handle.cid, reason.text());
+        tracing::debug!(
+            "{} - cid:{} - Client connection closed: {}",
+            handle.remote,
+            handle.cid,
+            reason.text()
+        );
         let mut closed = self.closed.lock();
         closed.received += view.received;
         closed.sent += view.sent;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use levee_protocol::wire::ServerInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::frontend::nats::NatsListener;
 use crate::router::Router;
 use crate::runtime::clock::Clock;
+use crate::runtime::net::TcpStream;
 use crate::runtime::tasks;
 use crate::session::{AuthConfig, SessionLimits, Sessions};
 
@@ -50,7 +50,8 @@ impl Server {
 
     /// A connection on which only INFO was read.
     pub(crate) async fn dial(&self) -> Client {
-        let mut client = Client { stream: TcpStream::connect(self.address).await.unwrap(), unread: Vec::new() };
+        let mut client =
+            Client { stream: TcpStream::connect(self.address).await.unwrap(), unread: Vec::new() };
         let info = client.line().await;
         assert!(info.starts_with("INFO {"), "{info}");
         client
@@ -63,9 +64,7 @@ impl Server {
 
     pub(crate) async fn client_with(&self, options: &str) -> Client {
         let mut client = self.dial().await;
-        client
-            .send(&format!("CONNECT {{\"verbose\":false,\"pedantic\":false,{options}}}\r\nPING\r\n"))
-            .await;
+        client.send(&format!("CONNECT {{\"verbose\":false,\"pedantic\":false,{options}}}\r\nPING\r\n")).await;
         client.expect("PONG\r\n").await;
         client
     }

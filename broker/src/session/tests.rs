@@ -67,11 +67,13 @@ async fn errors_that_close_and_errors_that_do_not() {
     check_closes("PUB foo 9999999\r\n", "-ERR 'Maximum Payload Violation'\r\n").await;
     check_closes("PUB foo\r\nPING\r\n", "").await;
     check_closes("PUB foo 2\r\nabcd\r\nPING\r\n", "-ERR 'Unknown Protocol Operation'\r\n").await;
-    check_closes(&format!("SUB {} 1\r\n", "x".repeat(5000)), "-ERR 'maximum control line exceeded'\r\n").await;
+    check_closes(&format!("SUB {} 1\r\n", "x".repeat(5000)), "-ERR 'maximum control line exceeded'\r\n")
+        .await;
     check_closes("CONNECT {nope\r\nPING\r\n", "").await;
     check_closes("-ERR 'bye'\r\nPING\r\n", "").await;
     check_closes("CONNECT {\"protocol\":7}\r\n", "-ERR 'invalid client protocol'\r\n").await;
-    check_closes("CONNECT {\"no_responders\":true}\r\n", "-ERR 'no responders requires headers support'\r\n").await;
+    check_closes("CONNECT {\"no_responders\":true}\r\n", "-ERR 'no responders requires headers support'\r\n")
+        .await;
     check_closes("MSG a 1 0\r\n\r\n", "-ERR 'Unknown Protocol Operation'\r\n").await;
 
     check("SUB foo..bar 1\r\n", "-ERR 'Invalid Subject'\r\n").await;
@@ -101,7 +103,8 @@ async fn messages_reach_every_subscription_that_matches_literally() {
     check("SUB\tt\t1\r\nPUB\tt\t1\r\nx\r\n", "MSG t 1 1\r\nx\r\n").await;
     check("sub t 1\npub t r 1\nx\r\n", "MSG t 1 r 1\r\nx\r\n").await;
     check("SUB d 1\r\nSUB e 1\r\nPUB d 1\r\nx\r\nPUB e 1\r\ny\r\n", "MSG d 1 1\r\nx\r\n").await;
-    check("PUB a 1\r\nx\r\nSUB a 1\r\nPUB a 1\r\ny\r\nUNSUB 1\r\nPUB a 1\r\nz\r\n", "MSG a 1 1\r\ny\r\n").await;
+    check("PUB a 1\r\nx\r\nSUB a 1\r\nPUB a 1\r\ny\r\nUNSUB 1\r\nPUB a 1\r\nz\r\n", "MSG a 1 1\r\ny\r\n")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,6 +227,40 @@ async fn a_request_that_reaches_nobody_is_answered_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_may_ask_who_it_is() {
+    let auth = AuthConfig {
+        users: vec![User {
+            name: "ann".into(),
+            password: Secret::new("secret"),
+            account: AccountName::global(),
+        }],
+        ..AuthConfig::default()
+    };
+    let server = Server::with(SessionLimits::default(), auth);
+    let mut client = server.client_with(r#""user":"ann","pass":"secret","headers":true"#).await;
+
+    client.send("SUB r 1\r\nPUB $SYS.REQ.USER.INFO r 0\r\n\r\n").await;
+
+    assert!(client.line().await.starts_with("MSG r 1 "));
+    let answer: serde_json::Value = serde_json::from_str(&client.line().await).unwrap();
+    assert_eq!(answer["data"], serde_json::json!({ "user": "ann", "account": "$G", "account_name": "$G" }));
+    assert_eq!(answer["server"]["id"], "NTEST");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_to_authenticate_is_told_so_at_the_first_byte_of_anything_else() {
+    let auth = AuthConfig { token: Some(Secret::new("t0k")), ..AuthConfig::default() };
+    let server = Server::with(SessionLimits::default(), auth);
+
+    for sent in ["P", "FOO\r\n", "SUB a 1\r\n"] {
+        let mut client = server.dial().await;
+        client.send(sent).await;
+        client.expect("-ERR 'Authorization Violation'\r\n").await;
+        client.expect_end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reply_of_another_client_is_not_where_no_responders_goes() {
     let server = Server::start();
     let mut asking = server.client().await;
@@ -268,7 +305,8 @@ async fn only_the_right_credentials_get_in() {
     // Accounts do not meet.
     ann.expect_nothing().await;
     // Another CONNECT may change the account; subscriptions stay behind.
-    ann.send("CONNECT {\"auth_token\":\"t0k\",\"verbose\":false,\"pedantic\":false}\r\nPUB a 0\r\n\r\n").await;
+    ann.send("CONNECT {\"auth_token\":\"t0k\",\"verbose\":false,\"pedantic\":false}\r\nPUB a 0\r\n\r\n")
+        .await;
     anybody.expect("MSG a 1 0\r\n\r\n").await;
     ann.expect_nothing().await;
 }
@@ -331,9 +369,7 @@ async fn limits_of_connections_and_subscriptions_hold() {
     client.send("SUB a 1\r\nSUB b 2\r\nSUB c 3\r\n").await;
     client.expect("-ERR 'maximum subscriptions exceeded'\r\n").await;
     client.send("UNSUB 1\r\nSUB a.b.c.d 4\r\n").await;
-    client
-        .expect("-ERR 'Permissions Violation for Subscription to \"a.b.c.d\", too many tokens'\r\n")
-        .await;
+    client.expect("-ERR 'Permissions Violation for Subscription to \"a.b.c.d\", too many tokens'\r\n").await;
     client.send("SUB a.b.c 4\r\n").await;
     client.expect_nothing().await;
     drop(client);
@@ -492,9 +528,12 @@ impl Sink for Ingest {
         assert_eq!(from.account, AccountName::global());
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         self.0.batches.fetch_add(1, Ordering::Relaxed);
-        self.0.seen.lock().extend(batch.items.iter().map(|item| {
-            (text(batch.subject(item)), text(batch.reply(item)), text(batch.payload(item)))
-        }));
+        self.0.seen.lock().extend(
+            batch
+                .items
+                .iter()
+                .map(|item| (text(batch.subject(item)), text(batch.reply(item)), text(batch.payload(item)))),
+        );
         let full = self.0.full.lock().take()?;
         Some(Box::pin(async move {
             let _ = full.await;

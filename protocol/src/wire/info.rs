@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 /// What INFO tells a client. Field order and what is left out when empty are nats-server's.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
@@ -165,13 +165,14 @@ pub struct ConnectOptions {
 pub struct MalformedConnect(#[from] serde_json::Error);
 
 impl ConnectOptions {
-    /// Reads the argument of CONNECT.
+    /// Reads the argument of CONNECT as nats-server does: names in any case, the last of two with one name counts,
+    /// and text that is not UTF-8 is repaired.
     pub fn parse(json: &[u8]) -> Result<Self, MalformedConnect> {
-        // serde would also fill a struct from an array.
-        if !json.trim_ascii_start().starts_with(b"{") {
-            return Err(MalformedConnect(Error::custom("not an object")));
-        }
-        Ok(serde_json::from_slice(json)?)
+        let fields: Option<Map<String, Value>> = serde_json::from_str(&String::from_utf8_lossy(json))?;
+        let fields = fields.unwrap_or_default().into_iter();
+        let fields: Map<String, Value> =
+            fields.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+        Ok(serde_json::from_value(Value::Object(fields))?)
     }
 
     /// What the protocol refuses whatever the credentials are: the exact `-ERR` text to close with.
@@ -334,6 +335,17 @@ mod tests {
     }
 
     #[test]
+    fn names_of_fields_have_no_case_and_the_last_one_counts() {
+        let options =
+            ConnectOptions::parse(br#"{"Verbose":true,"verbose":true,"VERBOSE":true,"User":"ann"}"#);
+        assert_eq!(options.unwrap().user, "ann");
+
+        assert!(!ConnectOptions::parse(br#"{"verbose":true,"verbose":false}"#).unwrap().verbose);
+        assert_eq!(ConnectOptions::parse(b"null").unwrap(), ConnectOptions::default());
+        assert_eq!(ConnectOptions::parse(b"{\"name\":\"\xFF\"}").unwrap().name, "\u{FFFD}");
+    }
+
+    #[test]
     fn connect_is_refused_with_the_texts_of_the_protocol() {
         let refusal = |json: &str| ConnectOptions::parse(json.as_bytes()).unwrap().refusal();
 
@@ -345,7 +357,7 @@ mod tests {
 
     #[test]
     fn malformed_connect_documents_are_errors() {
-        for json in ["", "{", "[]", "nope", r#"{"verbose":"yes"}"#, r#"{"user":7}"#] {
+        for json in ["", "{", "[]", "nope", "{} x", r#"{"verbose":"yes"}"#, r#"{"user":7}"#] {
             assert!(ConnectOptions::parse(json.as_bytes()).is_err(), "{json}");
         }
     }

@@ -339,7 +339,8 @@ impl Parser {
         let [sid, second, ..] = arguments.spans;
         let max = match arguments.count {
             1 => None,
-            2 => Some(parse_size(second.of(buf)).ok_or(bad)? as u64),
+            // What is not a number means no maximum: the subscription ends now, as in nats-server.
+            2 => Some(parse_size(second.of(buf)).unwrap_or(0) as u64),
             _ => return Err(bad),
         };
         Ok(Some((ClientOp::Unsubscribe { sid, max }, next)))

@@ -23,20 +23,29 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     };
     let one = match parameters.get("cid") {
         None => None,
-        Some(text) => Some(text.parse::<u64>().map_err(|_| "error decoding integer for 'cid'".to_owned())?),
+        Some(text) => Some(
+            text.parse::<u64>()
+                .map_err(|_| format!("Error decoding uint64 for 'cid': \"{text}\" is no number"))?,
+        ),
     };
-    let mut connections = match parameters.get("state").map(|state| state.to_ascii_lowercase()).as_deref() {
-        None | Some("" | "open" | "all" | "any") => source.connections(),
-        // Closed connections are not kept.
-        Some("closed") => Vec::new(),
-        Some(state) => return Err(format!("error decoding state for '{state}'")),
+    let state = parameters.get("state").map(|state| state.to_ascii_lowercase());
+    let state = match (state.as_deref(), one) {
+        (None | Some(""), None) | (Some("open"), _) => State::Open,
+        (Some("closed"), _) => State::Closed,
+        // A connection that is asked for by its number is shown wherever it is.
+        (Some("all" | "any"), _) | (None | Some(""), Some(_)) => State::All,
+        (Some(state), _) => return Err(format!("Error decoding state for {state}")),
     };
+    let mut connections = if state == State::Closed { Vec::new() } else { source.connections() };
+    if state != State::Open {
+        connections.extend(source.closed_connections());
+    }
     connections.retain(|connection| {
         one.is_none_or(|cid| connection.cid == cid)
             && parameters.get("user").is_none_or(|user| connection.user == *user)
             && parameters.get("acc").is_none_or(|account| connection.account == *account)
     });
-    sort(&mut connections, parameters.get("sort").map_or("", String::as_str))?;
+    sort(&mut connections, parameters.get("sort").map_or("", String::as_str), state)?;
 
     let mut by_connection: HashMap<u64, Vec<_>> = HashMap::new();
     if subscriptions {
@@ -71,7 +80,15 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     }))
 }
 
-fn sort(connections: &mut [ConnectionFacts], by: &str) -> Result<(), String> {
+/// Which connections are asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Open,
+    Closed,
+    All,
+}
+
+fn sort(connections: &mut [ConnectionFacts], by: &str, state: State) -> Result<(), String> {
     match by {
         "" | "cid" => connections.sort_by_key(|c| c.cid),
         "start" => connections.sort_by_key(|c| (c.start, c.cid)),
@@ -85,9 +102,11 @@ fn sort(connections: &mut [ConnectionFacts], by: &str) -> Result<(), String> {
         "idle" => connections.sort_by_key(|c| c.last_activity),
         "uptime" => connections.sort_by_key(|c| c.start),
         "rtt" => connections.sort_by_key(|c| Reverse(c.rtt)),
-        "stop" | "reason" => {
-            return Err(format!("invalid sort option '{by}': only valid for closed connections"));
+        "stop" | "reason" if state == State::Open => {
+            return Err(format!("sort by {by} only valid on closed connections"));
         }
+        "stop" => connections.sort_by_key(|c| c.stop.map(|(at, _)| at)),
+        "reason" => connections.sort_by_key(|c| c.stop.map(|(_, reason)| reason)),
         _ => return Err(format!("invalid sorting option: {by}")),
     }
     Ok(())
@@ -109,16 +128,23 @@ fn shown(
     put("port", json!(connection.port));
     put("start", json!(connection.start));
     put("last_activity", json!(connection.last_activity));
+    if let Some((at, reason)) = connection.stop {
+        put("stop", json!(at));
+        put("reason", json!(reason));
+    }
     if let Some(rtt) = connection.rtt {
         put("rtt", json!(format_duration(rtt)));
     }
-    put("uptime", json!(uptime(connection.start, now)));
+    put("uptime", json!(uptime(connection.start, connection.stop.map_or(now, |(at, _)| at))));
     put("idle", json!(uptime(connection.last_activity, now)));
     put("pending_bytes", json!(connection.pending_bytes));
     put("in_msgs", json!(connection.in_msgs));
     put("out_msgs", json!(connection.out_msgs));
     put("in_bytes", json!(connection.in_bytes));
     put("out_bytes", json!(connection.out_bytes));
+    if connection.stalls > 0 {
+        put("stalls", json!(connection.stalls));
+    }
     put("subscriptions", json!(connection.subscriptions));
     for (name, text) in
         [("name", &connection.name), ("lang", &connection.lang), ("version", &connection.version)]

@@ -25,7 +25,15 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     let offset = integer(parameters, "offset", 0)?;
     let limit = integer(parameters, "limit", LIMIT_DEFAULT)?;
     let Some(facts) = source.jetstream() else {
-        return Ok(json!({ "server_id": server.id, "now": server.now, "disabled": true }));
+        let mut out = stats(&JetStreamFacts::default());
+        out.insert("server_id".to_owned(), json!(server.id));
+        out.insert("now".to_owned(), json!(server.now));
+        out.insert("disabled".to_owned(), json!(true));
+        out.insert("config".to_owned(), json!({ "max_memory": 0, "max_storage": 0 }));
+        for count in ["streams", "consumers", "messages", "bytes", "total"] {
+            out.insert(count.to_owned(), json!(0));
+        }
+        return Ok(Value::Object(out));
     };
 
     let mut out = stats(&facts);

@@ -20,7 +20,7 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     let all = subscriptions.len();
     if let Some(subject) = parameters.get("test") {
         if !is_valid_literal(subject.as_bytes()) {
-            return Err(format!("invalid test subject, must be publish subject: {subject:?}"));
+            return Err(format!("invalid test subject, must be valid publish subject: {subject}"));
         }
         subscriptions.retain(|subscription| {
             Filter::parse(&subscription.subject).is_ok_and(|filter| filter.matches(subject.as_bytes()))
@@ -33,11 +33,10 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     out.insert("server_id".to_owned(), json!(server.id));
     out.insert("now".to_owned(), json!(server.now));
     out.insert("num_subscriptions".to_owned(), json!(all));
-    let listed = list || parameters.contains_key("test");
-    out.insert("total".to_owned(), json!(if listed { subscriptions.len() } else { 0 }));
+    out.insert("total".to_owned(), json!(if list { subscriptions.len() } else { 0 }));
     out.insert("offset".to_owned(), json!(offset));
     out.insert("limit".to_owned(), json!(limit));
-    if listed {
+    if list {
         let page: Vec<Value> = subscriptions.iter().skip(offset).take(limit).map(shown).collect();
         out.insert("subscriptions_list".to_owned(), json!(page));
     }

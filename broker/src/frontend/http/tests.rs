@@ -23,6 +23,14 @@ impl MonitoringSource for Fixed {
         TrafficFacts { in_msgs: 7, total_connections: 2, ..TrafficFacts::default() }
     }
 
+    fn closed_connections(&self) -> Vec<ConnectionFacts> {
+        let mut closed = self.connections();
+        closed.truncate(1);
+        closed[0].cid = 3;
+        closed[0].stop = Some((Timestamp(1_700_000_030_000_000_000), "Client Closed"));
+        closed
+    }
+
     fn connections(&self) -> Vec<ConnectionFacts> {
         [(2, 10), (1, 20)]
             .map(|(cid, out_msgs)| ConnectionFacts {
@@ -31,6 +39,8 @@ impl MonitoringSource for Fixed {
                 port: 5000,
                 start: Timestamp(1_700_000_000_000_000_000),
                 last_activity: Timestamp(1_700_000_060_000_000_000),
+                stop: None,
+                stalls: 0,
                 rtt: Some(Duration::from_micros(150)),
                 pending_bytes: 0,
                 in_msgs: 1,
@@ -96,14 +106,14 @@ impl MonitoringSource for Fixed {
 async fn ask(path: &str) -> (u16, String, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = crate::runtime::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = serve(listener, Arc::new(Fixed), async {
         stopped.await.ok();
     });
     let client = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut stream = crate::runtime::net::TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -162,7 +172,18 @@ async fn connz_sorts_pages_and_shows_credentials_only_when_asked() {
     assert_eq!(subs["connections"][0]["subscriptions_list"], json!(["a.*", "b"]));
     let subs = document("/connz?cid=1&subs=detail").await;
     assert_eq!(subs["connections"][0]["subscriptions_list_detail"][1]["qgroup"], "q");
-    assert_eq!(document("/connz?state=closed").await["total"], 0);
+}
+
+#[tokio::test]
+async fn connz_shows_why_connections_ended() {
+    let closed = document("/connz?state=closed&sort=reason").await;
+    assert_eq!(closed["total"], 1);
+    assert_eq!(closed["connections"][0]["reason"], "Client Closed");
+    assert_eq!(closed["connections"][0]["uptime"], "30s");
+
+    assert_eq!(document("/connz?state=all").await["total"], 3);
+    assert_eq!(document("/connz?cid=3").await["connections"][0]["cid"], 3);
+    assert_eq!(ask("/connz?sort=stop").await.2, "sort by stop only valid on closed connections");
 }
 
 #[tokio::test]
@@ -180,7 +201,8 @@ async fn bad_parameters_are_a_400_with_a_text() {
 #[tokio::test]
 async fn subsz_lists_and_tests_subjects() {
     assert_eq!(document("/subsz").await["num_subscriptions"], 2);
-    let matching = document("/subscriptionsz?test=a.x").await;
+    assert_eq!(document("/subsz?test=a.x").await["total"], 0, "nothing is listed unasked");
+    let matching = document("/subscriptionsz?test=a.x&subs=1").await;
     assert_eq!(matching["total"], 1);
     assert_eq!(matching["subscriptions_list"][0]["subject"], "a.*");
 }

@@ -49,6 +49,9 @@ pub(super) fn document(
     put("max_payload", json!(config.max_payload));
     put("max_pending", json!(config.max_pending));
     put("cluster", cluster(&server));
+    for not_spoken in ["gateway", "leaf", "mqtt", "websocket"] {
+        put(not_spoken, json!({}));
+    }
     put("jetstream", jetstream(source, &server));
     put("write_deadline", json!(nanos(config.write_deadline)));
     put("start", json!(server.start));
@@ -64,6 +67,8 @@ pub(super) fn document(
     put("connections", json!(source.connections().len()));
     put("total_connections", json!(traffic.total_connections));
     put("routes", json!(source.routes().len()));
+    put("remotes", json!(0));
+    put("leafnodes", json!(0));
     put("in_msgs", json!(traffic.in_msgs));
     put("in_bytes", json!(traffic.in_bytes));
     put("in_client_msgs", json!(traffic.in_client_msgs));
@@ -74,6 +79,7 @@ pub(super) fn document(
     put("out_client_bytes", json!(traffic.out_client_bytes));
     put("slow_consumers", json!(traffic.slow_consumers));
     put("stale_connections", json!(traffic.stale_connections));
+    put("stalled_clients", json!(traffic.stalled_clients));
     put("subscriptions", json!(source.subscriptions().len()));
     put("http_req_stats", json!(requests));
     put("config_load_time", json!(server.start));
@@ -86,7 +92,9 @@ pub(super) fn document(
             config.server_metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         put("metadata", json!(metadata));
     }
-    put("slow_consumer_stats", json!({ "clients": traffic.slow_consumers }));
+    let of_clients = |count: u64| json!({ "clients": count, "routes": 0, "gateways": 0, "leafs": 0 });
+    put("slow_consumer_stats", of_clients(traffic.slow_consumers));
+    put("stale_connection_stats", of_clients(traffic.stale_connections));
     out
 }
 

@@ -63,7 +63,9 @@ pub(super) async fn dial(peers: Arc<Peers>, address: String, origin: Origin) {
                 useless_since.get_or_insert_with(clock::monotonic);
                 if told.as_ref() != Some(&reason) {
                     tracing::error!("cluster route {address}: {reason}");
-                    let _ = peers.events.send(PeerEvent::Refused { address: address.clone(), reason: reason.clone() });
+                    let _ = peers
+                        .events
+                        .send(PeerEvent::Refused { address: address.clone(), reason: reason.clone() });
                     told = Some(reason);
                 }
                 backoff = BACKOFF_MAX;

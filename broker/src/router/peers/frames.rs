@@ -52,7 +52,9 @@ const HAS_HEADER: u8 = 16;
 pub(crate) struct Malformed;
 
 /// Splits a frame into records.
-pub(crate) fn records(frame: &[u8]) -> impl Iterator<Item = Result<(u8, std::ops::Range<usize>), Malformed>> + '_ {
+pub(crate) fn records(
+    frame: &[u8],
+) -> impl Iterator<Item = Result<(u8, std::ops::Range<usize>), Malformed>> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
         if at == frame.len() {
@@ -91,7 +93,13 @@ pub(crate) fn put_sync(out: &mut Vec<u8>) {
     put(out, SYNC, &[]);
 }
 
-pub(crate) fn put_interest(out: &mut Vec<u8>, account: &AccountName, filter: &[u8], queue: &[u8], count: u32) {
+pub(crate) fn put_interest(
+    out: &mut Vec<u8>,
+    account: &AccountName,
+    filter: &[u8],
+    queue: &[u8],
+    count: u32,
+) {
     let start = begin(out, INTEREST);
     put_text(out, account.as_str().as_bytes());
     put_text(out, filter);
@@ -324,7 +332,13 @@ mod tests {
     fn a_peer_cannot_smuggle_protocol_lines_into_a_subject() {
         let parts = MessageRef { subject: b"a\r\nMSG b 1 0", ..MessageRef::default() };
         let mut frame = Vec::new();
-        put_message(&mut frame, &AccountName::global(), &Staged { message: parts, to: b"a", tail: &[] }, true, &[]);
+        put_message(
+            &mut frame,
+            &AccountName::global(),
+            &Staged { message: parts, to: b"a", tail: &[] },
+            true,
+            &[],
+        );
 
         assert!(message(only(&frame).1).is_err());
     }

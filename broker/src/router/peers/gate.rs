@@ -3,19 +3,22 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::router::peers::Refusals;
+use crate::runtime::net::{TcpListener, TcpStream};
 use crate::runtime::tasks;
 
 /// Connections that may be nodes, for the server of the cluster port. Ends when the returned stream is dropped.
 pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> + Send + 'static {
     let (pass, passed) = mpsc::channel(64);
+    let told = Arc::new(Refusals::default());
     tasks::spawn("cluster port", async move {
         loop {
             // Cancel safe: both only wait.
@@ -25,9 +28,9 @@ pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStrea
             };
             match accepted {
                 Ok((stream, remote)) => {
-                    let pass = pass.clone();
+                    let (pass, told) = (pass.clone(), Arc::clone(&told));
                     tasks::spawn("look at a connection to the cluster port", async move {
-                        if let Some(stream) = look(stream, remote).await {
+                        if let Some(stream) = look(stream, remote, &told).await {
                             let _ = pass.send(Ok(stream)).await;
                         }
                     });
@@ -42,7 +45,7 @@ pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStrea
     ReceiverStream::new(passed)
 }
 
-async fn look(stream: TcpStream, remote: SocketAddr) -> Option<TcpStream> {
+async fn look(stream: TcpStream, remote: SocketAddr, told: &Refusals) -> Option<TcpStream> {
     let mut head = [0; 24];
     let peek = async {
         loop {
@@ -60,9 +63,11 @@ async fn look(stream: TcpStream, remote: SocketAddr) -> Option<TcpStream> {
         Ok(Ok(count)) => count,
         Ok(Err(_)) => return None,
         Err(_) => {
-            tracing::warn!(
-                "cluster port: {remote} says nothing; a NATS client that waits for INFO? Clients connect to the client port. Closed"
-            );
+            if told.is_news(&format!("{} is silent", remote.ip())) {
+                tracing::warn!(
+                    "cluster port: {remote} says nothing; a NATS client that waits for INFO? Clients connect to the client port. Closed"
+                );
+            }
             refuse(stream).await;
             return None;
         }
@@ -77,14 +82,18 @@ async fn look(stream: TcpStream, remote: SocketAddr) -> Option<TcpStream> {
         return None;
     }
     let what = match head {
-        _ if head.len() >= 4 && (head[..4].eq_ignore_ascii_case(b"CONN") || head[..4].eq_ignore_ascii_case(b"PING")) => {
+        _ if head.len() >= 4
+            && (head[..4].eq_ignore_ascii_case(b"CONN") || head[..4].eq_ignore_ascii_case(b"PING")) =>
+        {
             "a NATS client or a nats-server route; clients connect to the client port, and only Levee nodes form clusters with us"
         }
         _ if head.starts_with(b"INFO") => "a nats-server route; only Levee nodes form clusters with us",
         [0x16, 0x03, ..] => "a TLS client; this port speaks without TLS",
         _ => "not a Levee node",
     };
-    tracing::warn!("cluster port: {remote} is {what} (it sent \"{}\"). Closed", head.escape_ascii());
+    if told.is_news(&format!("{} is {what}", remote.ip())) {
+        tracing::warn!("cluster port: {remote} is {what} (it sent \"{}\"). Closed", head.escape_ascii());
+    }
     refuse(stream).await;
     None
 }

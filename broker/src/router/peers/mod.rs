@@ -49,7 +49,7 @@ pub use service::PeerService;
 
 use crate::router::Router;
 use crate::runtime::chance::Chance;
-use crate::runtime::tasks;
+use crate::runtime::{clock, tasks};
 use proto::peer_server::PeerServer;
 use proto::{Identity, KnownNode};
 
@@ -160,8 +160,26 @@ pub struct Peers {
     next_call: AtomicU64,
     next_connection: AtomicU64,
     events: broadcast::Sender<PeerEvent>,
+    refusals: Refusals,
     tasks: tasks::Scope,
     stop: tasks::Stop,
+}
+
+/// Refusals that the log tells of already: who is refused comes back every second.
+#[derive(Default)]
+struct Refusals(Mutex<HashMap<String, u64>>);
+
+impl Refusals {
+    /// Whether `reason` is to be logged: the first time, and once in a while as long as it goes on.
+    fn is_news(&self, reason: &str) -> bool {
+        let mut told = self.0.lock();
+        told.retain(|_, at| clock::since(*at) < REFUSAL_TOLD_AGAIN);
+        if told.contains_key(reason) || told.len() >= REFUSALS_MAX {
+            return false;
+        }
+        told.insert(reason.to_owned(), clock::ticks());
+        true
+    }
 }
 
 #[derive(Default)]
@@ -217,6 +235,7 @@ impl Peers {
             next_call: AtomicU64::new(1),
             next_connection: AtomicU64::new(1),
             events: broadcast::channel(256).0,
+            refusals: Refusals::default(),
             tasks: tasks::Scope::default(),
             stop: tasks::Stop::new(),
         });
@@ -251,7 +270,8 @@ impl Peers {
     pub fn stop(&self) {
         self.stop.stop();
         self.tasks.stop();
-        let links: Vec<Arc<Link>> = self.state.lock().peers.values().map(|peer| Arc::clone(&peer.link)).collect();
+        let links: Vec<Arc<Link>> =
+            self.state.lock().peers.values().map(|peer| Arc::clone(&peer.link)).collect();
         for link in links {
             self.router.book().detach(&link);
             link.close();
@@ -261,7 +281,13 @@ impl Peers {
     /// Peers that are up.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerView> {
-        self.state.lock().peers.iter().filter(|(_, peer)| peer.is_up).map(|(node, peer)| peer.view(*node)).collect()
+        self.state
+            .lock()
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_up)
+            .map(|(node, peer)| peer.view(*node))
+            .collect()
     }
 
     /// The server name of a peer that is up.
@@ -325,7 +351,9 @@ impl Peers {
     ) -> Result<Bytes, CallError> {
         if node == self.node {
             let handler = self.call_handlers.load().get(&kind).cloned().ok_or(CallError::NobodyAnswers)?;
-            return tokio::time::timeout(timeout, handler(node, payload)).await.map_err(|_| CallError::Timeout);
+            return tokio::time::timeout(timeout, handler(node, payload))
+                .await
+                .map_err(|_| CallError::Timeout);
         }
         let link = self.link(node).ok_or(CallError::Gone)?;
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
@@ -336,7 +364,8 @@ impl Peers {
         if !self.is_connected(node) {
             return Err(CallError::Gone);
         }
-        link.push(frames::CALL, &[&id.to_le_bytes(), &[kind], &payload]).map_err(|PeerGone| CallError::Gone)?;
+        link.push(frames::CALL, &[&id.to_le_bytes(), &[kind], &payload])
+            .map_err(|PeerGone| CallError::Gone)?;
         let answer = tokio::time::timeout(timeout, answered).await;
         drop(forget);
         answer.map_err(|_| CallError::Timeout)?.map_err(|_| CallError::Gone)?
@@ -383,7 +412,8 @@ impl Peers {
     fn change_identity(&self, change: impl FnOnce(&mut Identity)) {
         change(&mut self.own.lock());
         let record = self.identity().encode_to_vec();
-        let links: Vec<Arc<Link>> = self.state.lock().peers.values().map(|peer| Arc::clone(&peer.link)).collect();
+        let links: Vec<Arc<Link>> =
+            self.state.lock().peers.values().map(|peer| Arc::clone(&peer.link)).collect();
         for link in links {
             // One that is not connected gets it with its hello.
             let _ = link.push(frames::IDENTITY, &[&record]);
@@ -420,7 +450,10 @@ impl Peers {
         if other.format != frames::FORMAT {
             return Err(format!(
                 "server '{}' (version {}) speaks another format of the cluster protocol ({} instead of {}); run the same version on all servers",
-                other.server_name, other.version, other.format, frames::FORMAT
+                other.server_name,
+                other.version,
+                other.format,
+                frames::FORMAT
             ));
         }
         if other.instance == self.instance {
@@ -440,15 +473,35 @@ impl Peers {
             ));
         }
         if other.server_name == own.server_name {
-            return Err(format!("server name '{}' is used by two servers; names must be unique", own.server_name));
+            return Err(format!(
+                "server name '{}' is used by two servers; names must be unique",
+                own.server_name
+            ));
         }
-        if !other.cluster_uid.is_empty() && !own.cluster_uid.is_empty() && other.cluster_uid != own.cluster_uid {
+        if !other.cluster_uid.is_empty()
+            && !own.cluster_uid.is_empty()
+            && other.cluster_uid != own.cluster_uid
+        {
             return Err(format!(
                 "the store directory of server '{}' belongs to another cluster ({}) than that of server '{}' ({})",
                 other.server_name, other.cluster_uid, own.server_name, own.cluster_uid
             ));
         }
         let state = self.state.lock();
+        // A node that restarts comes back with its name and from where it was, and takes the place of connections
+        // whose end was not noticed yet. Anybody else with its id must not push it out.
+        let same_node = state.peers.get(&NodeId(other.node)).filter(|peer| {
+            let known = &peer.identity;
+            peer.is_alive()
+                && known.instance != other.instance
+                && (known.server_name != other.server_name || known.cluster_address != other.cluster_address)
+        });
+        if let Some(peer) = same_node {
+            return Err(format!(
+                "server '{}' runs from a copy of the store directory of server '{}'; each server needs a directory of its own",
+                other.server_name, peer.identity.server_name
+            ));
+        }
         let same_name = state.peers.iter().find(|(node, peer)| {
             node.0 != other.node && peer.is_alive() && peer.identity.server_name == other.server_name
         });
@@ -484,7 +537,10 @@ impl Peers {
     /// Dials nodes that a peer has told of, and the peer itself, unless there is a link already.
     fn learn(&self, known: impl IntoIterator<Item = (NodeId, String)>) {
         for (node, address) in known {
-            if node == self.node || address.is_empty() || self.link(node).is_some_and(|link| link.is_connected()) {
+            if node == self.node
+                || address.is_empty()
+                || self.link(node).is_some_and(|link| link.is_connected())
+            {
                 continue;
             }
             if self.state.lock().dialed.insert(address.clone()) {
@@ -548,7 +604,12 @@ impl Peers {
 
 impl AddressBook for Peers {
     fn address(&self, node: NodeId) -> Option<String> {
-        self.state.lock().peers.get(&node).map(|peer| peer.address.clone()).filter(|address| !address.is_empty())
+        self.state
+            .lock()
+            .peers
+            .get(&node)
+            .map(|peer| peer.address.clone())
+            .filter(|address| !address.is_empty())
     }
 }
 
@@ -602,5 +663,9 @@ fn reachable(advertised: &str, seen_at: Option<SocketAddr>) -> Option<String> {
     }
 }
 
+/// How often the log repeats why somebody is refused.
+const REFUSAL_TOLD_AGAIN: Duration = Duration::from_secs(60);
+/// Different reasons that are told in that time.
+const REFUSALS_MAX: usize = 64;
 /// A frame holds at least one whole message; this bounds what a peer may make us allocate.
 const FRAME_BYTES_MAX: usize = 256 << 20;

@@ -231,7 +231,8 @@ impl Receiver {
     }
 
     fn account(&mut self, name: &[u8]) -> Result<usize, Malformed> {
-        if let Some(at) = self.accounts.iter().position(|known| known.table.name.as_str().as_bytes() == name) {
+        if let Some(at) = self.accounts.iter().position(|known| known.table.name.as_str().as_bytes() == name)
+        {
             return Ok(at);
         }
         let mut routes = RouteCache::new();

@@ -50,7 +50,11 @@ impl peer_server::Peer for PeerService {
                 return Ok(Response::new(Box::pin(ReceiverStream::new(says))));
             }
             Err(reason) => {
-                tracing::error!("cluster port: refused a server at {remote:?}: {reason}");
+                if peers.refusals.is_news(&reason) {
+                    let at =
+                        remote.map_or_else(|| "an unknown address".to_owned(), |remote| remote.to_string());
+                    tracing::error!("cluster port: refused a server at {at}: {reason}");
+                }
                 let _ = say.try_send(answer(reason));
                 return Ok(Response::new(Box::pin(ReceiverStream::new(says))));
             }

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use levee_protocol::ids::{AccountName, NodeId};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::router::MessageRef;
-use crate::router::peers::{AddressBook, CallError, PeerEvent, PeerGone, Peers, PeersConfig, incoming, reachable};
-use crate::runtime::{net, tasks};
+use crate::router::peers::{
+    AddressBook, CallError, PeerEvent, PeerGone, Peers, PeersConfig, incoming, reachable,
+};
+use crate::runtime::net::{self, TcpStream};
+use crate::runtime::tasks;
 use crate::session::testing::{Client, Server, wait_until};
 
 /// A node without the stream side.
@@ -63,10 +65,7 @@ impl Node {
             .add_service(peers.service())
             .serve_with_incoming(incoming(listener));
         tasks.spawn("cluster port", grpc);
-        tasks.spawn(
-            "connect urls",
-            gossip(Arc::clone(&peers), Arc::clone(&server.sessions)),
-        );
+        tasks.spawn("connect urls", gossip(Arc::clone(&peers), Arc::clone(&server.sessions)));
         peers.start();
         Self { server, peers, address, _tasks: tasks }
     }
@@ -103,7 +102,8 @@ async fn trio() -> [Node; 3] {
     let one = Node::start(1, &[]);
     let two = Node::start(2, &[one.address]);
     let three = Node::start(3, &[one.address]);
-    wait_until("all are connected", || one.knows(&[2, 3]) && two.knows(&[1, 3]) && three.knows(&[1, 2])).await;
+    wait_until("all are connected", || one.knows(&[2, 3]) && two.knows(&[1, 3]) && three.knows(&[1, 2]))
+        .await;
     [one, two, three]
 }
 
@@ -162,7 +162,8 @@ async fn a_node_that_comes_late_learns_what_everybody_wants() {
     let late = Node::start(2, &[one.address]);
 
     wait_until("the late one knows", || late.has_interest("early.x")).await;
-    wait_until("it is listed", || late.peers.peers().first().is_some_and(|peer| peer.subscriptions == 2)).await;
+    wait_until("it is listed", || late.peers.peers().first().is_some_and(|peer| peer.subscriptions == 2))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,7 +265,10 @@ async fn accounts_do_not_meet_across_nodes_either() {
     let other = AccountName::parse("OTHER").unwrap();
 
     assert!(!one.server.router.has_interest(&other, b"a"));
-    assert_eq!(one.server.router.send_one(&other, b"a", MessageRef { subject: b"a", ..MessageRef::default() }), 0);
+    assert_eq!(
+        one.server.router.send_one(&other, b"a", MessageRef { subject: b"a", ..MessageRef::default() }),
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,9 +318,18 @@ async fn forwards_arrive_in_order_and_calls_are_answered() {
     };
     assert_eq!(call("hi", 5000).await.unwrap(), "1 said hi");
     assert_eq!(call("slow", 20).await, Err(CallError::Timeout));
-    assert_eq!(one.peers.call(NodeId(2), 3, Bytes::new(), Duration::from_secs(5)).await, Err(CallError::NobodyAnswers));
-    assert_eq!(one.peers.call(NodeId(8), 9, Bytes::new(), Duration::from_secs(5)).await, Err(CallError::Gone));
-    assert_eq!(two.peers.call(NodeId(2), 9, Bytes::from("me"), Duration::from_secs(5)).await.unwrap(), "2 said me");
+    assert_eq!(
+        one.peers.call(NodeId(2), 3, Bytes::new(), Duration::from_secs(5)).await,
+        Err(CallError::NobodyAnswers)
+    );
+    assert_eq!(
+        one.peers.call(NodeId(8), 9, Bytes::new(), Duration::from_secs(5)).await,
+        Err(CallError::Gone)
+    );
+    assert_eq!(
+        two.peers.call(NodeId(2), 9, Bytes::from("me"), Duration::from_secs(5)).await.unwrap(),
+        "2 said me"
+    );
 
     // The call came behind the forwards.
     let expected: Vec<_> = (0..100_u8).map(|at| (NodeId(1), Bytes::copy_from_slice(&[at]))).collect();
@@ -387,6 +400,14 @@ async fn nodes_that_do_not_belong_are_refused_with_a_reason() {
 
     let good = Node::start(6, &[one.address]);
     wait_until("a good one", || good.knows(&[1])).await;
+    let copy = Node::named(6, "n8", "C", &[one.address]);
+    assert!(
+        refusal(&one, &mut copy.peers.events()).await.contains("copy of the store directory of server 'n6'")
+    );
+    let copy = Node::named(6, "n6", "C", &[one.address]);
+    assert!(
+        refusal(&one, &mut copy.peers.events()).await.contains("copy of the store directory of server 'n6'")
+    );
     let second = Node::named(7, "n6", "C", &[one.address]);
     assert!(refusal(&one, &mut second.peers.events()).await.contains("names must be unique"));
     assert!(one.knows(&[6]));
@@ -407,7 +428,12 @@ async fn a_route_to_itself_is_silently_ignored() {
 async fn strangers_on_the_cluster_port_are_turned_away() {
     let (one, two) = pair().await;
 
-    for hello in ["CONNECT {}\r\nPING\r\n", "GET / HTTP/1.1\r\n\r\n", "\u{16}\u{3}garbage", "PRI * HTTP/2.0\r\n\r\ngarbage"] {
+    for hello in [
+        "CONNECT {}\r\nPING\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "\u{16}\u{3}garbage",
+        "PRI * HTTP/2.0\r\n\r\ngarbage",
+    ] {
         let mut stranger = TcpStream::connect(one.address).await.unwrap();
         stranger.write_all(hello.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
@@ -430,6 +456,17 @@ async fn garbage_from_a_peer_ends_its_link_and_harms_nothing() {
 
     assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(NodeId(2)));
     wait_until("it reconnects", || one.knows(&[2]) && two.knows(&[1])).await;
+}
+
+#[test]
+fn the_log_tells_of_a_refusal_once_and_of_few_at_a_time() {
+    let told = super::Refusals::default();
+
+    assert!(told.is_news("one") && !told.is_news("one") && told.is_news("two"));
+    for more in 0..1000 {
+        told.is_news(&more.to_string());
+    }
+    assert!(told.0.lock().len() <= super::REFUSALS_MAX);
 }
 
 #[test]
