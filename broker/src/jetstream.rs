@@ -20,6 +20,7 @@ use crate::router::{Inbound, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
 use crate::stream::directory::Directory;
+use crate::stream::quota::Quota;
 use crate::stream::{Replica, forward};
 
 /// Messages for a stream, on their way to its leader.
@@ -67,6 +68,7 @@ pub struct JetStream {
     bootstrap: Arc<Bootstrap>,
     directory: Directory,
     replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    quota: Quota,
     api_total: AtomicU64,
     api_errors: AtomicU64,
 }
@@ -82,6 +84,7 @@ impl JetStream {
         peers: Arc<Peers>,
         meta: Arc<Meta>,
         bootstrap: Arc<Bootstrap>,
+        quota: Quota,
     ) -> Arc<Self> {
         let jetstream = Arc::new(Self {
             directory: Directory::new(),
@@ -93,6 +96,7 @@ impl JetStream {
             peers,
             meta,
             bootstrap,
+            quota,
             replicas: RwLock::new(BTreeMap::new()),
             api_total: AtomicU64::new(0),
             api_errors: AtomicU64::new(0),
@@ -140,6 +144,12 @@ impl JetStream {
     #[must_use]
     pub fn groups(&self) -> &Arc<Groups> {
         self.groups.get().expect("groups are attached before anything opens one")
+    }
+
+    /// What the streams of this node may hold.
+    #[must_use]
+    pub fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     /// The message router.

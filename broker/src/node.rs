@@ -34,6 +34,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::{net, tasks};
 use crate::session::{AuthConfig, Secret, SessionLimits, Sessions, User};
 use crate::sinks::StreamServices;
+use crate::stream::quota::{self, Quota};
 
 const NODE_ID_ROW: &str = "node_id";
 /// A node that stops hands its groups over and then waits this long at most for what is under way.
@@ -298,6 +299,7 @@ async fn start_jetstream(
         Arc::clone(peers),
         meta,
         Arc::clone(&bootstrap),
+        quota(config),
     );
     router.attach_services(StreamServices::new(Arc::clone(&jetstream)));
     answer_peers(&jetstream, &bootstrap);
@@ -349,6 +351,7 @@ async fn join(
     }
     jetstream.meta().attach(group);
     tasks::spawn("meta membership", membership::run(Arc::clone(&jetstream), uid));
+    tasks::spawn("limits of the streams", quota::watch(Arc::clone(&jetstream)));
     tasks::spawn("reconcile streams", reconcile::run(Arc::clone(&jetstream)));
     loop {
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
@@ -460,6 +463,15 @@ fn node_id(storage: Option<&Storage>, config: &Config) -> Result<NodeId, StartEr
             Ok(drawn)
         }
     }
+}
+
+/// Without `max_file` the disk is the bound; without `max_mem` it is most of the memory.
+fn quota(config: &Config) -> Quota {
+    let jetstream = config.jetstream.as_ref();
+    Quota::new(
+        jetstream.and_then(|jetstream| jetstream.max_storage),
+        jetstream.map(crate::config::JetStream::max_memory_bytes),
+    )
 }
 
 fn draw_uid() -> String {

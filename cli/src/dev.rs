@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -74,9 +74,11 @@ impl Dev {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (said, mut heard) = mpsc::channel(1024);
-        let mut members = self.start(&said)?;
+        // Asked once: it can be built anew while the nodes run.
+        let program = std::env::current_exe().context("can not find this program")?;
+        let mut members = self.start(&program, &said)?;
         let result = tokio::select! {
-            result = self.watch(&mut members, &mut heard, &said) => result,
+            result = self.watch(&program, &mut members, &mut heard, &said) => result,
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
         };
@@ -86,24 +88,29 @@ impl Dev {
         result
     }
 
-    fn start(&self, said: &mpsc::Sender<Said>) -> anyhow::Result<Vec<Member>> {
+    fn start(&self, program: &Path, said: &mpsc::Sender<Said>) -> anyhow::Result<Vec<Member>> {
         let ports = Ports::choose(self.port, 3)?;
         let mut members = Vec::new();
         for at in 0..ports.len() {
-            let process = self.spawn(at, &ports, said)?;
+            let process = self.spawn(program, at, &ports, said)?;
             members.push(Member { name: name(at), ports: ports[at], process });
         }
         Ok(members)
     }
 
-    fn spawn(&self, at: usize, ports: &[Ports], said: &mpsc::Sender<Said>) -> anyhow::Result<Child> {
-        let program = std::env::current_exe().context("can not find this program")?;
+    fn spawn(
+        &self,
+        program: &Path,
+        at: usize,
+        ports: &[Ports],
+        said: &mpsc::Sender<Said>,
+    ) -> anyhow::Result<Child> {
         let routes: Vec<String> =
             ports.iter().map(|ports| format!("nats://127.0.0.1:{}", ports.cluster)).collect();
         let own = &ports[at];
         let dir = self.dir.join(name(at));
         std::fs::create_dir_all(&dir).with_context(|| format!("can not create {}", dir.display()))?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command
             .arg("serve")
             .args(["--addr", "127.0.0.1", "--name", &name(at), "--cluster_name", "dev"])
@@ -131,6 +138,7 @@ impl Dev {
     /// Shows logs, and brings nodes back that ended by themselves. Comes back only with an error.
     async fn watch(
         &self,
+        program: &Path,
         members: &mut [Member],
         heard: &mut mpsc::Receiver<Said>,
         said: &mpsc::Sender<Said>,
@@ -162,7 +170,7 @@ impl Dev {
                 },
                 () = sleep_until(gone.front().map(|(due, _)| *due)) => {
                     if let Some((_, at)) = gone.pop_front() {
-                        members[at].process = self.spawn(at, &ports, said)?;
+                        members[at].process = self.spawn(program, at, &ports, said)?;
                         let pid = members[at].process.id().unwrap_or_default();
                         eprintln!("levee dev: node {} is started again, pid {pid}", members[at].name);
                     }

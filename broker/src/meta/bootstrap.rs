@@ -84,7 +84,9 @@ impl Membership {
         match storage.node_row(ROW)? {
             None => Ok(Self::Fresh),
             Some(row) => serde_json::from_slice(&row).map_err(|error| {
-                levee_storage::Error::Corrupt(format!("the directory's membership row does not decode: {error}"))
+                levee_storage::Error::Corrupt(format!(
+                    "the directory's membership row does not decode: {error}"
+                ))
             }),
         }
     }
@@ -142,9 +144,19 @@ pub struct Bootstrap {
 
 impl Bootstrap {
     /// Reads what the directory knows.
-    pub fn open(node: NodeId, name: String, storage: Arc<Storage>) -> Result<Arc<Self>, levee_storage::Error> {
+    pub fn open(
+        node: NodeId,
+        name: String,
+        storage: Arc<Storage>,
+    ) -> Result<Arc<Self>, levee_storage::Error> {
         let membership = Membership::load(&storage)?;
-        Ok(Arc::new(Self { node, name, storage, current: watch::Sender::new(membership), changing: Mutex::new(()) }))
+        Ok(Arc::new(Self {
+            node,
+            name,
+            storage,
+            current: watch::Sender::new(membership),
+            changing: Mutex::new(()),
+        }))
     }
 
     /// What holds now.
@@ -171,7 +183,9 @@ impl Bootstrap {
         let origin = match (self.membership(), asker) {
             (Membership::Member { uid: bound, .. }, _) => return Ok(bound == uid),
             // Both ask each other: the lower name goes on, the other one gives up.
-            (Membership::Asking { .. }, Asker::Founder(name)) if name > self.name.as_str() => return Ok(false),
+            (Membership::Asking { .. }, Asker::Founder(name)) if name > self.name.as_str() => {
+                return Ok(false);
+            }
             (_, Asker::Founder(_)) => Origin::Promised,
             (_, Asker::Leader) => Origin::Invited,
         };
@@ -271,8 +285,12 @@ impl Bootstrap {
                 Ok(answer) if answer.as_ref() == b"yes" => {
                     founders.insert(*node);
                 }
-                Ok(_) => tracing::info!("server {name} does not found a cluster with us: it belongs to one or founds one itself"),
-                Err(error) => tracing::warn!("server {name} did not answer while founding the cluster: {error}"),
+                Ok(_) => tracing::info!(
+                    "server {name} does not found a cluster with us: it belongs to one or founds one itself"
+                ),
+                Err(error) => {
+                    tracing::warn!("server {name} did not answer while founding the cluster: {error}")
+                }
             }
         }
         if founders.len() < majority {

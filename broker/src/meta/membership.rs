@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use levee_broker_core::meta::MetaReply;
 use levee_protocol::command::MetaCommand;
 use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::NodeId;
-use levee_broker_core::meta::MetaReply;
 use levee_raft::Group;
 
 use crate::jetstream::JetStream;
@@ -38,10 +38,12 @@ pub async fn run(jetstream: Arc<JetStream>, uid: String) {
 pub async fn nodes_arrive(jetstream: &JetStream, wanted: usize) {
     let arrive = async {
         while jetstream.alive_nodes().len() < wanted {
-            let on_their_way = jetstream.peers().peers().into_iter().filter(|peer| peer.jetstream).any(|peer| {
-                let bound = Standing::decode(&peer.meta).is_some_and(|standing| standing.uid == jetstream.cluster_uid());
-                bound && jetstream.meta().read(|machine| machine.node(peer.node).is_none())
-            });
+            let on_their_way =
+                jetstream.peers().peers().into_iter().filter(|peer| peer.jetstream).any(|peer| {
+                    let bound = Standing::decode(&peer.meta)
+                        .is_some_and(|standing| standing.uid == jetstream.cluster_uid());
+                    bound && jetstream.meta().read(|machine| machine.node(peer.node).is_none())
+                });
             let is_here = jetstream.meta().read(|machine| machine.node(jetstream.node()).is_some());
             if is_here && !on_their_way {
                 return;
@@ -91,7 +93,9 @@ async fn look_once(jetstream: &Arc<JetStream>, group: &Group, uid: &str, refused
 async fn invite(jetstream: &Arc<JetStream>, node: NodeId, name: &str, uid: &str) {
     match jetstream.peers().call(node, CALL_INVITE, Bytes::from(uid.to_owned()), INVITE_TIMEOUT).await {
         Ok(answer) if answer.as_ref() == b"yes" => tracing::info!("server {name} accepted our invitation"),
-        Ok(_) => tracing::warn!("server {name} belongs to another cluster; it must be started with an empty store_dir"),
+        Ok(_) => tracing::warn!(
+            "server {name} belongs to another cluster; it must be started with an empty store_dir"
+        ),
         Err(error) => tracing::debug!("server {name} did not answer our invitation: {error}"),
     }
 }

@@ -95,7 +95,8 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
     let replica = tokio::task::spawn_blocking(move || Replica::load(&storage, assignment))
         .await
         .map_err(|error| OpenFailed::Load(error.to_string()))??;
-    let group = jetstream.groups().open(group_id, sync, Box::new(Machine::new(Arc::clone(&replica))), birth).await?;
+    let group =
+        jetstream.groups().open(group_id, sync, Box::new(Machine::new(Arc::clone(&replica))), birth).await?;
     replica.attach(group.clone());
     if birth == Birth::Founding {
         // Every founder initializes with the same voters; a group that has a log already ignores it.

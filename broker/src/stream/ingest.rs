@@ -20,8 +20,8 @@ use levee_storage::kind::BLOCK;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::router::{Inbound, MessageRef, RouteBatch, Router};
-use crate::runtime::clock::Clock;
+use crate::jetstream::JetStream;
+use crate::router::{Inbound, MessageRef, RouteBatch};
 use crate::stream::Replica;
 
 /// Proposals of one stream that may wait for their sync and majority at the same time. One measured 657k
@@ -54,6 +54,9 @@ struct Arrived {
     account: AccountName,
     batch: Inbound,
 }
+
+/// Publishes, and what became of their block.
+type Answered = (Vec<Arrived>, Result<(u64, levee_raft::Reply), ProposeError>);
 
 /// Why a publish can't be answered with a PubAck of its own.
 enum Refused {
@@ -100,15 +103,19 @@ impl Ingest {
         self: Arc<Self>,
         stream: PubAckStream,
         replica: Arc<Replica>,
-        router: Arc<Router>,
-        clock: Clock,
+        jetstream: Arc<JetStream>,
     ) {
-        let mut in_flight = FuturesOrdered::new();
-        let mut route = router.batch();
+        let clock = jetstream.clock();
+        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Answered>>::new();
+        let mut route = jetstream.router().batch();
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
                 && let Some(batches) = self.take()
             {
+                if jetstream.quota().is_reached(replica.assignment().config.storage) {
+                    in_flight.push_back(Box::pin(async move { (batches, Err(ProposeError::NoRoom)) }));
+                    continue;
+                }
                 let mut block =
                     BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
                 for Arrived { batch, .. } in &batches {
@@ -120,9 +127,9 @@ impl Ingest {
                         );
                     }
                 }
-                let block = block.finish(replica.now(&clock));
+                let block = block.finish(replica.now(clock));
                 let proposal = replica.group().propose(BLOCK, block.as_bytes().clone());
-                in_flight.push_back(async move { (batches, proposal.await) });
+                in_flight.push_back(Box::pin(async move { (batches, proposal.await) }));
             }
             tokio::select! {
                 biased;

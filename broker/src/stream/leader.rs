@@ -86,12 +86,7 @@ impl Leader {
         };
         leader.tasks.spawn(
             "stream ingest",
-            Arc::clone(&leader.ingest).run(
-                acks,
-                Arc::clone(replica),
-                Arc::clone(jetstream.router()),
-                jetstream.clock().clone(),
-            ),
+            Arc::clone(&leader.ingest).run(acks, Arc::clone(replica), Arc::clone(jetstream)),
         );
         leader.tasks.spawn(
             "stream ticker",

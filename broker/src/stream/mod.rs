@@ -8,6 +8,7 @@ pub mod forward;
 pub mod ingest;
 pub mod leader;
 pub mod machine;
+pub mod quota;
 pub mod reads;
 pub mod ticker;
 
