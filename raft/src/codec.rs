@@ -252,14 +252,13 @@ pub(crate) fn decode_append(head: &[u8], payloads: Vec<Bytes>) -> Result<(Append
         return Err(Malformed("append: payloads are missing or left over"));
     }
     let mut entries = Vec::with_capacity(payloads.len());
-    let mut next = prev_log_id.as_ref().map_or(0, |id| id.index + 1);
-    for payload in payloads {
+    let first = prev_log_id.as_ref().map_or(0, |id| id.index + 1);
+    for (next, payload) in (first..).zip(payloads) {
         let kind = reader.byte()?;
         let id = reader.log_id()?;
         if id.index != next {
             return Err(Malformed("append: entries are not consecutive"));
         }
-        next += 1;
         entries.push(entry(id, kind, payload)?);
     }
     reader.end()?;

@@ -209,7 +209,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let in_flight = self.network.config.appends_in_flight.max(1);
         // `buffered` polls the requests in order and yields the results in order.
         let results: BoxStream<'s, _> =
-            Box::pin(input.map(move |request| Link::append(&link, request)).buffered(in_flight));
+            Box::pin(input.map(move |request| Self::append(&link, request)).buffered(in_flight));
         Box::pin(futures::future::ready(Ok(results)))
     }
 

@@ -588,13 +588,10 @@ pub(crate) fn suffix(tag: u8, number: u64) -> Vec<u8> {
     suffix
 }
 
-fn each(
-    view: &dyn View,
-    space: Space,
-    tag: u8,
-    from: u64,
-    visit: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+/// Sees a row: its number and its value.
+type EachRow<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
+
+fn each(view: &dyn View, space: Space, tag: u8, from: u64, visit: &mut EachRow<'_>) -> Result<(), Error> {
     let range = KeyRange { from: space.tagged(tag, from), to: space.tagged(tag + 1, 0) };
     let mut cursor = view.scan(Table::BlockIndex, &range, Scan::Forward);
     while let Some((key, value)) = cursor.next()? {

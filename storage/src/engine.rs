@@ -51,10 +51,13 @@ pub(crate) enum Scan {
     Backward,
 }
 
+/// A key and its value.
+pub(crate) type Row<'a> = (&'a [u8], &'a [u8]);
+
 /// A position in a table.
 pub(crate) trait Cursor {
     /// The next row, or `None` at the end of the range.
-    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, Error>;
+    fn next(&mut self) -> Result<Option<Row<'_>>, Error>;
 }
 
 /// When a write may be reported as done.

@@ -40,5 +40,5 @@ pub use messages::MessageStore;
 pub use options::Options;
 pub use snapshot::{SnapshotReader, SnapshotWriter};
 pub use space::Room;
-pub use storage::Storage;
+pub use storage::{RowVisitor, Storage};
 pub use writer::Done;

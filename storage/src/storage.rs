@@ -29,6 +29,9 @@ use crate::snapshot::{self, SnapshotReader, SnapshotWriter};
 use crate::space::{Room, SpaceGate};
 use crate::writer::{Done, Job, Queue, Work, Writer};
 
+/// Sees a checkpointed row: kind, key, value.
+pub type RowVisitor<'a> = dyn FnMut(u8, &[u8], &[u8]) + 'a;
+
 /// The store of one node. Everything of every group on it.
 pub struct Storage {
     queue: Arc<Queue>,
@@ -150,7 +153,7 @@ impl Storage {
     }
 
     /// Visits the rows of a group's state machine as of the last checkpoint: kind, key, value, in order.
-    pub fn state_rows(&self, group: GroupId, visit: &mut dyn FnMut(u8, &[u8], &[u8])) -> Result<(), Error> {
+    pub fn state_rows(&self, group: GroupId, visit: &mut RowVisitor<'_>) -> Result<(), Error> {
         let space = self.group(group)?.space();
         let mut cursor = self.engine.scan(Table::State, &space.range(), Scan::Bulk);
         while let Some((key, value)) = cursor.next()? {

@@ -163,7 +163,7 @@ fn cut(log: &mut Vec<u8>) {
     log.truncate(log.len() * 3 / 4);
 }
 
-fn flip(log: &mut Vec<u8>) {
+fn flip(log: &mut [u8]) {
     let middle = log.len() / 2;
     log[middle] ^= 1;
 }
