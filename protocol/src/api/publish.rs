@@ -297,13 +297,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(headers: &str) -> Result<(), (u16, String)> {
-        let block = format!("NATS/1.0\r\n{headers}\r\n\r\n");
-        PublishIntent::parse(block.as_bytes())
-            .map(|_| ())
-            .map_err(|error| (error.err_code, error.description))
-    }
-
     #[test]
     fn headers_become_an_intent() {
         let block = b"NATS/1.0\r\nFoo: bar\r\nNats-Msg-Id: m1\r\nNats-Expected-Stream: S\r\nNats-Expected-Last-Sequence: 2\r\n\

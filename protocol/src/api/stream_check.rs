@@ -104,7 +104,8 @@ impl StreamConfig {
     }
 }
 
-/// The first feature of a configuration that this server does not have yet.
+/// The first feature of a configuration that this server does not have yet. `allow_msg_ttl` is none of them: some
+/// clients set it on every key-value bucket. A message that asks for a TTL is refused when it is published.
 #[must_use]
 pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
     let features = [
@@ -117,7 +118,6 @@ pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
         (config.allow_atomic, "atomic publish"),
         (config.allow_batched, "batch publish"),
         (!config.subject_delete_marker_ttl.is_zero(), "subject delete markers"),
-        (config.allow_msg_ttl, "message TTLs"),
     ];
     features.into_iter().find(|(used, _)| *used).map(|(_, name)| name)
 }

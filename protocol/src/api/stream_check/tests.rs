@@ -196,6 +196,8 @@ fn checking_again_changes_nothing() {
 #[test]
 fn the_first_feature_that_is_missing_is_named() {
     assert_eq!(unsupported_yet(&StreamConfig::default()), None);
+    let bucket = StreamConfig { allow_msg_ttl: true, ..StreamConfig::default() };
+    assert_eq!(unsupported_yet(&bucket), None, "clients set it on every bucket");
     assert_eq!(
         unsupported_yet(&StreamConfig { allow_atomic: true, allow_msg_ttl: true, ..StreamConfig::default() }),
         Some("atomic publish")

@@ -53,7 +53,7 @@ impl Dispatch {
                     outcome.advisories.push(Advisory::Terminated {
                         consumer_seq: ack.consumer_seq,
                         stream_seq: seq,
-                        deliveries: ack.attempt.into(),
+                        deliveries: ack.attempt,
                         reason: String::from_utf8_lossy(reason).into_owned(),
                     });
                 }
@@ -133,7 +133,7 @@ impl Dispatch {
         advisories.push(Advisory::Naked {
             consumer_seq: ack.consumer_seq,
             stream_seq: seq,
-            deliveries: ack.attempt.into(),
+            deliveries: ack.attempt,
         });
         if delay > Nanos::ZERO {
             let wait = wait_after(&self.config, attempt);
