@@ -36,6 +36,8 @@ pub const STALLS: &str = "levee_stalls_total";
 pub const PEERS: &str = "levee_peers";
 /// Messages routed to a node, by its name.
 pub const PEER_SENT: &str = "levee_peer_sent_msgs_total";
+/// Messages that a node routed here, by its name.
+pub const PEER_RECEIVED: &str = "levee_peer_received_msgs_total";
 /// Messages not routed to a node because it was too far behind.
 pub const PEER_DROPPED: &str = "levee_peer_dropped_msgs_total";
 /// Bytes that wait for a node.
@@ -60,6 +62,7 @@ pub fn install() {
         describe_counter!(STALLS, "Times that a producer was stalled for a slow client");
         describe_gauge!(PEERS, "Connected nodes");
         describe_counter!(PEER_SENT, "Messages routed to a node");
+        describe_counter!(PEER_RECEIVED, "Messages that a node routed here");
         describe_counter!(PEER_DROPPED, "Messages not routed to a node because it was too far behind");
         describe_gauge!(PEER_PENDING, Unit::Bytes, "Bytes that wait for a node");
         Some(handle)
@@ -80,7 +83,8 @@ pub fn observe(totals: &Totals, peers: &[PeerView]) {
     counter!(STALLS).absolute(totals.stalls);
     gauge!(PEERS).set(peers.len() as f64);
     for peer in peers {
-        counter!(PEER_SENT, "server" => peer.name.clone()).absolute(peer.sent);
+        counter!(PEER_SENT, "server" => peer.name.clone()).absolute(peer.sent.msgs);
+        counter!(PEER_RECEIVED, "server" => peer.name.clone()).absolute(peer.received.msgs);
         counter!(PEER_DROPPED, "server" => peer.name.clone()).absolute(peer.dropped);
         gauge!(PEER_PENDING, "server" => peer.name.clone()).set(peer.pending_bytes as f64);
     }

@@ -58,12 +58,17 @@ impl MonitoringSource for Monitor {
 
     fn traffic(&self) -> TrafficFacts {
         let totals = self.sessions.totals();
+        let (mut received, mut sent) = (totals.received, totals.sent);
+        for peer in self.peers.peers() {
+            received += peer.received;
+            sent += peer.sent;
+        }
         TrafficFacts {
             total_connections: totals.total_connections,
-            in_msgs: totals.received.msgs,
-            in_bytes: totals.received.bytes,
-            out_msgs: totals.sent.msgs,
-            out_bytes: totals.sent.bytes,
+            in_msgs: received.msgs,
+            in_bytes: received.bytes,
+            out_msgs: sent.msgs,
+            out_bytes: sent.bytes,
             in_client_msgs: totals.received.msgs,
             in_client_bytes: totals.received.bytes,
             out_client_msgs: totals.sent.msgs,
@@ -97,21 +102,23 @@ impl MonitoringSource for Monitor {
             .map(|(at, peer)| {
                 let (ip, port) =
                     peer.cluster_address.rsplit_once(':').unwrap_or((&peer.cluster_address, "0"));
+                let connected_for = i64::try_from(peer.connected_for.as_nanos()).unwrap_or(0);
                 RouteFacts {
                     rid: at as u64 + 1,
                     remote_id: peer.node.to_string(),
                     remote_name: peer.name.clone(),
-                    did_solicit: false,
-                    is_configured: true,
+                    // Each node dials each other node.
+                    did_solicit: true,
+                    is_configured: peer.is_configured,
                     ip: ip.to_owned(),
                     port: port.parse().unwrap_or(0),
-                    start: self.started,
+                    start: now.plus(Nanos(-connected_for)),
                     last_activity: now,
                     pending_bytes: peer.pending_bytes as u64,
-                    in_msgs: 0,
-                    out_msgs: peer.sent,
-                    in_bytes: 0,
-                    out_bytes: 0,
+                    in_msgs: peer.received.msgs,
+                    out_msgs: peer.sent.msgs,
+                    in_bytes: peer.received.bytes,
+                    out_bytes: peer.sent.bytes,
                     subscriptions: u32::try_from(peer.subscriptions).unwrap_or(u32::MAX),
                 }
             })

@@ -476,7 +476,7 @@ async fn healthz(
         Ok(question) => question,
         Err(message) => return (StatusCode::BAD_REQUEST, message).into_response(),
     };
-    if parameters.get("account").is_none()
+    if !parameters.contains_key("account")
         && parameters.keys().any(|name| name == "stream" || name == "consumer")
     {
         let error = "account must not be empty when specifying a stream";

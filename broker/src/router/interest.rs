@@ -88,10 +88,12 @@ impl Book {
     }
 }
 
+type Known = HashMap<Box<[u8]>, Arc<RemoteInterest>, RandomState>;
+
 /// What one peer told us it wants.
 #[derive(Default)]
 pub(crate) struct RemoteBook {
-    known: HashMap<AccountName, HashMap<Box<[u8]>, Arc<RemoteInterest>, RandomState>, RandomState>,
+    known: HashMap<AccountName, Known, RandomState>,
 }
 
 impl RemoteBook {

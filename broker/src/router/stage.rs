@@ -48,7 +48,7 @@ struct Slot {
 struct LinkSlot {
     to: Arc<Link>,
     bytes: Vec<u8>,
-    msgs: u64,
+    tally: Tally,
 }
 
 struct SinkSlot {
@@ -122,7 +122,7 @@ impl Stage {
 
     pub(crate) fn link_slot(&mut self, to: &Arc<Link>) -> u32 {
         *self.link_of.entry(to.node()).or_insert_with(|| {
-            self.links.push(LinkSlot { to: Arc::clone(to), bytes: Vec::new(), msgs: 0 });
+            self.links.push(LinkSlot { to: Arc::clone(to), bytes: Vec::new(), tally: Tally::default() });
             self.links.len() as u32 - 1
         })
     }
@@ -293,11 +293,12 @@ impl Stage {
         if !slot.to.is_connected() {
             return 0;
         }
-        if slot.msgs == 0 {
+        if slot.tally.msgs == 0 {
             slot.bytes = self.pool.take();
             self.dirty_links.push(at);
         }
-        slot.msgs += 1;
+        slot.tally.msgs += 1;
+        slot.tally.bytes += (staged.message.header.len() + staged.message.payload.len()) as u64;
         let before = slot.bytes.len();
         frames::put_message(&mut slot.bytes, account, staged, plain, queues);
         self.staged += slot.bytes.len() - before;
@@ -329,7 +330,7 @@ impl Stage {
     pub(crate) fn flush_others(&mut self, router: &Router) {
         for at in self.dirty_links.drain(..) {
             let slot = &mut self.links[at as usize];
-            let pressure = slot.to.push_messages(&mut slot.bytes, std::mem::take(&mut slot.msgs));
+            let pressure = slot.to.push_messages(&mut slot.bytes, std::mem::take(&mut slot.tally));
             self.pool.give_back(std::mem::take(&mut slot.bytes));
             note(&mut self.pressed, pressure, || Pressed::Link(Arc::clone(&slot.to)));
         }

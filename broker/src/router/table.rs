@@ -103,8 +103,8 @@ impl AccountTable {
         self.trie.write().remove(&gone.filter, is_gone) > 0
     }
 
-    pub(crate) fn for_each_match(&self, subject: &[u8], mut visit: impl FnMut(&Interest)) {
-        self.trie.read().for_each_match(subject, |interest| visit(interest));
+    pub(crate) fn for_each_match(&self, subject: &[u8], visit: impl FnMut(&Interest)) {
+        self.trie.read().for_each_match(subject, visit);
     }
 
     /// Whether anybody, here or on a connected peer, would get a message on `subject`.

@@ -47,9 +47,9 @@ impl Secret {
         }
         let (secret, given) = (self.0.as_bytes(), given.as_bytes());
         let mut difference = secret.len() ^ given.len();
-        for at in 0..given.len() {
+        for (at, byte) in given.iter().enumerate() {
             let expected = secret.get(at).copied().unwrap_or(0);
-            difference |= usize::from(black_box(expected ^ given[at]));
+            difference |= usize::from(black_box(expected ^ byte));
         }
         black_box(difference) == 0
     }

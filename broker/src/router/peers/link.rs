@@ -20,7 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::router::peers::frames;
 use crate::router::peers::proto::{Frame, Identity, frame};
 use crate::runtime::clock;
-use crate::session::outbound::Pressure;
+use crate::session::outbound::{Pressure, Tally};
 
 /// The way to a peer. It stays the same through reconnects, and takes nothing while there is no connection.
 pub struct Link {
@@ -28,7 +28,9 @@ pub struct Link {
     connected: AtomicBool,
     pending: AtomicUsize,
     stalled: AtomicBool,
-    sent: AtomicU64,
+    connected_at: AtomicU64,
+    sent: Counter,
+    received: Counter,
     dropped: AtomicU64,
     state: Mutex<State>,
     drained: Notify,
@@ -40,6 +42,24 @@ struct State {
     connection: u64,
     queue: VecDeque<Vec<u8>>,
     waker: Option<Waker>,
+}
+
+/// A [`Tally`] that grows. Once per handover or frame.
+#[derive(Default)]
+struct Counter {
+    msgs: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    fn add(&self, tally: Tally) {
+        self.msgs.fetch_add(tally.msgs, Ordering::Relaxed);
+        self.bytes.fetch_add(tally.bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Tally {
+        Tally { msgs: self.msgs.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
 }
 
 /// The peer is not connected, or too far behind.
@@ -54,7 +74,9 @@ impl Link {
             connected: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
             stalled: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
+            connected_at: AtomicU64::new(0),
+            sent: Counter::default(),
+            received: Counter::default(),
             dropped: AtomicU64::new(0),
             state: Mutex::new(State::default()),
             drained: Notify::new(),
@@ -73,10 +95,33 @@ impl Link {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Messages sent, and messages dropped because the peer was too far behind.
+    /// How long it has been connected this time.
     #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        (self.sent.load(Ordering::Relaxed), self.dropped.load(Ordering::Relaxed))
+    pub fn connected_for(&self) -> Duration {
+        clock::since(self.connected_at.load(Ordering::Relaxed))
+    }
+
+    /// Messages sent to the peer.
+    #[must_use]
+    pub fn sent(&self) -> Tally {
+        self.sent.read()
+    }
+
+    /// Messages that came from the peer.
+    #[must_use]
+    pub fn received(&self) -> Tally {
+        self.received.read()
+    }
+
+    /// Messages dropped because the peer was too far behind.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Counts what one frame of the peer brought.
+    pub(crate) fn count_received(&self, tally: Tally) {
+        self.received.add(tally);
     }
 
     /// Bytes that wait.
@@ -91,6 +136,7 @@ impl Link {
         self.empty(&mut state);
         state.connection = connection;
         self.enqueue(&mut state, &mut first);
+        self.connected_at.store(clock::ticks(), Ordering::Relaxed);
         self.connected.store(true, Ordering::SeqCst);
     }
 
@@ -110,7 +156,7 @@ impl Link {
     }
 
     /// Hands over routed messages; the buffer comes back empty.
-    pub(crate) fn push_messages(&self, staged: &mut Vec<u8>, msgs: u64) -> Pressure {
+    pub(crate) fn push_messages(&self, staged: &mut Vec<u8>, tally: Tally) -> Pressure {
         let mut state = self.state.lock();
         if state.connection == 0 {
             staged.clear();
@@ -118,10 +164,10 @@ impl Link {
         }
         if self.pending() + staged.len() > PENDING_MAX {
             staged.clear();
-            self.dropped.fetch_add(msgs, Ordering::Relaxed);
+            self.dropped.fetch_add(tally.msgs, Ordering::Relaxed);
             return Pressure::Hard;
         }
-        self.sent.fetch_add(msgs, Ordering::Relaxed);
+        self.sent.add(tally);
         self.enqueue(&mut state, staged);
         self.pressure()
     }

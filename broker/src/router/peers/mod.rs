@@ -50,6 +50,7 @@ pub use service::PeerService;
 use crate::router::Router;
 use crate::runtime::chance::Chance;
 use crate::runtime::{clock, tasks};
+use crate::session::outbound::Tally;
 use proto::peer_server::PeerServer;
 use proto::{Identity, KnownNode};
 
@@ -94,8 +95,14 @@ pub struct PeerView {
     pub meta: Bytes,
     /// Subjects and groups its clients want.
     pub subscriptions: usize,
+    /// Whether the configuration names its address.
+    pub is_configured: bool,
+    /// How long it has been connected.
+    pub connected_for: Duration,
     /// Messages routed to it.
-    pub sent: u64,
+    pub sent: Tally,
+    /// Messages it routed here.
+    pub received: Tally,
     /// Messages not routed to it because it was too far behind.
     pub dropped: u64,
     /// Bytes that wait for it.
@@ -161,6 +168,7 @@ pub struct Peers {
     next_connection: AtomicU64,
     events: broadcast::Sender<PeerEvent>,
     refusals: Refusals,
+    configured: Vec<String>,
     tasks: tasks::Scope,
     stop: tasks::Stop,
 }
@@ -195,6 +203,7 @@ struct Peer {
     /// The connection that brings its records; 0 is none.
     incoming: u64,
     is_up: bool,
+    is_configured: bool,
     subscriptions: usize,
 }
 
@@ -236,6 +245,7 @@ impl Peers {
             next_connection: AtomicU64::new(1),
             events: broadcast::channel(256).0,
             refusals: Refusals::default(),
+            configured: config.routes.clone(),
             tasks: tasks::Scope::default(),
             stop: tasks::Stop::new(),
         });
@@ -519,15 +529,18 @@ impl Peers {
         let node = NodeId(other.node);
         let address = reachable(&other.cluster_address, seen_at);
         let mut state = self.state.lock();
+        let configured = &self.configured;
         let peer = state.peers.entry(node).or_insert_with(|| Peer {
             identity: Identity::default(),
             address: String::new(),
             link: Link::new(node),
             incoming: 0,
             is_up: false,
+            is_configured: false,
             subscriptions: 0,
         });
         if let Some(address) = address {
+            peer.is_configured = configured.contains(&address);
             peer.address = address;
         }
         peer.identity = other;
@@ -619,7 +632,6 @@ impl Peer {
     }
 
     fn view(&self, node: NodeId) -> PeerView {
-        let (sent, dropped) = self.link.counts();
         PeerView {
             node,
             name: self.identity.server_name.clone(),
@@ -629,8 +641,11 @@ impl Peer {
             jetstream: self.identity.jetstream,
             meta: self.identity.meta.clone(),
             subscriptions: self.subscriptions,
-            sent,
-            dropped,
+            is_configured: self.is_configured,
+            connected_for: self.link.connected_for(),
+            sent: self.link.sent(),
+            received: self.link.received(),
+            dropped: self.link.dropped(),
             pending_bytes: self.link.pending(),
         }
     }

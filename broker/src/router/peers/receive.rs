@@ -19,6 +19,7 @@ use crate::router::route::{RouteCache, Viewpoint, settle_uncounted};
 use crate::router::stage::{Stage, Staged, Wanted};
 use crate::router::table::AccountTable;
 use crate::runtime::tasks;
+use crate::session::outbound::Tally;
 
 /// Reads from a peer until it ends, stays silent for too long, or sends garbage.
 pub(super) async fn receive(
@@ -36,6 +37,7 @@ pub(super) async fn receive(
         stage: Stage::new(None),
         accounts: Vec::new(),
         calls: Arc::new(AtomicUsize::new(0)),
+        received: Tally::default(),
     };
     loop {
         let frame = match tokio::time::timeout(SILENCE_MAX, frames.message()).await {
@@ -82,6 +84,7 @@ struct Receiver {
     stage: Stage,
     accounts: Vec<AccountRoutes>,
     calls: Arc<AtomicUsize>,
+    received: Tally,
 }
 
 struct AccountRoutes {
@@ -129,6 +132,7 @@ impl Receiver {
             }
         }
         self.flush();
+        self.link.count_received(std::mem::take(&mut self.received));
         if interest_changed && let Some(peer) = self.peers.state.lock().peers.get_mut(&self.node) {
             peer.subscriptions = self.wants.len();
         }
@@ -137,6 +141,8 @@ impl Receiver {
 
     fn message(&mut self, body: &[u8]) -> Result<(), Malformed> {
         let routed = frames::message(body)?;
+        self.received.msgs += 1;
+        self.received.bytes += (routed.message.header.len() + routed.message.payload.len()) as u64;
         if self.stage.staged() > STAGED_MAX {
             self.flush();
         }

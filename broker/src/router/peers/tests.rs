@@ -134,7 +134,7 @@ async fn messages_go_where_somebody_wants_them() {
     assert_eq!(sids, ["HMSG a.b 1 r 12 14\r\n", "HMSG a.b 2 r 12 14\r\n"]);
     here.expect_nothing().await;
     there.expect_nothing().await;
-    let sent = |node: &Node| node.peers.peers().iter().map(|peer| peer.sent).collect::<Vec<_>>();
+    let sent = |node: &Node| node.peers.peers().iter().map(|peer| peer.sent.msgs).collect::<Vec<_>>();
     assert_eq!(sent(&three), [1, 1]);
     assert_eq!(sent(&one), [0, 0], "one hop only");
 }
