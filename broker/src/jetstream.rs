@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::{GroupId, NodeId};
-use levee_raft::{Group, Groups, Leadership};
+use levee_raft::{Groups, Leadership};
 use levee_storage::Storage;
 use parking_lot::RwLock;
 
@@ -76,6 +76,7 @@ pub struct JetStream {
 impl JetStream {
     /// The parts of a node's stream side, tied together.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "called once; these are the parts")]
     pub fn new(
         identity: Identity,
         clock: Clock,
@@ -294,8 +295,8 @@ impl JetStream {
 
     /// Hands every group this node leads to another voter, if there is one. For a stop without a pause.
     pub async fn hand_over(&self) {
-        let led: Vec<Group> = self.replicas().iter().map(|replica| replica.group().clone()).collect();
-        let groups = led.into_iter().chain(self.meta.group().cloned());
+        let streams = self.replicas().into_iter().map(|replica| replica.group().clone());
+        let groups = streams.chain(self.meta.group().cloned());
         let handovers = groups.filter(|group| group.leadership().borrow().leading).map(|group| async move {
             let status = group.status();
             let connected = |node: &NodeId| self.peers.is_connected(*node);

@@ -171,9 +171,10 @@ async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
     let group = cluster.nodes[&leader].group(GROUP);
     let mut count = 1;
     until("the leader to purge", || {
-        let proposals: Vec<_> =
-            (0..20).map(|_| group.propose(INLINE, payload(format!("{:0100}", count)))).collect();
-        count += proposals.len();
+        for _ in 0..20 {
+            drop(group.propose(INLINE, payload(format!("{count:0100}"))));
+        }
+        count += 20;
         group.status().purged.filter(|purged| *purged > 50)
     })
     .await;

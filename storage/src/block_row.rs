@@ -271,7 +271,7 @@ mod tests {
                 .filter(|(seq, _)| *seq >= from && !dead.contains(&((seq - 100) as u32)))
                 .collect();
 
-            prop_assert_eq!(row.live_from(from).collect::<Vec<_>>(), expected);
+            prop_assert_eq!(&row.live_from(from).collect::<Vec<_>>(), &expected);
             for (seq, position) in expected {
                 prop_assert_eq!(row.position(seq), position);
             }

@@ -118,13 +118,12 @@ impl Answer<'_> {
                 self.run(machine, view, filter.as_slice(), first, Bounds::new(*batch, *max_bytes))
             }
             DirectGet::MultiLast { filters, up_to, batch, max_bytes } => {
-                let filters: Vec<Filter> =
-                    filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
+                let filters: Vec<Filter> = filters.iter().map(Filter::parse).collect::<Result<_, _>>()?;
                 let up_to = match up_to {
                     UpTo::Now => machine.last_seq(),
                     UpTo::Seq(seq) => machine.last_seq().min(*seq),
                     UpTo::Time(at) => {
-                        view.seek_time(at.plus(Nanos(1)))?.map_or(machine.last_seq(), Seq::previous)
+                        view.seek_time(at.plus(Nanos(1)))?.map_or_else(|| machine.last_seq(), Seq::previous)
                     }
                 };
                 self.multi_last(machine, view, &filters, up_to, Bounds::new(*batch, *max_bytes))

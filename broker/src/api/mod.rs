@@ -165,7 +165,7 @@ fn home(jetstream: &JetStream, account: &AccountName, request: &Request<'_>) -> 
 
 fn meta_home(jetstream: &JetStream) -> Home {
     let Some(group) = jetstream.meta().group() else { return Home::Unknown };
-    let leadership = group.leadership().borrow().clone();
+    let leadership = *group.leadership().borrow();
     match leadership.leader {
         Some(_) if leadership.leading => Home::Here,
         Some(node) if node != jetstream.node() => Home::At(node),

@@ -55,6 +55,6 @@ async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
             })
             .ok_or_else(|| ApiError::no_suitable_peers("no replacement peer connected"))?,
     };
-    group.transfer(target).await.map_err(|error| ApiError::raft_general(error))?;
+    group.transfer(target).await.map_err(ApiError::raft_general)?;
     Ok(cx.request.endpoint.success(&Done::OK))
 }

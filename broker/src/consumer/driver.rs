@@ -388,7 +388,6 @@ impl Driver {
             reply: ack_subject,
             header: &record.header,
             payload: &record.payload,
-            ..MessageRef::default()
         };
         // Nobody there: the rules have asked about interest before, and redeliver what got lost in between.
         let _ = route.send(&self.account, &delivery.to, message);
@@ -400,7 +399,6 @@ impl Driver {
             reply: notice.reply.as_deref().unwrap_or_default(),
             header: &notice.header,
             payload: &[],
-            ..MessageRef::default()
         };
         let _ = route.send(&self.account, &notice.to, message);
     }

@@ -36,6 +36,12 @@ struct Belief {
     leader: Option<NodeId>,
 }
 
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Directory {
     /// Knows nothing yet.
     #[must_use]

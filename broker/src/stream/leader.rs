@@ -50,7 +50,7 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                 let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else {
                     return;
                 };
-                let now = leadership.borrow_and_update().clone();
+                let now = *leadership.borrow_and_update();
                 match (now.leading, replica.leader()) {
                     (true, None) => Leader::start(&jetstream, &replica),
                     (false, Some(leader)) => {
