@@ -64,7 +64,7 @@ impl Client {
         let inbox = format!("_INBOX.bench.{}", std::process::id());
         let text = format!("SUB {inbox} 9999\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
         self.write(text.as_bytes())?;
-        let answer = self.next()?;
+        let answer = self.receive()?;
         if answer.header.starts_with(b"NATS/1.0 503") {
             bail!("nobody answers {subject}");
         }
@@ -74,7 +74,7 @@ impl Client {
     }
 
     /// The next message; answers PINGs on the way.
-    pub fn next(&mut self) -> anyhow::Result<Message<'_>> {
+    pub fn receive(&mut self) -> anyhow::Result<Message<'_>> {
         loop {
             let line = self.line()?;
             let text = &self.buffer[line.clone()];
@@ -165,5 +165,8 @@ impl Client {
 }
 
 fn number(text: &[u8]) -> anyhow::Result<usize> {
-    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).context("the server sent a malformed size")
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .context("the server sent a malformed size")
 }

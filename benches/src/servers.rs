@@ -100,15 +100,15 @@ impl Servers {
 
     fn wait_until_ready(&self, nodes: usize) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let body = format!(
-            "{{\"name\":\"READY\",\"subjects\":[\"bench.ready\"],\"num_replicas\":{nodes}}}"
-        );
+        let body = format!("{{\"name\":\"READY\",\"subjects\":[\"bench.ready\"],\"num_replicas\":{nodes}}}");
         loop {
             let made = Client::connect(&self.addresses[0])
                 .and_then(|mut client| client.request("$JS.API.STREAM.CREATE.READY", &body));
             match made {
                 Ok(answer) if !answer.contains("\"error\"") => break,
-                Ok(answer) if Instant::now() > deadline => bail!("servers are not ready: {answer}\n{}", self.logs()),
+                Ok(answer) if Instant::now() > deadline => {
+                    bail!("servers are not ready: {answer}\n{}", self.logs())
+                }
                 Err(error) if Instant::now() > deadline => return Err(error.context(self.logs())),
                 Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
@@ -147,7 +147,8 @@ fn configuration(side: Side, node: usize, clients: &[u16], routes: &[u16], root:
         root.display(),
     );
     if clients.len() > 1 {
-        let routes_to: Vec<String> = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+        let routes_to: Vec<String> =
+            routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
         text.push_str(&format!(
             "cluster {{ name: bench, listen: \"127.0.0.1:{}\", routes: [{}] }}\n",
             routes[node],
@@ -172,7 +173,8 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 }
 
 fn peak_memory(pid: u32) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the server process is gone")?;
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).context("the server process is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
     Ok(line.split_whitespace().next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1024)
 }

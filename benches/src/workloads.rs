@@ -113,7 +113,13 @@ pub fn all(quick: bool) -> Vec<Workload> {
     rows.push(row("R1 publish with message ids, window 4000, 128 B".to_owned(), 1, shape, 128, 500_000));
     rows.push(Workload {
         against: Side::NatsSynced,
-        ..row("R1 publish, one at a time, 128 B, both synced".to_owned(), 1, Shape::OneAtATime { publishers: 1 }, 128, 20_000)
+        ..row(
+            "R1 publish, one at a time, 128 B, both synced".to_owned(),
+            1,
+            Shape::OneAtATime { publishers: 1 },
+            128,
+            20_000,
+        )
     });
     for nodes in [1, 3] {
         for (acks, what) in [(false, "no acks"), (true, "explicit acks")] {
@@ -238,7 +244,7 @@ fn core(
             for mut client in receivers {
                 threads.push(scope.spawn(move || -> anyhow::Result<()> {
                     for _ in 0..each * publishers as u64 {
-                        client.next()?;
+                        client.receive()?;
                     }
                     Ok(())
                 }));
@@ -270,7 +276,9 @@ fn publish_text(reply: &str, payload: &[u8], msg_id: Option<u64>) -> Vec<u8> {
         Some(id) => {
             let header = format!("NATS/1.0\r\nNats-Msg-Id: {id}\r\n\r\n");
             let total = header.len() + payload.len();
-            text.extend_from_slice(format!("HPUB bench {reply} {} {total}\r\n{header}", header.len()).as_bytes());
+            text.extend_from_slice(
+                format!("HPUB bench {reply} {} {total}\r\n{header}", header.len()).as_bytes(),
+            );
         }
     }
     text.extend_from_slice(payload);
@@ -297,7 +305,8 @@ fn windowed(
     client.write(b"SUB _INBOX.acks.> 1\r\n")?;
     client.flush_barrier()?;
     let mut writer = client.writer()?;
-    let window_state = Arc::new(Window { acked: AtomicU64::new(0), room: Condvar::new(), lock: Mutex::new(()) });
+    let window_state =
+        Arc::new(Window { acked: AtomicU64::new(0), room: Condvar::new(), lock: Mutex::new(()) });
     let sampled = Mutex::new(std::collections::VecDeque::new());
     std::thread::scope(|scope| {
         let state = Arc::clone(&window_state);
@@ -322,12 +331,19 @@ fn windowed(
                 let mut filled = 0;
                 while filled < now && buffer.len() < 1 << 16 {
                     if msg_ids {
-                        buffer.extend_from_slice(&publish_text("_INBOX.acks.a", payload, Some(sent + filled)));
+                        buffer.extend_from_slice(&publish_text(
+                            "_INBOX.acks.a",
+                            payload,
+                            Some(sent + filled),
+                        ));
                     } else {
                         buffer.extend_from_slice(&plain);
                     }
                     if (sent + filled).is_multiple_of(64) {
-                        samples.lock().map_err(|_| anyhow::anyhow!("the reader panicked"))?.push_back(Instant::now());
+                        samples
+                            .lock()
+                            .map_err(|_| anyhow::anyhow!("the reader panicked"))?
+                            .push_back(Instant::now());
                     }
                     filled += 1;
                 }
@@ -337,7 +353,7 @@ fn windowed(
             Ok(())
         });
         for ack in 0..messages {
-            let message = client.next()?;
+            let message = client.receive()?;
             ensure!(
                 message.payload.starts_with(b"{\"stream\""),
                 "publish refused: {}",
@@ -377,9 +393,11 @@ fn one_at_a_time(
                     for _ in 0..each {
                         let start = Instant::now();
                         client.write(&text)?;
-                        let ack = client.next()?;
+                        let ack = client.receive()?;
                         ensure!(ack.payload.starts_with(b"{\"stream\""), "publish refused");
-                        mine.saturating_record(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+                        mine.saturating_record(
+                            u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+                        );
                     }
                     latency.lock().map_err(|_| anyhow::anyhow!("a publisher panicked"))?.add(&mine)?;
                     Ok(())
@@ -401,7 +419,7 @@ fn fetch(address: &str, batch: u64, acks: bool, messages: u64) -> anyhow::Result
         client.write(request.as_bytes())?;
         settle.clear();
         for _ in 0..batch.min(messages - received) {
-            let message = client.next()?;
+            let message = client.receive()?;
             if message.reply.is_empty() {
                 // A status: the request ended early.
                 break;
