@@ -193,10 +193,11 @@ impl RouteCache {
         }
     }
 
-    /// Forgets everything if it may be wrong by now. Only between flushes: routes point into the stage.
+    /// Forgets everything if it may be wrong by now. What is staged stays staged, with its destinations.
     pub(crate) fn refresh(&mut self, router: &Router, stage: &mut Stage) {
         if self.is_outdated(router, stage) {
             let generations = router.generations();
+            stage.take_uncounted(|at| settle(self.route(at)));
             self.forget(stage);
             self.generations = Some(generations);
         }
@@ -211,7 +212,7 @@ impl RouteCache {
         self.generations = Some(router.generations());
     }
 
-    /// Forgets everything, for a publisher whose account or options changed. Only between flushes.
+    /// Forgets everything, for a publisher whose account or options changed.
     pub(crate) fn forget(&mut self, stage: &mut Stage) {
         self.index.clear();
         self.routes.truncate(1);
@@ -219,7 +220,9 @@ impl RouteCache {
         self.last_subject.clear();
         self.last = 0;
         self.is_full = false;
-        stage.forget_slots();
+        if !stage.holds_any() {
+            stage.forget_slots();
+        }
         self.generations = None;
     }
 

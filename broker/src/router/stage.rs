@@ -136,6 +136,11 @@ impl Stage {
         }) as u32
     }
 
+    /// Whether anything waits for a flush: then routes may be forgotten, but not what they point to.
+    pub(crate) fn holds_any(&self) -> bool {
+        !self.dirty.is_empty() || !self.dirty_links.is_empty() || self.dirty_sinks
+    }
+
     /// Drops all destinations but the own one, which routes that are forgotten now pointed to.
     pub(crate) fn forget_slots(&mut self) {
         debug_assert!(self.dirty.is_empty() && self.dirty_links.is_empty() && !self.dirty_sinks);

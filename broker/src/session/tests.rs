@@ -560,6 +560,26 @@ async fn sinks_get_what_one_read_held_in_one_batch_before_the_pong() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_before_a_subscription_changes_is_not_lost_with_the_routes() {
+    let server = Server::start();
+    let captured = Arc::new(Captured::default());
+    server.router.attach_services(Arc::new(Ingest(Arc::clone(&captured))));
+    let mut subscriber = server.client().await;
+    subscriber.send("SUB news 1\r\nPING\r\n").await;
+    subscriber.expect("PONG\r\n").await;
+    let mut client = server.client().await;
+
+    let chunk = "PUB orders.1 1\r\na\r\nPUB news 1\r\nx\r\nSUB inbox 7\r\nPUB orders.2 1\r\nb\r\nUNSUB 7\r\n\
+        PUB orders.1 1\r\nc\r\nPUB news 1\r\ny\r\nSUB inbox 8\r\nPING\r\n";
+    client.send(chunk).await;
+    client.expect("PONG\r\n").await;
+
+    let payloads: Vec<String> = captured.seen.lock().iter().map(|(_, _, payload)| payload.clone()).collect();
+    assert_eq!(payloads, ["a", "b", "c"]);
+    subscriber.expect("MSG news 1 1\r\nx\r\nMSG news 1 1\r\ny\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_counts_as_responder_and_its_client_is_not_told_503() {
     let server = Server::start();
     server.router.attach_services(Arc::new(Ingest(Arc::default())));
