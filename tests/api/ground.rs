@@ -10,6 +10,7 @@ use async_nats::jetstream::stream::{Config, Stream};
 use async_nats::jetstream::{self, AckKind, Context, Message};
 use futures::TryStreamExt as _;
 use levee_tests::cluster::Cluster;
+use levee_tests::wait::{PATIENCE, wait_until};
 use tokio::sync::OnceCell;
 
 /// Running nodes, and a client that is connected to the first of them.
@@ -27,6 +28,9 @@ pub(crate) struct Home {
     pub(crate) js: Context,
     pub(crate) stream: Stream,
     pub(crate) name: String,
+    /// Whether a consumer may be asked from any node as soon as its creation is answered. nats-server takes a
+    /// moment, in which there are no responders.
+    pub(crate) prompt: bool,
 }
 
 impl Ground {
@@ -68,7 +72,8 @@ impl Ground {
         };
         let js = jetstream::new(client.clone());
         let stream = js.get_stream(&name).await.context("find the stream from another node")?;
-        Ok(Home { client, js, stream, name })
+        let prompt = self.replicas == 1 || self.cluster.program().is_levee();
+        Ok(Home { client, js, stream, name, prompt })
     }
 }
 
@@ -100,7 +105,16 @@ impl Home {
 
     /// A pull consumer of the stream.
     pub(crate) async fn pull(&self, config: pull::Config) -> Result<PullConsumer> {
-        self.stream.create_consumer(config).await.context("create a consumer")
+        let consumer = self.stream.create_consumer(config).await.context("create a consumer")?;
+        if !self.prompt {
+            let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.name, consumer.cached_info().name);
+            wait_until("the consumer can be asked", PATIENCE, async || {
+                // A bad request, so that it takes no message.
+                Ok(self.client.request(next.clone(), "{".into()).await.is_ok().then_some(()))
+            })
+            .await?;
+        }
+        Ok(consumer)
     }
 
     /// How many messages the stream counts now.

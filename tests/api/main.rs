@@ -5,6 +5,7 @@
 //! tests of each.
 
 mod acks;
+mod clients;
 mod consumers;
 mod core;
 mod ground;
@@ -112,6 +113,11 @@ claims! {
     objects {
         an_object_comes_back_as_it_was_put,
         objects_are_listed_replaced_and_deleted,
+    }
+    clients {
+        the_command_line_makes_publishes_reads_and_replays,
+        the_command_line_keeps_values_by_key,
+        nats_py_publishes_consumes_watches_and_replays,
     }
     core {
         a_message_reaches_whoever_subscribes_on_any_node,

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::Config;
+use levee_tests::skip;
 use levee_tests::wait::{PATIENCE, wait_until};
 
-use crate::ground::{Ground, Home, text};
+use crate::ground::{Ground, Home, take, text};
 
 async fn send(home: &Home, last: &str, message: PublishMessage) -> Result<PublishAck> {
     Ok(home.js.send_publish(home.subject(last), message).await?.await?)
@@ -96,6 +98,12 @@ pub(crate) async fn a_wrong_expected_subject_sequence_is_refused(ground: &Ground
 }
 
 pub(crate) async fn a_wrong_expected_msg_id_or_stream_is_refused(ground: &Ground) -> Result<()> {
+    if ground.replicas > 1 && !ground.cluster.program().is_levee() {
+        let reason =
+            "nats-server 2.15.1 answers nothing more on a replicated stream after a wrong last message id";
+        skip::not_claimed("a_wrong_expected_msg_id_or_stream_is_refused", reason);
+        return Ok(());
+    }
     let home = ground.stream(Config { name: "LASTID".into(), ..Default::default() }).await?;
     send(&home, "a", message("1").message_id("one")).await?;
 
@@ -146,10 +154,14 @@ pub(crate) async fn headers_and_empty_payloads_are_kept(ground: &Ground) -> Resu
 
     home.js.publish_with_headers(home.subject("a"), headers, "".into()).await?.await?;
 
-    let stored = home.stream.get_raw_message(1).await?;
+    // Through a consumer: the client's read by sequence keeps one value of each header.
+    let consumer = home.pull(pull::Config::default()).await?;
+    let taken = take(&consumer, 1).await?;
+    let stored = taken.first().context("no message")?;
     assert!(stored.payload.is_empty());
-    let colors: Vec<&str> = stored.headers.get_all("Color").map(|value| value.as_str()).collect();
+    let headers = stored.headers.as_ref().context("no headers")?;
+    let colors: Vec<&str> = headers.get_all("Color").map(|value| value.as_str()).collect();
     assert_eq!(colors, ["red", "blue"]);
-    assert_eq!(stored.headers.get("Empty").map(|value| value.as_str()), Some(""));
+    assert_eq!(headers.get("Empty").map(|value| value.as_str()), Some(""));
     Ok(())
 }

@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Several nodes as one server: how they find each other, what spreads between them, and what happens when one dies
+//! or is cut off.
+//!
+//! Claims that only Levee makes (what it refuses at start) are skipped when another server is tested.
+
+mod cut;
+mod failover;
+mod joining;
+mod spreading;

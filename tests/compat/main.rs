@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The same script on nats-server and on the server under test, and the same answers; and what clients send by
+//! mistake or malice.
+
+mod answers;
+mod bad_input;
+mod monitoring;
+mod pair;
+mod transcripts;

@@ -74,11 +74,8 @@ pub async fn replicas_current(client: &Client, stream: &str, replicas: usize) ->
     wait_until(&format!("all replicas of {stream} are current"), PATIENCE, async || {
         let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
         let followers = info["cluster"]["replicas"].as_array().context("no replicas")?;
-        let behind: Vec<&Value> = followers
-            .iter()
-            .filter(|one| one["current"] != true || one["lag"].as_u64().unwrap_or(0) > 0)
-            .collect();
-        ensure!(followers.len() + 1 == replicas && behind.is_empty(), "{}", info["cluster"]);
+        let is_current = |one: &Value| one["current"] == true && one["lag"].as_u64().unwrap_or(0) == 0;
+        ensure!(followers.len() + 1 == replicas && followers.iter().all(is_current), "{}", info["cluster"]);
         Ok(Some(()))
     })
     .await
@@ -148,6 +145,45 @@ pub async fn read_all(client: &Client, stream: &str) -> Result<Vec<Stored>> {
     let count = state["messages"].as_u64().context("messages")?;
     ensure!(read.len() as u64 == count, "the stream counts {count} messages and gives {}", read.len());
     Ok(read)
+}
+
+/// Everything that the replica on the client's own node has, in order of sequence: direct reads prefer the node that
+/// the client is connected to. The stream must allow them.
+///
+/// # Errors
+/// When a message can not be read.
+pub async fn read_replica(client: &Client, stream: &str) -> Result<Vec<Stored>> {
+    let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
+    let first = info["state"]["first_seq"].as_u64().context("first sequence")?.max(1);
+    let last = info["state"]["last_seq"].as_u64().context("last sequence")?;
+    let subject = format!("$JS.API.DIRECT.GET.{stream}");
+    let read: Vec<Option<Stored>> = futures::stream::iter(first..=last)
+        .map(|seq| {
+            let request = client.request(subject.clone(), json!({ "seq": seq }).to_string().into());
+            async move {
+                let message = request.await.with_context(|| format!("read {seq}"))?;
+                direct_answer(&message).with_context(|| format!("read {seq}: {message:?}"))
+            }
+        })
+        .buffered(128)
+        .try_collect()
+        .await?;
+    Ok(read.into_iter().flatten().collect())
+}
+
+/// The message in a direct answer, or nothing when there is none of that sequence.
+fn direct_answer(message: &async_nats::Message) -> Result<Option<Stored>> {
+    if message.status.is_some_and(|status| status.as_u16() == 404) {
+        return Ok(None);
+    }
+    let headers = message.headers.as_ref().context("no headers")?;
+    let header = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+    Ok(Some(Stored {
+        seq: header("Nats-Sequence").context("no sequence")?.parse()?,
+        subject: header("Nats-Subject").context("no subject")?,
+        id: header("Nats-Msg-Id").unwrap_or_default(),
+        body: String::from_utf8_lossy(&message.payload).into_owned(),
+    }))
 }
 
 /// A JSON document over HTTP.

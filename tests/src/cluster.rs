@@ -391,7 +391,7 @@ impl Node {
     fn start(&mut self, program: &Program) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let serve = program.serve(&self.config);
-        let mut command = match self.within.split_first() {
+        let command = match self.within.split_first() {
             Some((first, rest)) => {
                 let mut within = std::process::Command::new(first);
                 within.args(rest).arg(serve.get_program()).args(serve.get_args());
@@ -404,8 +404,7 @@ impl Node {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
-        command.stdout(log.try_clone()?).stderr(log);
-        self.child = Some(spawn::start(command)?);
+        self.child = Some(spawn::start(&command, Some(log))?);
         Ok(())
     }
 

@@ -4,7 +4,6 @@
 //! [`tools`] finds, and waits for conditions with [`wait::wait_until`], never for a time. Which server is tested is
 //! decided by [`program::Program`]: the one that was built beside the tests, or the one that `LEVEE_SUBJECT` names,
 //! so that every claim about NATS can be held against nats-server itself.
-#![allow(clippy::disallowed_methods, reason = "tests live in real time, outside of the broker's runtime")]
 
 pub mod checker;
 pub mod client;

@@ -72,7 +72,7 @@ impl Network {
         for node in 0..nodes {
             let mut keeper = Command::new("unshare");
             keeper.args(["--net", "sleep", "infinity"]);
-            let home = spawn::start(keeper)?;
+            let home = spawn::start(&keeper, None)?;
             let id = home.id().to_string();
             network.homes.push(home);
             wait_for_namespace(&id)?;

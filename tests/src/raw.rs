@@ -45,6 +45,14 @@ pub struct Message {
     pub payload: String,
 }
 
+impl Message {
+    /// What follows `NATS/1.0` in the first line of the header block: `404 No Messages`.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        self.header.lines().next().unwrap_or_default().trim_start_matches("NATS/1.0").trim()
+    }
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Raw {
@@ -183,6 +191,20 @@ impl Raw {
             }
         }
         Ok(frames)
+    }
+
+    /// The next message, past INFO: one follows the first PONG, and others come when the cluster changes.
+    ///
+    /// # Errors
+    /// When something else comes, or nothing within `limit`.
+    pub async fn next_message(&mut self, limit: Duration) -> Result<Message> {
+        loop {
+            match self.next(limit).await? {
+                Some(Frame::Message(message)) => return Ok(message),
+                Some(Frame::Info(_)) => {}
+                other => bail!("expected a message, got {other:?}"),
+            }
+        }
     }
 
     /// The next frame, or nothing when none begins within `limit`. PING is answered here.

@@ -3,21 +3,27 @@
 //! The kernel sends the signal when the thread that started the process ends, and each test is a thread of its own,
 //! so one thread that lives as long as the process starts them all.
 
+use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 
 use anyhow::{Context as _, Result};
 
-/// Starts the program of `command`, to be killed when this process ends.
+/// Starts the program of `command`, to be killed when this process ends. What it says goes to `log`, or nowhere.
 ///
 /// # Errors
 /// When it can not be started.
-pub fn start(command: Command) -> Result<Child> {
+pub fn start(command: &Command, log: Option<File>) -> Result<Child> {
     let (done, started) = sync_channel(1);
     let shown = format!("{command:?}");
-    let order = Order { command: bound(&command), done };
+    let mut command = bound(command);
+    match log {
+        Some(log) => command.stdout(log.try_clone().context("log")?).stderr(log),
+        None => command.stdout(Stdio::null()).stderr(Stdio::null()),
+    };
+    let order = Order { command, done };
     STARTER.send(order).ok().context("the starting thread ended")?;
     started.recv().context("the starting thread ended")?.with_context(|| format!("start {shown}"))
 }
@@ -53,6 +59,6 @@ fn bound(command: &Command) -> Command {
             bound.env(key, value);
         }
     }
-    bound.stdin(std::process::Stdio::null());
+    bound.stdin(Stdio::null());
     bound
 }
