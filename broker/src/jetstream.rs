@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use levee_protocol::api::{ApiError, PubAck};
 use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_raft::{Groups, Leadership};
@@ -16,7 +17,7 @@ use crate::api;
 use crate::meta::Meta;
 use crate::meta::bootstrap::{Bootstrap, Standing};
 use crate::router::peers::Peers;
-use crate::router::{Inbound, Router};
+use crate::router::{Inbound, MessageRef, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
 use crate::stream::directory::Directory;
@@ -383,10 +384,18 @@ impl JetStream {
 
     fn take_forwarded(&self, account: &levee_protocol::ids::AccountName, group: GroupId, batch: Inbound) {
         // Not leading any more: silence, and the publisher retries with its message id.
-        if let Some(leader) = self.replica(group).and_then(|replica| replica.leader()) {
-            // The peer's stream can't be stopped for one group, so the ingest takes it over its bound; publishers
-            // behind the peer are held back by their missing acks.
-            drop(leader.ingest.accept(account, batch));
+        let Some(replica) = self.replica(group) else { return };
+        let Some(leader) = replica.leader() else { return };
+        // The peer's link can't be stopped for one stream: what goes over the bound is refused.
+        if let Err(refused) = leader.ingest.accept_bounded(account, batch) {
+            metrics::counter!(crate::metrics::FORWARDS_REFUSED).increment(refused.items.len() as u64);
+            let mut text = Vec::new();
+            let name = &replica.assignment().config.name;
+            PubAck::encode_rejection(name, &ApiError::too_many_requests(), &mut text);
+            let mut route = self.router.batch();
+            for to in refused.items.iter().map(|item| refused.reply(item)).filter(|to| !to.is_empty()) {
+                route.send(account, to, MessageRef { subject: to, payload: &text, ..MessageRef::default() });
+            }
         }
     }
 }

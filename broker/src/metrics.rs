@@ -43,6 +43,9 @@ pub const PEER_DROPPED: &str = "levee_peer_dropped_msgs_total";
 /// Bytes that wait for a node.
 pub const PEER_PENDING: &str = "levee_peer_pending_bytes";
 
+/// Publishes of other nodes' clients refused because a stream's queue was full.
+pub const FORWARDS_REFUSED: &str = "levee_forwarded_publishes_refused_total";
+
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Begins to collect what all parts of the process count. Does nothing the second time, or if the embedding process
@@ -65,6 +68,10 @@ pub fn install() {
         describe_counter!(PEER_RECEIVED, "Messages that a node routed here");
         describe_counter!(PEER_DROPPED, "Messages not routed to a node because it was too far behind");
         describe_gauge!(PEER_PENDING, Unit::Bytes, "Bytes that wait for a node");
+        describe_counter!(
+            FORWARDS_REFUSED,
+            "Publishes of other nodes' clients refused because a stream's queue was full"
+        );
         Some(handle)
     });
 }

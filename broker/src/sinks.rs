@@ -99,7 +99,7 @@ impl Sink for StreamSink {
         let leader = self.jetstream.directory().leader(self.group)?;
         let frame = forward::encode(&from.account, self.group, &batch);
         let _ = self.jetstream.peers().forward(leader, FORWARD_PUBLISH, frame);
-        None
+        self.jetstream.peers().relieved(leader)
     }
 }
 

@@ -231,7 +231,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        tracing::info!(group = %self.group, after = ?last.as_ref().map(|id| id.index), "conflicting log entries go");
+        tracing::debug!(group = %self.group, after = ?last.as_ref().map(|id| id.index), "conflicting log entries go");
         self.log.truncate_after(last.map(|id| id.index)).map_err(io::Error::other)
     }
 

@@ -86,6 +86,21 @@ impl Ingest {
         full.then(|| Arc::clone(self).wait_for_room())
     }
 
+    /// Queues publishes that came from another node, whose link can not be made to wait; gives them back when the
+    /// queue is full.
+    pub fn accept_bounded(&self, account: &AccountName, batch: Inbound) -> Result<(), Inbound> {
+        let mut queue = self.queue.lock();
+        if queue.is_full() {
+            return Err(batch);
+        }
+        queue.messages += batch.items.len();
+        queue.bytes += batch.chunk.len();
+        queue.waiting.push_back(Arrived { account: account.clone(), batch });
+        drop(queue);
+        self.ready.notify_one();
+        Ok(())
+    }
+
     fn wait_for_room(self: Arc<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {

@@ -50,7 +50,7 @@ pub use service::PeerService;
 use crate::router::Router;
 use crate::runtime::chance::Chance;
 use crate::runtime::{clock, tasks};
-use crate::session::outbound::Tally;
+use crate::session::outbound::{Pressure, Tally};
 use proto::peer_server::PeerServer;
 use proto::{Identity, KnownNode};
 
@@ -349,6 +349,16 @@ impl Peers {
             return Ok(());
         }
         self.link(node).ok_or(PeerGone)?.push(frames::FORWARD, &[&[kind], &payload])
+    }
+
+    /// Waits, for a bounded time, until a node has taken what waits for it; `None` if it keeps up. For whoever forwards
+    /// a client's messages and can stop reading from it.
+    #[must_use]
+    pub fn relieved(&self, node: NodeId) -> Option<BoxFuture<'static, ()>> {
+        let link = self.link(node)?;
+        let pressure = link.pressure();
+        matches!(pressure, Pressure::Soft | Pressure::Hard)
+            .then(|| Box::pin(async move { link.relieved(pressure).await }) as BoxFuture<'static, ()>)
     }
 
     /// Asks a part of another node that answers `kind`.
