@@ -312,7 +312,7 @@ fn stream_facts(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) -> StreamFac
         config: json!(assignment.config),
         cluster: leader
             .as_ref()
-            .map_or(Value::Null, |_| json!(stream_info::cluster_info(jetstream, replica))),
+            .map_or(Value::Null, |_| json!(stream_info::cluster_or_leader(jetstream, replica))),
         consumers_leading: consumers.len(),
         consumers,
         state: json!(state),

@@ -407,6 +407,19 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
     );
     let weak = Arc::downgrade(jetstream);
     peers.on_call(
+        api::stream_info::CALL_REACHABLE,
+        Arc::new(move |_, frame| {
+            let weak = weak.clone();
+            Box::pin(async move {
+                match weak.upgrade() {
+                    Some(jetstream) => api::stream_info::answer_reachable(jetstream, frame).await,
+                    None => Bytes::new(),
+                }
+            })
+        }),
+    );
+    let weak = Arc::downgrade(jetstream);
+    peers.on_call(
         api::stream_info::CALL_SETTLED,
         Arc::new(move |_, frame| {
             let weak = weak.clone();

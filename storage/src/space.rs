@@ -7,6 +7,7 @@
 //!
 //! A refusal changes nothing, and the next call looks again: publishing resumes by itself when space returns.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -29,6 +30,7 @@ pub enum Room {
 pub(crate) struct SpaceGate {
     reserve: u64,
     looked: Mutex<Option<Look>>,
+    refusing: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -41,7 +43,23 @@ struct Look {
 
 impl SpaceGate {
     pub(crate) fn new(reserve: u64) -> Self {
-        Self { reserve, looked: Mutex::new(None) }
+        Self { reserve, looked: Mutex::new(None), refusing: AtomicBool::new(false) }
+    }
+
+    /// Logs when refusing begins and ends, not every refusal.
+    fn say(&self, admitted: bool, free: u64) {
+        if self.refusing.swap(!admitted, Ordering::Relaxed) != admitted {
+            return;
+        }
+        let reserve = self.reserve;
+        if admitted {
+            tracing::info!("disk has room again: {free} bytes free; publishes are taken");
+        } else {
+            tracing::error!(
+                "disk is nearly full: {free} bytes free, {reserve} bytes are kept in reserve; publishes are refused \
+                 until there is more"
+            );
+        }
     }
 
     /// `Ok` if `bytes` more may be appended.
@@ -58,6 +76,9 @@ impl SpaceGate {
         let free = look.free.saturating_sub(look.appended);
         let admitted = free >= reserve.saturating_add(bytes);
         *looked = Some(Look { appended: look.appended + if admitted { bytes } else { 0 }, ..look });
+        if room == Room::Messages {
+            self.say(admitted, free);
+        }
         if admitted { Ok(()) } else { Err(Error::DiskFull { free, reserve }) }
     }
 }

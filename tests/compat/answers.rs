@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 
 use crate::pair::{Differences, Pair, normalized};
 
+// Where Levee answers otherwise on purpose, and is not compared: a purge whose body is no JSON is refused (nats-server
+// purges everything); META.LEADER.STEPDOWN of a single node and endpoints that do not exist are answered (nats-server is
+// silent, and clients wait for their timeout).
+
 /// One request: subject (below `$JS.API.` unless it begins with `=`), header lines, payload.
 type Step = (&'static str, &'static str, &'static str);
 
@@ -134,7 +138,6 @@ const PUBLISHES: &[Step] = &[
     ("STREAM.PURGE.P", "", r#"{"seq":4}"#),
     ("STREAM.PURGE.P", "", r#"{"keep":1}"#),
     ("STREAM.PURGE.P", "", r#"{"seq":4,"keep":1}"#),
-    ("STREAM.PURGE.P", "", "x"),
     ("STREAM.INFO.P", "", ""),
     ("STREAM.PURGE.P", "", ""),
     ("STREAM.INFO.P", "", ""),
@@ -296,11 +299,9 @@ const CONSUMERS: &[Step] = &[
     ("CONSUMER.INFO.C.d", "", ""),
     ("CONSUMER.LEADER.STEPDOWN.C.f", "", ""),
     ("STREAM.LEADER.STEPDOWN.C", "", ""),
-    ("META.LEADER.STEPDOWN", "", ""),
     ("STREAM.INFO.C", "", ""),
     ("STREAM.DELETE.C", "", ""),
     ("CONSUMER.INFO.C.f", "", ""),
-    ("NOSUCH.ENDPOINT", "", ""),
 ];
 
 /// Runs the script and gives what each step was answered.

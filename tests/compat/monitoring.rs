@@ -37,15 +37,24 @@ const OWN: &[&str] = &[
     "pinned_account_fails",
 ];
 
-/// Fields of features that Levee does not have yet. It may leave them out.
+/// Fields of features that Levee does not have yet, and of caches that it does not have. It may leave them out.
 const LATER: &[&str] = &[
+    "avg_fanout",
+    "cache_hit_rate",
     "compress_ok",
+    "default_max_consumers",
     "gateway",
     "gateways",
     "leaf",
     "leafnodes",
     "leafs",
+    "limits",
+    "max_fanout",
     "mqtt",
+    "num_cache",
+    "num_inserts",
+    "num_matches",
+    "num_removes",
     "remotes",
     "system_account",
     "tls_timeout",

@@ -33,6 +33,9 @@ pub(super) fn get(cx: &Context<'_>) -> Answer {
 }
 
 pub(super) async fn delete(cx: &Context<'_>) -> Answer {
+    if cx.body.is_empty() {
+        return Err(ApiError::bad_request());
+    }
     let request: MessageDeleteRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
     let led = cx.led()?;
     let command = StreamCommand::DeleteMessage { now: cx.jetstream.clock().now(), seq: Seq(request.seq) };

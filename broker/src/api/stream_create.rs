@@ -20,6 +20,9 @@ use crate::meta::membership;
 pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
     let request: StreamConfigRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
     let mut config = request.config;
+    if matches!(cx.request.endpoint, Endpoint::StreamUpdate) && config.name.is_empty() {
+        return Err(stream_check::name_required());
+    }
     config.check_subject_name(cx.request.stream)?;
     let limits = ServerLimits::default();
     let adjust = Adjust::from_pedantic(request.pedantic);
@@ -65,6 +68,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     wanted.insert(assignment.group, assignment.revision);
     let mut infos = stream_info::settled(cx.jetstream, wanted, stream_info::SETTLE_PATIENCE).await;
     let mut info = infos.remove(&assignment.group).ok_or_else(ApiError::not_available)?;
+    stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
     info.config = info.config.shown();
     Ok(cx.request.endpoint.success(&StreamCreated { info, did_create: true }))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
 use levee_protocol::api::{ApiError, ClusterInfo, PeerInfo, StreamInfo, StreamInfoRequest};
@@ -23,7 +23,13 @@ pub const SETTLE_PATIENCE: Duration = Duration::from_millis(4500);
 /// How long a list waits for all leaders before it names the rest as missing.
 pub const LIST_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Peer call: answers when the peer can bring publishes to a stream.
+pub const CALL_REACHABLE: u8 = 5;
+/// How long a create or update waits for nodes that do not know of it yet.
+const REACHABLE_PATIENCE: Duration = Duration::from_secs(1);
+
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+const REACHABLE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let request: StreamInfoRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
@@ -77,6 +83,15 @@ pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
         ts: jetstream.clock().now(),
         ..StreamInfo::default()
     }
+}
+
+/// Who leads and follows; on a node without a cluster's name, who leads.
+#[must_use]
+pub fn cluster_or_leader(jetstream: &JetStream, replica: &Replica) -> ClusterInfo {
+    cluster_info(jetstream, replica).unwrap_or_else(|| ClusterInfo {
+        leader: jetstream.identity().name.clone(),
+        ..ClusterInfo::default()
+    })
 }
 
 /// Who leads and follows. `None` on a node that runs alone.
@@ -185,6 +200,36 @@ async fn ask(
         Ok(answer) => serde_json::from_slice(&answer).unwrap_or_default(),
         Err(_) => Vec::new(),
     }
+}
+
+/// Returns when every node that is there can bring publishes to a stream of that revision: a client that was told of
+/// the stream may publish to it anywhere. A node that does not answer in time is not waited for.
+pub async fn reachable(jetstream: &Arc<JetStream>, group: GroupId, revision: u64) {
+    let mut frame = BytesMut::with_capacity(16);
+    frame.put_u64_le(group.0);
+    frame.put_u64_le(revision);
+    let frame = frame.freeze();
+    let peers = jetstream.peers().peers().into_iter().filter(|peer| peer.jetstream);
+    let others = peers
+        .map(|peer| jetstream.peers().call(peer.node, CALL_REACHABLE, frame.clone(), REACHABLE_PATIENCE));
+    futures::join!(reachable_here(jetstream, group, revision), futures::future::join_all(others));
+}
+
+async fn reachable_here(jetstream: &JetStream, group: GroupId, revision: u64) {
+    let mut waited = Duration::ZERO;
+    while !jetstream.directory().is_reachable(group, revision) && waited < REACHABLE_PATIENCE {
+        tokio::time::sleep(REACHABLE_LOOK_INTERVAL).await;
+        waited += REACHABLE_LOOK_INTERVAL;
+    }
+}
+
+/// Answers a peer's [`CALL_REACHABLE`].
+pub async fn answer_reachable(jetstream: Arc<JetStream>, mut frame: Bytes) -> Bytes {
+    if frame.len() == 16 {
+        let (group, revision) = (GroupId(frame.get_u64_le()), frame.get_u64_le());
+        reachable_here(&jetstream, group, revision).await;
+    }
+    Bytes::new()
 }
 
 /// Answers a peer's [`CALL_SETTLED`]. Empty when it does not decode.

@@ -32,6 +32,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     wanted.insert(assignment.group, assignment.revision);
     let mut infos = stream_info::settled(cx.jetstream, wanted, stream_info::SETTLE_PATIENCE).await;
     let mut info = infos.remove(&assignment.group).ok_or_else(ApiError::not_available)?;
+    stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
     info.config = info.config.shown();
     Ok(cx.request.endpoint.success(&info))
 }

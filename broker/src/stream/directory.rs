@@ -22,6 +22,7 @@ pub struct Directory {
 #[derive(Default)]
 struct Streams {
     by_account: HashMap<AccountName, AccountStreams>,
+    revisions: HashMap<GroupId, u64>,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl Directory {
     pub fn replace(&self, assignments: &[StreamAssignment]) {
         let mut streams = Streams::default();
         for assignment in assignments {
+            streams.revisions.insert(assignment.group, assignment.revision);
             let account = streams.by_account.entry(assignment.account.clone()).or_default();
             account.by_name.insert(assignment.config.name.clone(), assignment.group);
             for subject in &assignment.config.subjects {
@@ -83,6 +85,13 @@ impl Directory {
         let mut found = None;
         streams.by_account.get(account)?.captures.for_each_match(subject, |group| found = Some(*group));
         found
+    }
+
+    /// Whether this node has taken on at least that revision of a stream, and knows who leads it: publishes find it.
+    #[must_use]
+    pub fn is_reachable(&self, group: GroupId, revision: u64) -> bool {
+        let known = self.streams.read().revisions.get(&group).is_some_and(|known| *known >= revision);
+        known && self.leader(group).is_some()
     }
 
     /// The group of a stream.

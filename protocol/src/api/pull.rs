@@ -61,7 +61,11 @@ impl PullRequest {
         let mut request = if body.first() == Some(&b'{') {
             // The slow way also understands nulls, and says what is wrong in the usual words.
             serde_json::from_slice(body).or_else(|_| parse_request(body, Strictness::Lenient)).map_err(
-                |error| MalformedPull(error.description.trim_start_matches("invalid JSON: ").to_owned()),
+                |error| {
+                    let text = error.description.trim_start_matches("invalid JSON: ");
+                    // Pull requests are decoded whole, and then Go words it like this.
+                    MalformedPull(text.replace("unexpected EOF", "unexpected end of JSON input"))
+                },
             )?
         } else {
             Self {

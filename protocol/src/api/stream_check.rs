@@ -137,12 +137,18 @@ fn check(config: &mut StreamConfig, limits: &ServerLimits, adjust: Adjust) -> Re
     check_subjects(config)
 }
 
+/// A name that is missing or is not one.
+#[must_use]
+pub fn name_required() -> ApiError {
+    ApiError::stream_invalid_config(r"stream name is required and can not contain '.', '*', '>', '\', '/'")
+}
+
 fn check_texts(config: &StreamConfig) -> Result<(), ApiError> {
     match StreamName::parse(&config.name) {
         Ok(_) => {}
         Err(InvalidName::TooLong) => return refuse("stream name is too long, maximum allowed is 255"),
         Err(InvalidName::Empty | InvalidName::Character | InvalidName::PathSeparator) => {
-            return refuse(r"stream name is required and can not contain '.', '*', '>', '\', '/'");
+            return Err(name_required());
         }
     }
     if config.description.len() > DESCRIPTION_BYTES_MAX {

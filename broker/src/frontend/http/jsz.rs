@@ -44,16 +44,14 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     put("now", json!(server.now));
     put("config", config(&server, &facts));
     put("streams", json!(facts.streams.len()));
-    put("streams_leader", json!(facts.streams.iter().filter(|stream| stream.leading).count()));
     put("consumers", json!(facts.streams.iter().map(|stream| stream.consumers.len()).sum::<usize>()));
-    put(
-        "consumers_leader",
-        json!(facts.streams.iter().map(|stream| stream.consumers_leading).sum::<usize>()),
-    );
     put("messages", json!(facts.streams.iter().map(|stream| stream.messages).sum::<u64>()));
     put("bytes", json!(facts.streams.iter().map(|stream| stream.bytes).sum::<u64>()));
     if let Some(cluster) = &facts.meta {
         put("meta_cluster", meta(cluster));
+        put("streams_leader", json!(facts.streams.iter().filter(|stream| stream.leading).count()));
+        let led = facts.streams.iter().map(|stream| stream.consumers_leading).sum::<usize>();
+        put("consumers_leader", json!(led));
     }
     let mut names: Vec<&str> = facts.streams.iter().map(|stream| stream.account.as_str()).collect();
     names.sort_unstable();
@@ -139,6 +137,16 @@ fn account(name: &str, facts: &JetStreamFacts, detail: Detail) -> Value {
     };
     out.insert("memory".to_owned(), json!(used(true)));
     out.insert("storage".to_owned(), json!(used(false)));
+    // Accounts have no limits of their own, which nats-server shows like this.
+    out.insert("reserved_memory".to_owned(), json!(u64::MAX));
+    out.insert("reserved_storage".to_owned(), json!(u64::MAX));
+    out.insert("accounts".to_owned(), json!(0));
+    out.insert(
+        "ha_assets".to_owned(),
+        json!(streams.clone().filter(|stream| stream.config["num_replicas"].as_u64() > Some(1)).count()),
+    );
+    let api = json!({ "level": facts.api_level, "total": facts.api_total, "errors": facts.api_errors });
+    out.insert("api".to_owned(), api);
     if detail.streams || detail.consumers {
         let shown = streams.filter(|stream| stream.leading || !detail.leader_only);
         let shown: Vec<Value> = shown.map(|stream| stream_detail(stream, detail)).collect();
