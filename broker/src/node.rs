@@ -561,7 +561,8 @@ fn session_limits(config: &Config) -> SessionLimits {
     SessionLimits {
         max_payload: config.max_payload as usize,
         max_pending: usize::try_from(config.max_pending).unwrap_or(usize::MAX),
-        max_control_line: config.max_control_line as usize,
+        // Subjects travel between nodes with a length of two bytes.
+        max_control_line: (config.max_control_line as usize).min(usize::from(u16::MAX)),
         max_connections: unlimited(config.max_connections),
         max_subscriptions: unlimited(config.max_subscriptions),
         max_subscription_tokens: unlimited(config.max_subscription_tokens),

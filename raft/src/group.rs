@@ -337,6 +337,8 @@ impl GroupCore {
         let mut lost = false;
         self.leadership.send_if_modified(|known| {
             lost = known.leading && !now.leading;
+            let began = now.leading && !known.leading;
+            let now = Leadership { epoch: known.epoch + u64::from(began), ..now };
             let changed = *known != now;
             *known = now;
             changed

@@ -24,6 +24,8 @@ pub struct Leadership {
     pub raft_term: u64,
     /// This node leads, and its machine holds everything that was committed before it did.
     pub leading: bool,
+    /// Counts how often this node began to lead: two looks at a watch can miss that it stopped in between.
+    pub epoch: u64,
 }
 
 type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
@@ -74,6 +76,7 @@ fn leadership(server: &ServerMetrics, own: Option<&LeaderId>, majority_lost: boo
         leader: server.current_leader.filter(|_| !(leads && majority_lost)),
         raft_term: leader_id.term,
         leading: leads && !majority_lost && own == Some(leader_id),
+        epoch: 0,
     }
 }
 

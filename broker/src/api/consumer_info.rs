@@ -13,7 +13,11 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     }
     let led = cx.led()?;
     let name = ConsumerName::parse(cx.request.consumer).map_err(|_| ApiError::consumer_not_found())?;
-    let mut info = of(cx.jetstream, &led, &name).ok_or_else(ApiError::consumer_not_found)?;
+    let mut info = of(cx.jetstream, &led, &name).ok_or_else(|| {
+        // A leader that has just begun has not built all its consumers yet.
+        let exists = led.replica.read(|machine, _| machine.consumer(&name).is_some());
+        if exists { ApiError::not_available() } else { ApiError::consumer_not_found() }
+    })?;
     info.config = info.config.map(|config| config.shown());
     Ok(cx.request.endpoint.success(&info))
 }

@@ -35,7 +35,7 @@ use levee_protocol::wire::headers::HeaderBlock;
 use crate::api::context::{Answer, Context};
 use crate::jetstream::{CALL_API, FORWARD_REQUEST, JetStream};
 use crate::router::{ClientInfo, Inbound, MessageRef};
-use crate::runtime::tasks;
+use crate::runtime::{clock, tasks};
 use crate::sinks::{self, Arrival};
 use crate::stream::forward;
 
@@ -112,7 +112,7 @@ async fn answer(
     hops: u8,
 ) -> Option<Vec<u8>> {
     let request = parse(jetstream, subject)?;
-    let mut waited = Duration::ZERO;
+    let begun = clock::monotonic();
     let answer = loop {
         let answer = match home(jetstream, account, &request) {
             Home::Here => {
@@ -128,11 +128,11 @@ async fn answer(
             Home::At(_) | Home::Unknown => Err(ApiError::not_available()),
         };
         let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
-        if !no_leader || waited >= LEADER_PATIENCE || hops < HOPS_MAX {
+        // Never begun again after the client may have given up: by then it may have decided otherwise.
+        if !no_leader || begun.elapsed() >= LEADER_PATIENCE || hops < HOPS_MAX {
             break answer;
         }
         tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
-        waited += LEADER_LOOK_INTERVAL;
     };
     jetstream.count_api(answer.is_err());
     Some(answer.unwrap_or_else(|error| request.endpoint.failure(&error)))

@@ -4,12 +4,14 @@
 //! company. Plain marks wait a little, so that a busy consumer costs a few hundred entries a second at most.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
+use levee_broker_core::stream::Reply as Decided;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::command::progress::{ConsumerProgress, Progress};
 use levee_protocol::ids::AccountName;
@@ -24,6 +26,8 @@ use crate::stream::Replica;
 
 /// How long plain marks wait for company.
 const FOLD_INTERVAL: Duration = Duration::from_millis(5);
+/// How long an entry that was not taken waits before it is tried again.
+const RETRY: Duration = Duration::from_millis(50);
 /// Entries on their way at one time.
 const IN_FLIGHT_MAX: usize = 4;
 
@@ -66,18 +70,26 @@ impl Collector {
         self.wake.notify_one();
     }
 
-    /// Proposes and confirms until dropped.
+    /// Proposes and confirms until dropped, or until nobody knows what became of an entry: then the drivers, which
+    /// believe it is in the log, have to be built again.
     pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let account = replica.assignment().account.clone();
         let mut in_flight = FuturesOrdered::<BoxFuture<'static, Confirmations>>::new();
+        // Nothing overtakes an entry that is tried again.
+        let retrying = Arc::new(AtomicBool::new(false));
         loop {
-            let has_room = in_flight.len() < IN_FLIGHT_MAX;
+            let has_room = in_flight.len() < IN_FLIGHT_MAX && !retrying.load(Ordering::Acquire);
             tokio::select! {
                 biased;
                 Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    // A proposal that failed confirms nothing: the client acks again, to whoever leads then.
-                    if outcome.is_ok() {
-                        confirm(&router, &account, &confirmations);
+                    match outcome.map(|(_, reply)| reply.downcast::<Decided>()) {
+                        Ok(Ok(reply)) if !matches!(*reply, Decided::Rejected(_)) => {
+                            confirm(&router, &account, &confirmations);
+                        }
+                        // The stream is gone: there is nothing to confirm.
+                        Ok(_) => {}
+                        // Confirms nothing: the client acks again, to whoever leads then.
+                        Err(_) => return,
                     }
                 }
                 () = self.wake.notified(), if has_room => {
@@ -90,9 +102,26 @@ impl Collector {
                     }
                     let progress = Progress { now: replica.now(&clock), consumers: pending.consumers };
                     let entry = StreamCommand::Progress(progress).encode().into_bytes();
-                    let proposal = replica.group().propose(INLINE, entry);
+                    let group = replica.group().clone();
+                    let mut proposal = group.propose(INLINE, entry.clone());
                     let confirmations = pending.confirmations;
-                    in_flight.push_back(Box::pin(async move { (confirmations, proposal.await) }));
+                    let retrying = Arc::clone(&retrying);
+                    in_flight.push_back(Box::pin(async move {
+                        loop {
+                            match proposal.await {
+                                // Not taken: it is tried again until this leader ends.
+                                Err(ProposeError::Full | ProposeError::NoRoom | ProposeError::NotLeader { .. }) => {
+                                    retrying.store(true, Ordering::Release);
+                                    tokio::time::sleep(RETRY).await;
+                                    proposal = group.propose(INLINE, entry.clone());
+                                }
+                                outcome => {
+                                    retrying.store(false, Ordering::Release);
+                                    return (confirmations, outcome);
+                                }
+                            }
+                        }
+                    }));
                 }
             }
         }

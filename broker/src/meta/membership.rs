@@ -17,6 +17,7 @@ use crate::meta::bootstrap::{CALL_INVITE, Standing};
 
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(2);
 const ARRIVAL_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const JOIN_PATIENCE: Duration = Duration::from_secs(15);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const INVITE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,12 +81,17 @@ async fn look_once(jetstream: &Arc<JetStream>, group: &Group, uid: &str, refused
         tracing::info!("server {} joins the JetStream meta group", node.name);
         let mut voters = status.voters.clone();
         voters.insert(node.id);
-        let taken_in = match group.add_learner(node.id).await {
-            Ok(()) => group.change_voters(voters).await,
-            Err(error) => Err(error),
+        let taken_in = async {
+            group.add_learner(node.id).await?;
+            group.change_voters(voters).await
         };
-        if let Err(error) = taken_in {
-            tracing::warn!("server {} could not join the meta group yet: {error}", node.name);
+        // A node that dies on the way in is not waited for: others want in, and it can come again.
+        match tokio::time::timeout(JOIN_PATIENCE, taken_in).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!("server {} could not join the meta group yet: {error}", node.name);
+            }
+            Err(_) => tracing::warn!("server {} takes long to catch up with the meta group", node.name),
         }
     }
 }

@@ -14,8 +14,6 @@ use crate::jetstream::JetStream;
 use crate::stream::machine::Machine;
 use crate::stream::{Replica, leader};
 
-/// The revision that meta gives to a new stream.
-const FIRST_REVISION: u64 = 1;
 /// A replica that could not be opened is tried again after this long.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -51,15 +49,17 @@ async fn reconcile(jetstream: &Arc<JetStream>) -> bool {
     });
     jetstream.directory().replace(&all);
 
+    let mut complete = true;
     for gone in jetstream.replicas().into_iter().filter(|replica| !mine.contains_key(&replica.group_id())) {
         // A replica that meta moved elsewhere stays until the group's leader has taken it out of the voters.
         let deleted = !all.iter().any(|assignment| assignment.group == gone.group_id());
         if deleted || !gone.group().status().voters.contains(&node) {
             close(jetstream, &gone).await;
+        } else {
+            complete = false;
         }
     }
 
-    let mut complete = true;
     for assignment in mine.into_values() {
         match jetstream.replica(assignment.group) {
             Some(replica) => {
@@ -88,8 +88,8 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
         StorageType::File => levee_storage::Sync::Always,
         StorageType::Memory => levee_storage::Sync::Never,
     };
-    // Only a stream that is as it was created has all its founders; later replicas are filled by its leader.
-    let birth = if assignment.revision == FIRST_REVISION { Birth::Founding } else { Birth::Joining };
+    // Only a stream that lies where it was created has all its founders; later replicas are filled by its leader.
+    let birth = if assignment.replicas_changed { Birth::Joining } else { Birth::Founding };
     let founders = assignment.replicas.iter().copied().collect();
     let storage = Arc::clone(jetstream.storage());
     let replica = tokio::task::spawn_blocking(move || Replica::load(&storage, assignment))
@@ -100,7 +100,11 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
     replica.attach(group.clone());
     if birth == Birth::Founding {
         // Every founder initializes with the same voters; a group that has a log already ignores it.
-        group.initialize(&founders).await?;
+        if let Err(error) = group.initialize(&founders).await {
+            // Tried again from the start, which an open group would refuse.
+            jetstream.groups().close(group_id).await;
+            return Err(error.into());
+        }
     }
     jetstream.insert_replica(Arc::clone(&replica));
     leader::watch(jetstream, replica);

@@ -48,6 +48,8 @@ struct Queue {
     waiting: VecDeque<Arrived>,
     messages: usize,
     bytes: usize,
+    /// The leader is gone: what comes now is not answered, and its publishers try again.
+    closed: bool,
 }
 
 struct Arrived {
@@ -77,6 +79,9 @@ impl Ingest {
     /// publisher's socket waits for it before reading on.
     pub fn accept(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Option<BoxFuture<'static, ()>> {
         let mut queue = self.queue.lock();
+        if queue.closed {
+            return None;
+        }
         queue.messages += batch.items.len();
         queue.bytes += batch.chunk.len();
         queue.waiting.push_back(Arrived { account: account.clone(), batch });
@@ -99,6 +104,12 @@ impl Ingest {
         drop(queue);
         self.ready.notify_one();
         Ok(())
+    }
+
+    /// Drops what waits and lets everybody go who waits for room.
+    pub fn close(&self) {
+        *self.queue.lock() = Queue { closed: true, ..Queue::default() };
+        self.room.notify_waiters();
     }
 
     fn wait_for_room(self: Arc<Self>) -> BoxFuture<'static, ()> {
@@ -245,6 +256,7 @@ impl PubAckStream {
 fn replies_of(outcome: Result<(u64, levee_raft::Reply), ProposeError>) -> Result<Vec<PublishReply>, Refused> {
     let (_, reply) = outcome.map_err(|error| match error {
         ProposeError::NoRoom => Refused::With(ApiError::insufficient_resources()),
+        ProposeError::Full => Refused::With(ApiError::too_many_requests()),
         _ => Refused::Silently,
     })?;
     match reply.downcast::<Reply>().map(|reply| *reply) {

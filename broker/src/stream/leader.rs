@@ -2,6 +2,7 @@
 //! of their progress, and the adoption of what meta decides. Built on gaining leadership, dropped on losing it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,12 +24,17 @@ use crate::stream::ingest::{Ingest, PubAckStream};
 use crate::stream::{Replica, ticker};
 
 /// How long the leader waits before it tries again to make a change of membership.
+const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(30);
 const MEMBERSHIP_RETRY: Duration = Duration::from_secs(1);
 
 /// The leading half of a stream.
 pub struct Leader {
     replica: Weak<Replica>,
     jetstream: Weak<JetStream>,
+    /// Of the leadership it was built for.
+    epoch: u64,
+    /// Nobody knows whether an entry of it was committed.
+    in_doubt: AtomicBool,
     /// Where publishes go.
     pub ingest: Arc<Ingest>,
     /// Where consumers' deliveries and acks are folded.
@@ -44,6 +50,7 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
     let jetstream = Arc::downgrade(jetstream);
     let mut leadership = replica.group().leadership();
     let replica = Arc::downgrade(&replica);
+    let doubt = Arc::new(Notify::new());
     tasks::spawn("stream leadership", async move {
         loop {
             {
@@ -51,26 +58,34 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                     return;
                 };
                 let now = *leadership.borrow_and_update();
-                match (now.leading, replica.leader()) {
-                    (true, None) => Leader::start(&jetstream, &replica),
-                    (false, Some(leader)) => {
+                let leader = replica.leader();
+                let stays = leader.as_ref().is_some_and(|leader| {
+                    now.leading && leader.epoch == now.epoch && !leader.in_doubt.load(Ordering::Acquire)
+                });
+                if !stays {
+                    if let Some(leader) = leader {
                         replica.set_leader(None);
                         leader.leadership_lost();
                     }
-                    (true, Some(_)) | (false, None) => {}
+                    if now.leading {
+                        Leader::start(&jetstream, &replica, now.epoch, &doubt);
+                    }
                 }
                 jetstream.leadership_moved(replica.group_id(), &now);
             }
-            if leadership.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = leadership.changed() => if changed.is_err() { return },
+                () = doubt.notified() => {}
             }
         }
     });
 }
 
 impl Leader {
-    fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
+    fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>, epoch: u64, doubt: &Arc<Notify>) {
         let leader = Arc::new(Self {
+            epoch,
+            in_doubt: AtomicBool::new(false),
             replica: Arc::downgrade(replica),
             jetstream: Arc::downgrade(jetstream),
             ingest: Ingest::new(),
@@ -92,14 +107,20 @@ impl Leader {
             "stream ticker",
             ticker::run(Arc::clone(replica), jetstream.clock().clone(), Arc::clone(&leader.tick_changed)),
         );
-        leader.tasks.spawn(
-            "consumer progress",
-            Arc::clone(&leader.progress).run(
-                Arc::clone(replica),
-                Arc::clone(jetstream.router()),
-                jetstream.clock().clone(),
-            ),
+        let progress = Arc::clone(&leader.progress).run(
+            Arc::clone(replica),
+            Arc::clone(jetstream.router()),
+            jetstream.clock().clone(),
         );
+        let (weak, doubt) = (Arc::downgrade(&leader), Arc::clone(doubt));
+        leader.tasks.spawn("consumer progress", async move {
+            progress.await;
+            // What the drivers believe may not be what the log holds: all of it is built again from the log.
+            if let Some(leader) = weak.upgrade() {
+                leader.in_doubt.store(true, Ordering::Release);
+                doubt.notify_one();
+            }
+        });
         leader.tasks.spawn(
             "stream adoption",
             adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
@@ -108,7 +129,10 @@ impl Leader {
         let consumers: Vec<ConsumerName> =
             replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
         for name in consumers {
-            leader.start_driver(&name);
+            // One that was created in between is there already.
+            if leader.driver(&name).is_none() {
+                leader.start_driver(&name);
+            }
         }
     }
 
@@ -154,16 +178,23 @@ impl Leader {
 
     /// The stream is deleted: whoever waits for messages is told.
     pub fn stream_deleted(&self) {
-        self.end_drivers(self.take_drivers(), Ended::Deleted);
+        self.end(Ended::Deleted);
     }
 
     /// This node stops without a successor that is known: whoever waits for messages is told.
     pub fn node_stops(&self) {
-        self.end_drivers(self.take_drivers(), Ended::Stopped);
+        self.end(Ended::Stopped);
     }
 
     fn leadership_lost(&self) {
-        self.end_drivers(self.take_drivers(), Ended::LeadershipLost);
+        self.end(Ended::LeadershipLost);
+    }
+
+    /// Stops at once, whoever still holds this.
+    fn end(&self, why: Ended) {
+        self.end_drivers(self.take_drivers(), why);
+        self.ingest.close();
+        self.tasks.stop();
     }
 
     fn take_drivers(&self) -> BTreeMap<ConsumerName, Arc<Driver>> {
@@ -255,9 +286,18 @@ async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<No
         let status = replica.group().status();
         let wanted = assignment.replicas.iter().copied().collect();
         if status.voters != wanted {
-            match change_voters(&replica, &wanted).await {
-                Ok(()) => continue,
-                Err(error) => {
+            let change = tokio::time::timeout(MEMBERSHIP_PATIENCE, change_voters(&replica, &wanted));
+            match change.await {
+                Ok(Ok(())) => continue,
+                Err(_) => {
+                    tracing::warn!(
+                        "new replicas of stream '{}' take long to catch up",
+                        assignment.config.name
+                    );
+                    // Meta may have changed its mind in the meantime.
+                    continue;
+                }
+                Ok(Err(error)) => {
                     tracing::warn!(
                         "replicas of stream '{}' can't be changed yet: {error}",
                         assignment.config.name

@@ -82,4 +82,7 @@ pub struct StreamAssignment {
     pub replicas: Vec<NodeId>,
     /// Counts configuration changes; the stream's own log adopts them in this order.
     pub revision: u64,
+    /// Whether other nodes held it once: then not everybody who holds it is a founder of its group.
+    #[serde(default)]
+    pub replicas_changed: bool,
 }

@@ -41,6 +41,7 @@ impl MetaMachine {
             created: now,
             replicas,
             revision: 1,
+            replicas_changed: false,
         };
         self.put_stream(assignment.clone(), &name);
         Ok(MetaReply::Created(Box::new(assignment)))
@@ -73,6 +74,7 @@ impl MetaMachine {
             return Ok(MetaReply::Updated { assignment, replicas_before });
         }
         assignment.config = config;
+        assignment.replicas_changed |= assignment.replicas != replicas_before;
         assignment.revision += 1;
         self.put_stream(assignment.clone(), &name);
         Ok(MetaReply::Updated { assignment: Box::new(assignment), replicas_before })
