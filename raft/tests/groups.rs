@@ -317,7 +317,7 @@ async fn a_broken_machine_stops_its_group_and_answers_everybody() {
     }
 
     until("the group to stop", || group.status().stopped).await;
-    assert!(!group.leadership().borrow().leading);
+    until("it to lead no more", || (!group.leadership().borrow().leading).then_some(())).await;
     assert!(matches!(put(&group, "late").await, Err(ProposeError::Stopped)));
     assert!(group.read_barrier().await.is_err());
 }
