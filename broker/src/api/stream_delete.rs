@@ -9,6 +9,7 @@ use levee_protocol::ids::StreamName;
 
 use crate::advisory;
 use crate::api::context::{Answer, Context};
+use crate::api::stream_info;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     if !envelope::is_empty_request(cx.body) {
@@ -21,7 +22,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     };
     match cx.jetstream.meta().propose(&command).await {
         Ok(MetaReply::Rejected(error)) => Err(error),
-        Ok(MetaReply::Deleted(_)) => {
+        Ok(MetaReply::Deleted(assignment)) => {
+            stream_info::gone(cx.jetstream, assignment.group).await;
             advisory::stream_action(cx.jetstream, cx.account, cx.request.stream, Action::Delete);
             Ok(cx.request.endpoint.success(&Done::OK))
         }

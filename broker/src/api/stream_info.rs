@@ -23,8 +23,10 @@ pub const SETTLE_PATIENCE: Duration = Duration::from_millis(4500);
 /// How long a list waits for all leaders before it names the rest as missing.
 pub const LIST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Peer call: answers when the peer can bring publishes to a stream.
+/// Peer call: answers when the peer can bring publishes to a stream, or has none of it any more.
 pub const CALL_REACHABLE: u8 = 5;
+/// In place of a revision: the stream is deleted.
+const DELETED: u64 = u64::MAX;
 /// How long a create or update waits for nodes that do not know of it yet.
 const REACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -202,6 +204,12 @@ async fn ask(
     }
 }
 
+/// Returns when no node that is there answers for a deleted stream any more. One that does not say so in time is not
+/// waited for.
+pub async fn gone(jetstream: &Arc<JetStream>, group: GroupId) {
+    reachable(jetstream, group, DELETED).await;
+}
+
 /// Returns when every node that is there can bring publishes to a stream of that revision: a client that was told of
 /// the stream may publish to it anywhere. A node that does not answer in time is not waited for.
 pub async fn reachable(jetstream: &Arc<JetStream>, group: GroupId, revision: u64) {
@@ -217,7 +225,11 @@ pub async fn reachable(jetstream: &Arc<JetStream>, group: GroupId, revision: u64
 
 async fn reachable_here(jetstream: &JetStream, group: GroupId, revision: u64) {
     let mut waited = Duration::ZERO;
-    while !jetstream.directory().is_reachable(group, revision) && waited < REACHABLE_PATIENCE {
+    let has_come = || match revision {
+        DELETED => jetstream.directory().is_gone(group),
+        revision => jetstream.directory().is_reachable(group, revision),
+    };
+    while !has_come() && waited < REACHABLE_PATIENCE {
         tokio::time::sleep(REACHABLE_LOOK_INTERVAL).await;
         waited += REACHABLE_LOOK_INTERVAL;
     }

@@ -94,6 +94,12 @@ impl Directory {
         known && self.leader(group).is_some()
     }
 
+    /// Whether this node has taken on that a stream is deleted.
+    #[must_use]
+    pub fn is_gone(&self, group: GroupId) -> bool {
+        !self.streams.read().revisions.contains_key(&group)
+    }
+
     /// The group of a stream.
     #[must_use]
     pub fn group(&self, account: &AccountName, stream: &str) -> Option<GroupId> {
