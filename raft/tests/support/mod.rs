@@ -82,10 +82,11 @@ impl ReplicatedMachine for ListMachine {
 /// Quick elections, so that tests are.
 pub fn quick() -> Config {
     Config {
-        heartbeat: Duration::from_millis(60),
-        election_min: Duration::from_millis(250),
-        election_max: Duration::from_millis(400),
-        majority_lost_after: Duration::from_millis(900),
+        heartbeat: Duration::from_millis(150),
+        // A busy machine keeps a leader's thread waiting for some hundred milliseconds.
+        election_min: Duration::from_millis(600),
+        election_max: Duration::from_millis(900),
+        majority_lost_after: Duration::from_millis(1800),
         checkpoint_after: Duration::from_millis(100),
         ..Config::default()
     }
