@@ -438,9 +438,6 @@ impl Acceptor {
     fn check(&self, metadata: &MetadataMap) -> Result<Hello, String> {
         let hello = Hello::read(metadata)?;
         let ours = self.0.cluster_uid.read();
-        if ours.is_empty() {
-            return Err("this node does not know its cluster yet".to_owned());
-        }
         if hello.cluster_uid != *ours {
             return Err(format!("it belongs to cluster {:?}, this node to {:?}", hello.cluster_uid, *ours));
         }
@@ -462,6 +459,10 @@ impl pb::raft_server::Raft for Acceptor {
         &self,
         request: Request<Streaming<pb::Batch>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
+        if self.0.cluster_uid.read().is_empty() {
+            // A matter of milliseconds while a cluster is founded: the peer tries again at once.
+            return Err(Status::unavailable("this node does not know its cluster yet"));
+        }
         let hello = self.check(request.metadata()).map_err(|reason| {
             let remote = request.remote_addr().map_or_else(|| "?".to_owned(), |remote| remote.to_string());
             tracing::warn!("refused a Raft connection from {remote}: {reason}");
