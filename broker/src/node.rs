@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use levee_protocol::ids::{AccountName, GroupId, NodeId};
 use levee_protocol::wire::ServerInfo;
 use levee_raft::{Birth, Groups, GrpcTransport};
 use levee_storage::Storage;
 
-use crate::api;
+use crate::api::{self, stream_info};
 use crate::config::{Addresses, Authorization, Config, LEVEE_VERSION, Listen, NATS_VERSION};
 use crate::frontend::nats::NatsListener;
 use crate::frontend::{self, http};
@@ -392,43 +393,27 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
             }),
         );
     }
+    answer_calls(jetstream, CALL_API, |jetstream, frame| Box::pin(api::answer_peer(jetstream, frame)));
+    answer_calls(jetstream, stream_info::CALL_REACHABLE, |jetstream, frame| {
+        Box::pin(stream_info::answer_reachable(jetstream, frame))
+    });
+    answer_calls(jetstream, stream_info::CALL_SETTLED, |jetstream, frame| {
+        Box::pin(stream_info::answer_settled(jetstream, frame))
+    });
+}
+
+/// Answers the peers' calls of one kind for as long as the stream side lives; after that they get nothing.
+fn answer_calls(
+    jetstream: &Arc<JetStream>,
+    kind: u8,
+    answer: fn(Arc<JetStream>, Bytes) -> BoxFuture<'static, Bytes>,
+) {
     let weak = Arc::downgrade(jetstream);
-    peers.on_call(
-        CALL_API,
-        Arc::new(move |_, frame| {
-            let weak = weak.clone();
-            Box::pin(async move {
-                match weak.upgrade() {
-                    Some(jetstream) => api::answer_peer(jetstream, frame).await,
-                    None => Bytes::new(),
-                }
-            })
-        }),
-    );
-    let weak = Arc::downgrade(jetstream);
-    peers.on_call(
-        api::stream_info::CALL_REACHABLE,
-        Arc::new(move |_, frame| {
-            let weak = weak.clone();
-            Box::pin(async move {
-                match weak.upgrade() {
-                    Some(jetstream) => api::stream_info::answer_reachable(jetstream, frame).await,
-                    None => Bytes::new(),
-                }
-            })
-        }),
-    );
-    let weak = Arc::downgrade(jetstream);
-    peers.on_call(
-        api::stream_info::CALL_SETTLED,
-        Arc::new(move |_, frame| {
-            let weak = weak.clone();
-            Box::pin(async move {
-                match weak.upgrade() {
-                    Some(jetstream) => api::stream_info::answer_settled(jetstream, frame).await,
-                    None => Bytes::new(),
-                }
-            })
+    jetstream.peers().on_call(
+        kind,
+        Arc::new(move |_, frame| match weak.upgrade() {
+            Some(jetstream) => answer(jetstream, frame),
+            None => Box::pin(std::future::ready(Bytes::new())),
         }),
     );
 }

@@ -37,10 +37,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let request: StreamInfoRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
     let led = cx.led()?;
     let mut info = of(cx.jetstream, &led.replica);
-    info.cluster.get_or_insert_with(|| ClusterInfo {
-        leader: cx.jetstream.identity().name.clone(),
-        ..ClusterInfo::default()
-    });
+    info.cluster.get_or_insert_with(|| this_node_leads(cx.jetstream));
     info.config = info.config.shown();
 
     if request.deleted_details {
@@ -90,10 +87,11 @@ pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
 /// Who leads and follows; on a node without a cluster's name, who leads.
 #[must_use]
 pub fn cluster_or_leader(jetstream: &JetStream, replica: &Replica) -> ClusterInfo {
-    cluster_info(jetstream, replica).unwrap_or_else(|| ClusterInfo {
-        leader: jetstream.identity().name.clone(),
-        ..ClusterInfo::default()
-    })
+    cluster_info(jetstream, replica).unwrap_or_else(|| this_node_leads(jetstream))
+}
+
+fn this_node_leads(jetstream: &JetStream) -> ClusterInfo {
+    ClusterInfo { leader: jetstream.identity().name.clone(), ..ClusterInfo::default() }
 }
 
 /// Who leads and follows. `None` on a node that runs alone.

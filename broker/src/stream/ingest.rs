@@ -79,12 +79,7 @@ impl Ingest {
     /// publisher's socket waits for it before reading on.
     pub fn accept(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Option<BoxFuture<'static, ()>> {
         let mut queue = self.queue.lock();
-        if queue.closed {
-            return None;
-        }
-        queue.messages += batch.items.len();
-        queue.bytes += batch.chunk.len();
-        queue.waiting.push_back(Arrived { account: account.clone(), batch });
+        queue.push(account, batch);
         let full = queue.is_full();
         drop(queue);
         self.ready.notify_one();
@@ -98,9 +93,7 @@ impl Ingest {
         if queue.is_full() {
             return Err(batch);
         }
-        queue.messages += batch.items.len();
-        queue.bytes += batch.chunk.len();
-        queue.waiting.push_back(Arrived { account: account.clone(), batch });
+        queue.push(account, batch);
         drop(queue);
         self.ready.notify_one();
         Ok(())
@@ -195,6 +188,16 @@ impl Ingest {
 }
 
 impl Queue {
+    /// What comes after the leader is gone is dropped.
+    fn push(&mut self, account: &AccountName, batch: Inbound) {
+        if self.closed {
+            return;
+        }
+        self.messages += batch.items.len();
+        self.bytes += batch.chunk.len();
+        self.waiting.push_back(Arrived { account: account.clone(), batch });
+    }
+
     fn is_full(&self) -> bool {
         self.bytes >= QUEUE_BYTES_MAX || self.messages >= QUEUE_MESSAGES_MAX
     }
