@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,6 +20,8 @@ pub struct Client {
 
 /// A message as it lies in the read buffer.
 pub struct Message<'a> {
+    /// Where it was published.
+    pub subject: &'a [u8],
     /// Where answers go.
     pub reply: &'a [u8],
     /// The header block, or empty.
@@ -30,16 +33,51 @@ pub struct Message<'a> {
 impl Client {
     /// Connects and waits until the server answers.
     pub fn connect(address: &str) -> anyhow::Result<Self> {
+        Self::connect_within(address, STALL)
+    }
+
+    /// Connects; a read or a write that takes longer than this is an error.
+    pub fn connect_within(address: &str, stall: Duration) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).with_context(|| format!("can not connect to {address}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(STALL))?;
-        stream.set_write_timeout(Some(STALL))?;
+        stream.set_read_timeout(Some(stall))?;
+        stream.set_write_timeout(Some(stall))?;
         let mut client = Self { stream, buffer: vec![0; 1 << 20], start: 0, end: 0 };
         client.write(
             b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true,\"protocol\":1,\"lang\":\"bench\",\"version\":\"0\"}\r\n",
         )?;
         client.flush_barrier()?;
         Ok(client)
+    }
+
+    /// Skips whole frames that begin with `head`, and answers how many there were: at least one, at most `limit`.
+    /// Cheaper than [`Self::receive`] where every message has the same length.
+    pub fn skip_frames(&mut self, head: &[u8], frame_bytes: usize, limit: u64) -> anyhow::Result<u64> {
+        loop {
+            let mut skipped = 0;
+            while skipped < limit
+                && self.end - self.start >= frame_bytes
+                && self.buffer[self.start..self.end].starts_with(head)
+            {
+                self.start += frame_bytes;
+                skipped += 1;
+            }
+            if skipped > 0 {
+                return Ok(skipped);
+            }
+            if self.end - self.start >= head.len() && !self.buffer[self.start..self.end].starts_with(head) {
+                // Something else, a PING perhaps.
+                self.receive()?;
+                return Ok(1);
+            }
+            self.fill(frame_bytes)?;
+        }
+    }
+
+    /// Whether a message can be taken without waiting for the server.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        self.end > self.start
     }
 
     /// Another handle on the same connection, for a thread that only writes.
@@ -59,9 +97,12 @@ impl Client {
         Ok(())
     }
 
-    /// A request with one answer.
+    /// A request with one answer, on a connection that has no other subscriptions.
     pub fn request(&mut self, subject: &str, body: &str) -> anyhow::Result<String> {
-        let inbox = format!("_INBOX.bench.{}", std::process::id());
+        // An answer that comes late must not be taken for another's.
+        static REQUESTS: AtomicU64 = AtomicU64::new(0);
+        let number = REQUESTS.fetch_add(1, Ordering::Relaxed);
+        let inbox = format!("_INBOX.bench.{}.{number}", std::process::id());
         let text = format!("SUB {inbox} 9999\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
         self.write(text.as_bytes())?;
         let answer = self.receive()?;
@@ -112,7 +153,11 @@ impl Client {
         self.start += needed;
         let payload = base + keep + 2;
         let (reply_at, reply_len) = reply.unwrap_or((0, 0));
+        let subject_at = base + if with_header { 5 } else { 4 };
+        let subject_len =
+            memchr::memchr(b' ', &self.buffer[subject_at..payload]).context("a message without a subject")?;
         Ok(Message {
+            subject: &self.buffer[subject_at..subject_at + subject_len],
             reply: &self.buffer[base + reply_at..base + reply_at + reply_len],
             header: &self.buffer[payload..payload + header],
             payload: &self.buffer[payload + header..payload + total],
@@ -132,12 +177,13 @@ impl Client {
         let mut looked = 0;
         loop {
             let unread = &self.buffer[self.start + looked..self.end];
-            if let Some(at) = unread.windows(2).position(|pair| pair == b"\r\n") {
-                let line = self.start..self.start + looked + at;
-                self.start = line.end + 2;
+            if let Some(at) = memchr::memchr(b'\n', unread) {
+                let end = self.start + looked + at;
+                let line = self.start..end.saturating_sub(1).max(self.start);
+                self.start = end + 1;
                 return Ok(line);
             }
-            looked = (self.end - self.start).saturating_sub(1);
+            looked = self.end - self.start;
             self.fill(0)?;
         }
     }

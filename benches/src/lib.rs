@@ -1,14 +1,28 @@
-//! Load for NATS servers: a raw-protocol client that costs little itself, servers as processes with their CPU
-//! counted, and the workloads that the `compare` binary runs in turns against Levee and nats-server.
+//! Load for NATS servers: a raw-protocol client that costs little itself, servers as processes with their costs
+//! counted, and the rows that the `compare` binary runs in turns against Levee and nats-server.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`client`] | a connection that speaks just enough of the protocol |
-//! | [`servers`] | one or three server processes of one side, fresh for each run, and what they cost |
-//! | [`workloads`] | what is measured |
-//! | [`report`] | medians, ratios, the table |
+//! | [`servers`] | one or three server processes of one side, fresh for each run |
+//! | [`process`] | what processes and the machine spend, from the operating system |
+//! | [`pace`] | the schedule of an open loop, and latency against it |
+//! | [`messages`] | what is published |
+//! | [`setup`] | streams and consumers |
+//! | [`figures`] | what is measured, and one run's measurements |
+//! | [`load`] | how each kind of load is made |
+//! | [`rows`] | the rows of the comparison, with their targets |
+//! | [`results`] | runs as lines of JSON |
+//! | [`report`] | medians, ratios, tables, the page |
 
 pub mod client;
+pub mod figures;
+pub mod load;
+pub mod messages;
+pub mod pace;
+pub mod process;
 pub mod report;
+pub mod results;
+pub mod rows;
 pub mod servers;
-pub mod workloads;
+pub mod setup;

@@ -1,0 +1,96 @@
+//! The schedule of an open loop. Message `n` is due at a time that does not depend on how the server does, and its
+//! latency counts from then: a server that stalls delays everything that was due meanwhile, and all of it shows.
+
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+/// Messages that are due at even distances from a start.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    start: Instant,
+    interval_ns: f64,
+}
+
+impl Pace {
+    /// So many a second, from now on.
+    #[must_use]
+    pub fn start(per_second: f64) -> Self {
+        Self { start: Instant::now(), interval_ns: 1e9 / per_second }
+    }
+
+    /// The same pace, begun later by a part of an interval, so that many publishers do not send at once.
+    #[must_use]
+    pub fn offset(self, part: f64) -> Self {
+        Self { start: self.start + Duration::from_nanos((self.interval_ns * part) as u64), ..self }
+    }
+
+    /// When message `n` is due.
+    #[must_use]
+    pub fn due(&self, n: u64) -> Instant {
+        self.start + Duration::from_nanos(self.due_ns(n))
+    }
+
+    /// When message `n` is due, from the start.
+    #[must_use]
+    pub fn due_ns(&self, n: u64) -> u64 {
+        (n as f64 * self.interval_ns) as u64
+    }
+
+    /// Sleeps until message `n` is due, and answers how many messages are due by then: `n + 1` or more.
+    #[must_use]
+    pub fn wait_for(&self, n: u64) -> u64 {
+        let due = self.due(n);
+        loop {
+            let now = Instant::now();
+            if now >= due {
+                let passed = now.duration_since(self.start).as_nanos() as f64;
+                return ((passed / self.interval_ns) as u64 + 1).max(n + 1);
+            }
+            std::thread::sleep(due - now);
+        }
+    }
+
+    /// What has passed since a moment given as nanoseconds from the start.
+    #[must_use]
+    pub fn since_ns(&self, due_ns: u64) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_sub(due_ns)
+    }
+}
+
+/// Makes this thread's sleeps end on time. Linux rounds them up by 50 us otherwise.
+pub fn sleep_exactly() {
+    // Where it is refused, latencies have those 50 us in them, on both sides.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+}
+
+/// Latencies in nanoseconds, up to a minute, to three digits.
+#[must_use]
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("fixed bounds")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_a_message_tells_all_that_are_due() {
+        let pace = Pace::start(10_000.0);
+
+        std::thread::sleep(Duration::from_millis(2));
+
+        assert!(pace.wait_for(0) >= 20, "twenty were due after two milliseconds");
+        let due = pace.wait_for(500);
+        assert!(due >= 501);
+        assert!(pace.since_ns(pace.due_ns(500)) < 60_000_000_000, "message 500 is in the past");
+    }
+
+    #[test]
+    fn an_offset_moves_every_message_by_the_same_part_of_an_interval() {
+        let pace = Pace::start(1000.0);
+
+        assert_eq!(pace.offset(0.5).due(3) - pace.due(3), Duration::from_micros(500));
+    }
+}

@@ -1,0 +1,88 @@
+//! Streams and consumers, made through the API.
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::servers::Servers;
+
+/// The stream that most rows use.
+pub const STREAM: &str = "BENCH";
+
+/// Where a stream lies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Storage {
+    /// On disk.
+    File,
+    /// In memory.
+    Memory,
+}
+
+impl Storage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// An API request whose answer must not be an error.
+pub fn api(client: &mut Client, endpoint: &str, body: &Value) -> anyhow::Result<Value> {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let answer = client.request(&format!("$JS.API.{endpoint}"), &body)?;
+    let answer: Value = serde_json::from_str(&answer).with_context(|| format!("{endpoint}: {answer}"))?;
+    ensure!(answer["error"].is_null(), "{endpoint}: {}", answer["error"]);
+    Ok(answer)
+}
+
+/// Makes the stream of a row, with one replica for each node. `more` are fields of its configuration.
+pub fn create_stream(servers: &Servers, storage: Storage, more: Value) -> anyhow::Result<()> {
+    let mut config = json!({
+        "name": STREAM,
+        "subjects": ["bench", "bench.>"],
+        "num_replicas": servers.nodes(),
+        "storage": storage.name(),
+    });
+    merge(&mut config, more);
+    let mut client = Client::connect(servers.address(0))?;
+    api(&mut client, &format!("STREAM.CREATE.{STREAM}"), &config)?;
+    Ok(())
+}
+
+/// Makes a durable pull consumer. `more` are fields of its configuration.
+pub fn create_consumer(servers: &Servers, name: &str, more: Value) -> anyhow::Result<()> {
+    let mut config = json!({ "durable_name": name, "ack_policy": "explicit", "max_ack_pending": 10_000 });
+    merge(&mut config, more);
+    let body = json!({ "stream_name": STREAM, "config": config });
+    let mut client = Client::connect(servers.address(0))?;
+    api(&mut client, &format!("CONSUMER.CREATE.{STREAM}.{name}"), &body)?;
+    Ok(())
+}
+
+/// What a stream says of itself.
+pub fn stream_info(servers: &Servers, stream: &str) -> anyhow::Result<Value> {
+    let mut client = Client::connect(servers.address(0))?;
+    api(&mut client, &format!("STREAM.INFO.{stream}"), &Value::Null)
+}
+
+/// The address of the node that leads a stream. Clients of a stream connect there, on both sides.
+pub fn leader<'a>(servers: &'a Servers, stream: &str) -> anyhow::Result<&'a str> {
+    let info = stream_info(servers, stream)?;
+    let name = info["cluster"]["leader"].as_str().context("the stream has no leader")?;
+    let node: usize = name.trim_start_matches('n').parse().context("servers are named n0, n1, n2")?;
+    Ok(servers.address(node))
+}
+
+/// Fails unless the stream has stored at least so many messages in its life.
+pub fn expect_stored(servers: &Servers, messages: u64) -> anyhow::Result<()> {
+    let last = stream_info(servers, STREAM)?["state"]["last_seq"].as_u64().unwrap_or(0);
+    ensure!(last >= messages, "{messages} were acknowledged, the stream ends at {last}");
+    Ok(())
+}
+
+fn merge(into: &mut Value, more: Value) {
+    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
+        into.extend(more);
+    }
+}
