@@ -12,8 +12,9 @@
 //! | [`figures`] | what is measured, and one run's measurements |
 //! | [`load`] | how each kind of load is made |
 //! | [`rows`] | the rows of the comparison, with their targets |
+//! | [`sweeps`] | the rows of the charts |
 //! | [`results`] | runs as lines of JSON |
-//! | [`report`] | medians, ratios, tables, the page |
+//! | [`report`] | medians, ratios, tables, charts, the page |
 
 pub mod client;
 pub mod figures;
@@ -26,3 +27,4 @@ pub mod results;
 pub mod rows;
 pub mod servers;
 pub mod setup;
+pub mod sweeps;

@@ -48,6 +48,8 @@ pub enum Group {
     Ordinary,
     /// In full mode only.
     Long,
+    /// The same, shown in charts and not in tables.
+    Sweep,
 }
 
 /// An aim. Ratios are ours divided by theirs.
@@ -75,7 +77,9 @@ pub struct Sizes {
 }
 
 impl Row {
-    fn new(name: impl Into<String>, nodes: usize, load: Load) -> Self {
+    /// A row of 128 byte messages on files, without aims.
+    #[must_use]
+    pub fn new(name: impl Into<String>, nodes: usize, load: Load) -> Self {
         Self {
             name: name.into(),
             group: Group::Ordinary,

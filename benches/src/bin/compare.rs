@@ -10,10 +10,11 @@ use levee_benches::figures::{Figure, Outcome};
 use levee_benches::load::{self, Effort};
 use levee_benches::process;
 use levee_benches::report::table::{LATENCY, OTHER, SPENDING, THROUGHPUT};
-use levee_benches::report::{Measured, number, page};
+use levee_benches::report::{number, page};
 use levee_benches::results::{Results, Run, Setting};
 use levee_benches::rows::{self, Group, Row, Sizes};
 use levee_benches::servers::{Binaries, Servers, Side};
+use levee_benches::sweeps;
 
 /// Compares Levee with nats-server. Servers are started fresh for every run and take turns.
 ///
@@ -59,7 +60,8 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let rows = rows::all(&options.sizes);
+    let mut rows = rows::all(&options.sizes);
+    rows.extend(sweeps::rows());
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));
         return Ok(());
@@ -74,7 +76,7 @@ fn main() -> anyhow::Result<()> {
     if options.runs > 0 {
         measure(&options, &rows, &mut results)?;
     }
-    let measured: Vec<Measured<'_>> = rows.iter().filter_map(|row| Measured::of(row, &results)).collect();
+    let measured = page::in_tables(&rows, &results);
     for table in [THROUGHPUT, LATENCY, SPENDING, OTHER] {
         println!("{}", table.text(&measured));
     }
@@ -82,6 +84,12 @@ fn main() -> anyhow::Result<()> {
         let path = dir.join("RESULTS.md");
         std::fs::write(&path, page::text(&rows, &results))
             .with_context(|| format!("can not write {}", path.display()))?;
+        std::fs::create_dir_all(dir.join("charts"))?;
+        for (file, chart) in sweeps::charts(&results) {
+            let path = dir.join("charts").join(file);
+            std::fs::write(&path, chart.svg())
+                .with_context(|| format!("can not write {}", path.display()))?;
+        }
     }
     let failures = results.failures().count();
     ensure!(failures == 0, "{failures} runs failed");

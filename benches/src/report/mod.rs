@@ -5,6 +5,7 @@ use crate::results::Results;
 use crate::rows::{Row, Target};
 use crate::servers::Side;
 
+pub mod chart;
 pub mod page;
 pub mod table;
 

@@ -3,16 +3,18 @@
 use std::fmt::Write as _;
 
 use crate::report::Measured;
+use crate::report::chart::Chart;
 use crate::report::table::{LATENCY, OTHER, SPENDING, THROUGHPUT};
 use crate::results::Results;
-use crate::rows::Row;
+use crate::rows::{Group, Row};
+use crate::sweeps;
 
 const TEMPLATE: &str = include_str!("page.template");
 
 /// The page.
 #[must_use]
 pub fn text(rows: &[Row], results: &Results) -> String {
-    let measured: Vec<Measured<'_>> = rows.iter().filter_map(|row| Measured::of(row, results)).collect();
+    let measured = in_tables(rows, results);
     let mut page = TEMPLATE.to_owned();
     for (place, text) in [
         ("{{setting}}", setting(results)),
@@ -21,12 +23,29 @@ pub fn text(rows: &[Row], results: &Results) -> String {
         ("{{latency}}", LATENCY.text(&measured)),
         ("{{spending}}", SPENDING.text(&measured)),
         ("{{other}}", OTHER.text(&measured)),
+        ("{{charts}}", charts(results)),
         ("{{missed}}", missed(&measured)),
         ("{{failures}}", failures(results)),
     ] {
         page = page.replace(place, text.trim_end());
     }
     page
+}
+
+/// The rows that tables show, those that were measured.
+#[must_use]
+pub fn in_tables<'a>(rows: &'a [Row], results: &'a Results) -> Vec<Measured<'a>> {
+    let rows = rows.iter().filter(|row| row.group != Group::Sweep);
+    rows.filter_map(|row| Measured::of(row, results)).collect()
+}
+
+fn charts(results: &Results) -> String {
+    let charts = sweeps::charts(results);
+    if charts.is_empty() {
+        return "No charts were measured.".to_owned();
+    }
+    let image = |(file, chart): &(&str, Chart)| format!("![{}](charts/{file})", chart.title);
+    charts.iter().map(image).collect::<Vec<_>>().join("\n\n")
 }
 
 fn setting(results: &Results) -> String {
