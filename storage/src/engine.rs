@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
+use crate::values::Place;
 
 /// Reading. The engine itself shows the newest state, a snapshot the state at its creation.
 pub(crate) trait View: Send + Sync {
@@ -33,6 +34,12 @@ pub(crate) trait Engine: View + 'static {
 
     /// Drops files that hold nothing but the range. Cheap, and it needs no free space.
     fn drop_files(&self, table: Table, range: &KeyRange) -> Result<(), Error>;
+
+    /// Gives back the space of removed values that lie beside the tables, if there are any. Calls `write` with what
+    /// must be written for that, in a write of its own.
+    fn clean_values(&self, _write: &mut dyn FnMut(WriteSet) -> Result<(), Error>) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Bytes left on the file system. Asked often, so it must be cheap.
     fn disk_free(&self) -> Result<u64, Error>;
@@ -90,9 +97,26 @@ pub(crate) struct WriteSet {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
-    Put { table: Table, key: Vec<u8>, value: Bytes },
-    Delete { table: Table, key: Vec<u8> },
-    DeleteRange { table: Table, range: KeyRange },
+    Put {
+        table: Table,
+        key: Vec<u8>,
+        value: Bytes,
+    },
+    Delete {
+        table: Table,
+        key: Vec<u8>,
+    },
+    DeleteRange {
+        table: Table,
+        range: KeyRange,
+    },
+    /// A value of `blocks` lies elsewhere now, unless it was removed since it was copied. Looks at what is written
+    /// already, so it must not be in one set with what removes values.
+    Move {
+        key: Vec<u8>,
+        from: Place,
+        to: Place,
+    },
 }
 
 impl WriteSet {

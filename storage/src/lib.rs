@@ -25,6 +25,7 @@ mod sealed;
 mod snapshot;
 mod space;
 mod storage;
+mod values;
 mod writer;
 
 pub use batch::Batch;
@@ -37,7 +38,7 @@ pub use group::{LogEntry, LogId, Sync};
 pub use keys::Table;
 pub use memory::MemoryDisk;
 pub use messages::MessageStore;
-pub use options::Options;
+pub use options::{Options, Payloads};
 pub use snapshot::{SnapshotReader, SnapshotWriter};
 pub use space::Room;
 pub use storage::{RowVisitor, Storage};

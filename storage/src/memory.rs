@@ -182,6 +182,8 @@ impl Tables {
                 Operation::Delete { table, key } => {
                     Arc::make_mut(self.rows(*table)).remove(key);
                 }
+                // Nothing lies elsewhere.
+                Operation::Move { .. } => {}
                 Operation::DeleteRange { table, range } => {
                     let rows = Arc::make_mut(self.rows(*table));
                     let gone: Vec<_> = rows

@@ -16,6 +16,11 @@ pub struct Options {
     pub queue_bytes: usize,
     /// What one write may hold. Default 8 MiB; larger delays the first callback, smaller syncs more often.
     pub batch_bytes: usize,
+    /// Where blocks of messages live. Default [`Payloads::ValueLog`].
+    pub payloads: Payloads,
+    /// Size at which a file of the value log is full. Default 128 MiB: smaller gives space back sooner, larger needs
+    /// fewer open files.
+    pub value_segment_bytes: u64,
     /// Free disk space below which messages are refused. Default 256 MiB, never less than 64 MiB: what is queued,
     /// buffered and being compacted must still fit, or the storage stops for good.
     pub reserve_bytes: u64,
@@ -23,6 +28,16 @@ pub struct Options {
     pub background_jobs: i32,
     /// Bound on the bytes per second that flushes and compactions write. Default none.
     pub compaction_bytes_per_second: Option<u64>,
+}
+
+/// Where blocks of messages live. Stores can be opened with either, whatever they were written with.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Payloads {
+    /// In RocksDB like everything else.
+    Tables,
+    /// Large writes in files beside RocksDB, small ones in it.
+    #[default]
+    ValueLog,
 }
 
 /// The least that must stay free, whatever the configuration says.
@@ -37,6 +52,8 @@ impl Default for Options {
             read_cache_bytes: 32 << 20,
             queue_bytes: 32 << 20,
             batch_bytes: 8 << 20,
+            payloads: Payloads::default(),
+            value_segment_bytes: 128 << 20,
             reserve_bytes: 256 << 20,
             background_jobs: 2,
             compaction_bytes_per_second: None,

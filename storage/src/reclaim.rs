@@ -6,12 +6,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, WriteSet};
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
+use crate::space::now;
+use crate::writer::{Job, Queue, Work};
 
 /// Less garbage than this is left to RocksDB's own compaction.
 const GARBAGE_BYTES_MIN: u64 = 64 << 20;
@@ -20,20 +23,39 @@ const RANGES_MAX: usize = 1024;
 /// Requests that wait. When there are more, they are left out: RocksDB gets to them, only later.
 const REQUESTS_MAX: usize = 64;
 
+/// How often it is looked whether values were removed, at most.
+const VALUES_INTERVAL: Duration = Duration::from_secs(2);
+/// Share of the time that cleaning of values may take: one part of this many.
+const VALUES_SHARE: u32 = 20;
+
 pub(crate) struct Reclaimer {
     requests: Option<SyncSender<Vec<KeyRange>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reclaimer {
-    pub(crate) fn start(engine: Arc<dyn Engine>, exports: Arc<AtomicUsize>) -> Result<Self, Error> {
+    pub(crate) fn start(
+        engine: Arc<dyn Engine>,
+        queue: Arc<Queue>,
+        exports: Arc<AtomicUsize>,
+    ) -> Result<Self, Error> {
         let (requests, receiver) = sync_channel::<Vec<KeyRange>>(REQUESTS_MAX);
         let thread = std::thread::Builder::new()
             .name("storage-reclaim".into())
             .spawn(move || {
                 let mut dropped = Vec::new();
-                while let Ok(ranges) = receiver.recv() {
-                    reclaim(engine.as_ref(), &exports, ranges, &mut dropped);
+                let mut next_values = now() + VALUES_INTERVAL;
+                loop {
+                    match receiver.recv_timeout(next_values.saturating_duration_since(now())) {
+                        Ok(ranges) => reclaim(engine.as_ref(), &exports, ranges, &mut dropped),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                    let started = now();
+                    if started >= next_values {
+                        clean_values(engine.as_ref(), &queue);
+                        next_values = now() + VALUES_INTERVAL.max(started.elapsed() * VALUES_SHARE);
+                    }
                 }
             })
             .map_err(|error| Error::Engine(format!("reclaim thread: {error}")))?;
@@ -81,6 +103,18 @@ fn reclaim(engine: &dyn Engine, exports: &AtomicUsize, ranges: Vec<KeyRange>, dr
     if garbage >= GARBAGE_BYTES_MIN && garbage * 2 >= all {
         engine.compact(Table::Blocks);
         dropped.clear();
+    }
+}
+
+fn clean_values(engine: &dyn Engine, queue: &Queue) {
+    let mut write = |set: WriteSet| {
+        let (sender, written) = sync_channel(1);
+        let done = Box::new(move |result| drop(sender.send(result)));
+        queue.push(Job { group: None, work: Work::Moves(set), bytes: 0, done: Some(done) });
+        written.recv().unwrap_or_else(|_| Err(Error::Failed("the storage is closed".into())))
+    };
+    if let Err(error) = engine.clean_values(&mut write) {
+        tracing::warn!(%error, "giving back the space of removed messages failed; it is tried again");
     }
 }
 

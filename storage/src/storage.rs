@@ -101,7 +101,8 @@ impl Storage {
                 let spawned =
                     std::thread::Builder::new().name("storage-writer".into()).spawn(|| writer.run());
                 let thread = spawned.map_err(|error| Error::Engine(format!("writer thread: {error}")))?;
-                let reclaimer = Reclaimer::start(Arc::clone(&engine), Arc::clone(&exports))?;
+                let reclaimer =
+                    Reclaimer::start(Arc::clone(&engine), Arc::clone(&queue), Arc::clone(&exports))?;
                 (Pump::Thread(Some(thread)), Some(reclaimer))
             }
         };

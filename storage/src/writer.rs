@@ -75,6 +75,8 @@ pub(crate) enum Work {
     },
     /// Raw rows of an import, and what discards one.
     Raw(WriteSet),
+    /// Values that cleaning copied.
+    Moves(WriteSet),
     /// The import of `generation` becomes the group's data.
     Install {
         generation: u32,
@@ -280,8 +282,8 @@ impl Writer {
     fn write(&mut self, jobs: Vec<Job>) {
         let mut batch = Assembled::default();
         for job in jobs {
-            // An install reads what lies before it, so that must be written first.
-            if let Work::Install { .. } = job.work {
+            // These read what lies before them, so that must be written first.
+            if let Work::Install { .. } | Work::Moves(_) = job.work {
                 self.finish(std::mem::take(&mut batch));
                 self.assemble(&mut batch, job);
                 self.finish(std::mem::take(&mut batch));
@@ -366,7 +368,7 @@ impl Writer {
             (Work::HardRow { item, value }, Some(group)) => {
                 set.put(Table::HardState, keys::hard_state(group.id, item), seal(value));
             }
-            (Work::Raw(rows), _) => {
+            (Work::Raw(rows) | Work::Moves(rows), _) => {
                 set.bytes += rows.bytes;
                 set.operations.extend(rows.operations);
             }

@@ -9,4 +9,5 @@ mod messages;
 mod snapshots;
 mod stream;
 mod throughput;
+mod values;
 mod writer;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use levee_protocol::ids::Seq;
 use levee_protocol::record::BlockBuilder;
 use levee_protocol::time::Timestamp;
-use levee_storage::{Options, Storage};
+use levee_storage::{Options, Payloads, Storage};
 
 use crate::stream::{Stream, block_entry};
 
@@ -35,7 +35,11 @@ fn now() -> Instant {
 fn measure(bytes: usize, batch: usize, in_flight: usize, messages: usize) {
     let dir =
         tempfile::tempdir_in(std::env::var_os("LEVEE_BENCH_DIR").unwrap_or_else(|| ".".into())).unwrap();
-    let storage = Storage::open(dir.path(), Options::default()).unwrap();
+    let payloads = match std::env::var("LEVEE_BENCH_PAYLOADS").as_deref() {
+        Ok("tables") => Payloads::Tables,
+        _ => Payloads::ValueLog,
+    };
+    let storage = Storage::open(dir.path(), Options { payloads, ..Options::default() }).unwrap();
     let mut stream = Stream::open(&storage);
     let payload = vec![b'x'; bytes];
     let (sender, receiver) = sync_channel(in_flight);

@@ -1,0 +1,393 @@
+//! The engine in production: one RocksDB per node, one write-ahead log, a column family per table, and the value log
+//! beside it for blocks that come in bulk.
+//!
+//! A block lies either in its table or, as a place, in the column family `places`; never in both. Small writes stay
+//! in RocksDB, where they cost one sync and not two.
+
+mod cursor;
+mod setup;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_protocol::ids::GroupId;
+use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Snapshot, WriteBatch, WriteOptions};
+
+use self::cursor::{BlocksCursor, RocksCursor, ValueReader, read_options};
+use self::setup::{database_options, family_options, places_options};
+use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, View, WriteSet};
+use crate::error::Error;
+use crate::keys::{self, KeyRange, Table};
+use crate::mark::SyncMark;
+use crate::options::{Options, Payloads};
+use crate::values::{Place, ValueLog};
+
+/// The column family of places in the value log, with the keys of `blocks`.
+const PLACES: &str = "places";
+/// Smaller values stay in RocksDB: a place is not worth it.
+const VALUE_BYTES_MIN: usize = 4 << 10;
+/// Writes with less than this in such values stay in RocksDB as a whole: the value log is a second file to sync.
+const BULK_BYTES_MIN: usize = 64 << 10;
+/// What cleaning copies between two writes.
+const COPY_BYTES: usize = 4 << 20;
+/// How often a reader follows a value that cleaning moves meanwhile.
+const MOVES_MAX: usize = 8;
+
+const RESTORE: &str = "if this node has replicas elsewhere, move the directory away and let them restore it";
+
+/// Sees a key of `blocks` and where its value lies.
+type PlaceVisitor<'a> = dyn FnMut(&[u8], Place) -> Result<(), Error> + 'a;
+
+pub(crate) struct RocksEngine {
+    db: DB,
+    values: ValueLog,
+    payloads: Payloads,
+    /// Whether a block was removed since cleaning looked.
+    removed: AtomicBool,
+    dir: PathBuf,
+    mark: SyncMark,
+}
+
+impl RocksEngine {
+    /// Opens or creates the database in `dir`, which the caller has locked.
+    pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self, Error> {
+        let broken = |reason: String| Error::Open { dir: dir.to_path_buf(), reason };
+        let database = dir.join("db");
+        std::fs::create_dir_all(&database).map_err(|error| broken(error.to_string()))?;
+        let (mark, synced) =
+            SyncMark::open(&dir.join("synced")).map_err(|error| broken(format!("{error}; {RESTORE}")))?;
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let mut families = Table::ALL
+            .map(|table| ColumnFamilyDescriptor::new(table.name(), family_options(table, options, &cache)))
+            .into_iter()
+            .collect::<Vec<_>>();
+        families.push(ColumnFamilyDescriptor::new(PLACES, places_options(options, &cache)));
+        let db = DB::open_cf_descriptors(&database_options(&database, options), &database, families)
+            .map_err(|error| broken(format!("{error}; {RESTORE}")))?;
+        let recovered = db.latest_sequence_number();
+        if recovered < synced {
+            return Err(broken(format!(
+                "it was synced up to write {synced} and now ends at {recovered}: the write-ahead log is cut or \
+                 damaged; {RESTORE}"
+            )));
+        }
+        let values = ValueLog::open(&dir.join("values"), options.value_segment_bytes)
+            .map_err(|error| broken(format!("{error}; {RESTORE}")))?;
+        let engine = Self {
+            db,
+            values,
+            payloads: options.payloads,
+            removed: AtomicBool::new(true),
+            dir: dir.to_path_buf(),
+            mark,
+        };
+        engine.check_places().map_err(|error| broken(error.to_string()))?;
+        Ok(engine)
+    }
+
+    /// Whether every value is where its place says, as far as files and their sizes tell.
+    fn check_places(&self) -> Result<(), Error> {
+        let segments = self.values.segments();
+        self.each_place(&mut |key, place| match segments.get(&place.segment) {
+            Some(segment) if segment.holds(place) => Ok(()),
+            Some(_) => Err(lost(key, place, "the file is cut")),
+            None => Err(lost(key, place, "the file is missing")),
+        })
+    }
+
+    fn each_place(&self, visit: &mut PlaceVisitor<'_>) -> Result<(), Error> {
+        let all = KeyRange { from: Vec::new(), to: vec![u8::MAX; 256] };
+        let iterator = self.db.raw_iterator_cf_opt(self.places(), read_options(&all, Scan::Bulk));
+        let mut cursor = RocksCursor::new(iterator, Scan::Bulk);
+        while let Some((key, row)) = cursor.next()? {
+            visit(key, place_of(key, row)?)?;
+        }
+        Ok(())
+    }
+
+    fn family(&self, table: Table) -> &ColumnFamily {
+        self.db.cf_handle(table.name()).expect("every table was opened as a column family")
+    }
+
+    fn places(&self) -> &ColumnFamily {
+        self.db.cf_handle(PLACES).expect("it was opened with the tables")
+    }
+
+    /// Appends what is bulk to the value log. Places in the order of the set's values that were.
+    fn append_bulk(&self, set: &WriteSet) -> Result<Vec<Place>, Error> {
+        let bulk: Vec<&[u8]> = set.operations.iter().filter_map(large_value).collect();
+        let bytes: usize = bulk.iter().map(|value| value.len()).sum();
+        if self.payloads == Payloads::Tables || bytes < BULK_BYTES_MIN {
+            return Ok(Vec::new());
+        }
+        self.values.append(&bulk).map_err(|error| Error::Engine(format!("value log: {error}")))
+    }
+
+    fn rocks_batch(&self, set: &WriteSet, places: Vec<Place>) -> Result<WriteBatch, Error> {
+        let in_values = places.len();
+        let mut places = places.into_iter();
+        let mut batch = WriteBatch::with_capacity_bytes(if in_values > 0 { 4096 } else { set.bytes + 64 });
+        for operation in &set.operations {
+            match operation {
+                Operation::Put { table, key, value } => {
+                    match large_value(operation).and_then(|_| places.next()) {
+                        Some(place) => batch.put_cf(self.places(), key, place.encode()),
+                        None => batch.put_cf(self.family(*table), key, value),
+                    }
+                }
+                Operation::Delete { table, key } => {
+                    batch.delete_cf(self.family(*table), key);
+                    if *table == Table::Blocks {
+                        batch.delete_cf(self.places(), key);
+                        self.removed.store(true, Ordering::Relaxed);
+                    }
+                }
+                Operation::DeleteRange { table, range } => {
+                    batch.delete_range_cf(self.family(*table), &range.from, &range.to);
+                    if *table == Table::Blocks {
+                        batch.delete_range_cf(self.places(), &range.from, &range.to);
+                        self.removed.store(true, Ordering::Relaxed);
+                    }
+                }
+                Operation::Move { key, from, to } => {
+                    if self.place(key)? == Some(*from) {
+                        batch.put_cf(self.places(), key, to.encode());
+                    }
+                }
+            }
+        }
+        Ok(batch)
+    }
+
+    fn place(&self, key: &[u8]) -> Result<Option<Place>, Error> {
+        let row = self.db.get_pinned_cf(self.places(), key)?;
+        row.map(|row| place_of(key, &row)).transpose()
+    }
+
+    fn read_block(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        for _ in 0..MOVES_MAX {
+            let Some(place) = self.place(key)? else {
+                let value = self.db.get_pinned_cf(self.family(Table::Blocks), key)?;
+                return Ok(value.map(|value| Bytes::copy_from_slice(&value)));
+            };
+            if let Some(value) = found(key, place, self.values.read(place))? {
+                return Ok(Some(value));
+            }
+        }
+        match self.place(key)? {
+            Some(place) => Err(lost(key, place, "the file is missing")),
+            None => Ok(None),
+        }
+    }
+
+    /// Moves what lives in the given segments; what was removed meanwhile stays removed.
+    fn move_survivors(
+        &self,
+        is_victim: impl Fn(u64) -> bool,
+        write: &mut dyn FnMut(WriteSet) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut survivors: Vec<(Vec<u8>, Place)> = Vec::new();
+        let mut bytes = 0;
+        self.each_place(&mut |key, place| {
+            if is_victim(place.segment) {
+                bytes += place.len as usize;
+                survivors.push((key.to_vec(), place));
+                if bytes >= COPY_BYTES {
+                    bytes = 0;
+                    return self.move_values(std::mem::take(&mut survivors), write);
+                }
+            }
+            Ok(())
+        })?;
+        self.move_values(survivors, write)
+    }
+
+    fn move_values(
+        &self,
+        survivors: Vec<(Vec<u8>, Place)>,
+        write: &mut dyn FnMut(WriteSet) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let places: Vec<Place> = survivors.iter().map(|(_, place)| *place).collect();
+        let copies =
+            self.values.copy(&places).map_err(|error| Error::Engine(format!("value log: {error}")))?;
+        let mut set = WriteSet::default();
+        for ((key, from), to) in survivors.into_iter().zip(copies) {
+            if let Some(to) = to {
+                set.operations.push(Operation::Move { key, from, to });
+            }
+        }
+        if set.is_empty() { Ok(()) } else { write(set) }
+    }
+}
+
+impl View for RocksEngine {
+    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        if table == Table::Blocks {
+            return self.read_block(key);
+        }
+        let value = self.db.get_pinned_cf(self.family(table), key)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a> {
+        let reader = ValueReader::new(&self.values);
+        let cursor =
+            |family| RocksCursor::new(self.db.raw_iterator_cf_opt(family, read_options(range, how)), how);
+        if table == Table::Blocks {
+            // Two views, the second at most newer: both show what was written before the call.
+            let inline = cursor(self.family(table));
+            return Box::new(BlocksCursor::new(inline, cursor(self.places()), reader));
+        }
+        Box::new(cursor(self.family(table)))
+    }
+}
+
+impl Engine for RocksEngine {
+    fn write(&self, set: WriteSet, durability: Durability) -> Result<(), Error> {
+        let places = self.append_bulk(&set)?;
+        let mut how = WriteOptions::default();
+        how.set_sync(durability == Durability::Synced);
+        self.db.write_opt(self.rocks_batch(&set, places)?, &how)?;
+        if durability == Durability::Synced {
+            self.mark
+                .advance(self.db.latest_sequence_number())
+                .map_err(|error| Error::Engine(format!("mark of the last sync: {error}")))?;
+        }
+        Ok(())
+    }
+
+    fn with_snapshot(&self, read: &mut dyn FnMut(&dyn View)) {
+        let reader = ValueReader::new(&self.values);
+        read(&RocksSnapshot { engine: self, reader, snapshot: self.db.snapshot() });
+    }
+
+    fn compact(&self, table: Table) {
+        self.db.compact_range_cf(self.family(table), None::<&[u8]>, None::<&[u8]>);
+    }
+
+    fn file_bytes(&self, table: Table, ranges: &[KeyRange]) -> (u64, u64) {
+        let family = self.family(table);
+        let ranges: Vec<_> = ranges.iter().map(|range| rocksdb::Range::new(&range.from, &range.to)).collect();
+        let all = self.db.property_int_value_cf(family, rocksdb::properties::LIVE_SST_FILES_SIZE);
+        (self.db.get_approximate_sizes_cf(family, &ranges).iter().sum(), all.ok().flatten().unwrap_or(0))
+    }
+
+    fn drop_files(&self, table: Table, range: &KeyRange) -> Result<(), Error> {
+        Ok(self.db.delete_file_in_range_cf(self.family(table), &range.from, &range.to)?)
+    }
+
+    fn clean_values(&self, write: &mut dyn FnMut(WriteSet) -> Result<(), Error>) -> Result<(), Error> {
+        if !self.removed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let failed = |error: io::Error| Error::Engine(format!("value log: {error}"));
+        let mut census = self.values.census();
+        self.each_place(&mut |_, place| {
+            census.count(place);
+            Ok(())
+        })?;
+        if self.values.has_dead(&census) {
+            // The removal of their values may not be on the disk yet, and a place must never point to nothing.
+            self.db.flush_wal(true)?;
+            self.values.remove_dead(&census).map_err(failed)?;
+        }
+        let victims = self.values.victims(&census);
+        if !victims.is_empty() {
+            self.move_survivors(|segment| victims.contains(&segment), write)?;
+            // They are empty now, which the next look finds.
+            self.removed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn disk_free(&self) -> Result<u64, Error> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|error| Error::Engine(error.to_string()))?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage, Error> {
+        let failed = |error: io::Error| Error::Engine(error.to_string());
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|error| failed(error.into()))?;
+        let mut used = self.values.bytes();
+        for file in std::fs::read_dir(self.dir.join("db")).map_err(failed)? {
+            // A file that compaction removed meanwhile counts as nothing.
+            used += file.map_err(failed)?.metadata().map_or(0, |metadata| metadata.len());
+        }
+        Ok(DiskUsage { used, free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
+    }
+}
+
+impl Drop for RocksEngine {
+    fn drop(&mut self) {
+        // Waits, so that a directory that was just closed can be opened, copied or removed.
+        self.db.cancel_all_background_work(true);
+    }
+}
+
+struct RocksSnapshot<'db> {
+    engine: &'db RocksEngine,
+    reader: ValueReader<'db>,
+    snapshot: Snapshot<'db>,
+}
+
+impl View for RocksSnapshot<'_> {
+    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        if table == Table::Blocks
+            && let Some(row) = self.snapshot.get_pinned_cf(self.engine.places(), key)?
+        {
+            return self.reader.read(key, &row).map(Some);
+        }
+        let value = self.snapshot.get_pinned_cf(self.engine.family(table), key)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a> {
+        let cursor = |family| {
+            RocksCursor::new(self.snapshot.raw_iterator_cf_opt(family, read_options(range, how)), how)
+        };
+        if table == Table::Blocks {
+            let inline = cursor(self.engine.family(table));
+            return Box::new(BlocksCursor::new(inline, cursor(self.engine.places()), self.reader.clone()));
+        }
+        Box::new(cursor(self.engine.family(table)))
+    }
+}
+
+/// The value of a put that may go to the value log.
+fn large_value(operation: &Operation) -> Option<&[u8]> {
+    match operation {
+        Operation::Put { table: Table::Blocks, value, .. } if value.len() >= VALUE_BYTES_MIN => Some(value),
+        _ => None,
+    }
+}
+
+fn place_of(key: &[u8], row: &[u8]) -> Result<Place, Error> {
+    Place::decode(row).ok_or_else(|| block_error(key, "its place does not decode".into()))
+}
+
+/// A value that was read, or the error that names it.
+fn found(key: &[u8], place: Place, read: io::Result<Option<Bytes>>) -> Result<Option<Bytes>, Error> {
+    match read {
+        Ok(value) => Ok(value),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(lost(key, place, "the file is cut"))
+        }
+        Err(error) => Err(Error::Engine(format!("value segment {}: {error}", place.segment))),
+    }
+}
+
+fn lost(key: &[u8], place: Place, reason: &str) -> Error {
+    block_error(key, format!("it lies in value segment {}: {reason}", place.segment))
+}
+
+fn block_error(key: &[u8], reason: String) -> Error {
+    let group = GroupId(keys::leading_number(key).unwrap_or(0));
+    let index = keys::trailing_number(key).unwrap_or(0);
+    Error::damaged(group, Table::Blocks, format!("block {index}"), reason)
+}
+
+/// How long opening may wait for a process that is just ending.
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_millis(500);

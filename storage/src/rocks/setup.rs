@@ -1,0 +1,150 @@
+//! How RocksDB is set up: one function per kind of table, each option with its reason.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompactionStyle, DBCompressionType, DBRecoveryMode, LogLevel,
+    Options as RocksOptions, UniversalCompactOptions,
+};
+use rustix::fs::{Mode, OFlags};
+
+use crate::keys::Table;
+use crate::options::Options;
+
+const MEBIBYTE: usize = 1 << 20;
+
+pub(super) fn database_options(dir: &Path, options: &Options) -> RocksOptions {
+    let mut db = RocksOptions::default();
+    db.create_if_missing(true);
+    db.create_missing_column_families(true);
+    db.set_max_background_jobs(options.background_jobs.max(2));
+    // Replay up to the first record that does not check out: after a power cut the tail that was never synced may
+    // have holes, and refusing to start for it would lose a healthy node. That nothing *synced* is missing is checked
+    // against the mark (mark.rs), which this mode alone could not tell.
+    db.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // All tables share the log; without this bound one quiet table would keep gigabytes of it.
+    db.set_max_total_wal_size(4 * options.write_buffer_bytes as u64);
+    // Memtables of all tables together.
+    db.set_db_write_buffer_size(options.write_buffer_bytes);
+    db.set_paranoid_checks(true);
+    if direct_io_works(dir) {
+        // Flushes and compactions of bulk data that nobody reads soon: the page cache is worth more to consumers.
+        db.set_use_direct_io_for_flush_and_compaction(true);
+    }
+    db.set_compaction_readahead_size(2 * MEBIBYTE);
+    // Spreads write-back of table files, so that the sync of the log does not wait behind it.
+    db.set_bytes_per_sync(MEBIBYTE as u64);
+    // Replays read files in order: let the kernel read ahead.
+    db.set_advise_random_on_open(false);
+    db.set_max_open_files(512);
+    if let Some(limit) = options.compaction_bytes_per_second {
+        db.set_ratelimiter(i64::try_from(limit).unwrap_or(i64::MAX), 100_000, 10);
+    }
+    // RocksDB's own log is for its developers; ours says what an operator must know.
+    db.set_log_level(LogLevel::Warn);
+    db.set_max_log_file_size(MEBIBYTE);
+    db.set_keep_log_file_num(2);
+    db.set_stats_dump_period_sec(0);
+    db
+}
+
+/// File systems in memory refuse direct I/O, and RocksDB would fail its first flush.
+fn direct_io_works(dir: &Path) -> bool {
+    let probe = dir.join("direct-io-probe");
+    let opened = rustix::fs::open(
+        &probe,
+        OFlags::CREATE | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    );
+    let _ = std::fs::remove_file(&probe);
+    opened.is_ok()
+}
+
+pub(super) fn family_options(table: Table, options: &Options, cache: &Cache) -> RocksOptions {
+    let mut family = RocksOptions::default();
+    let mut blocks = table_options(cache);
+    match table {
+        Table::Blocks => bulk_table(&mut family, &mut blocks, options),
+        Table::Entries => log_table(&mut family, &mut blocks, options),
+        Table::Kept | Table::State | Table::BlockIndex => row_table(&mut family, &mut blocks, options),
+        Table::HardState | Table::Node => tiny_table(&mut family),
+    }
+    family.set_block_based_table_factory(&blocks);
+    family
+}
+
+/// Where values of the value log lie: like log entries, small and in order.
+pub(super) fn places_options(options: &Options, cache: &Cache) -> RocksOptions {
+    let mut family = RocksOptions::default();
+    let mut blocks = table_options(cache);
+    log_table(&mut family, &mut blocks, options);
+    blocks.set_bloom_filter(10.0, false);
+    family.set_block_based_table_factory(&blocks);
+    family
+}
+
+fn table_options(cache: &Cache) -> BlockBasedOptions {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_format_version(6);
+    // Index and filter blocks of large tables are counted against the cache, so that memory stays bounded.
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    blocks
+}
+
+/// Large values, written in order per group, deleted by range: everything is about moving bytes rarely.
+fn bulk_table(family: &mut RocksOptions, blocks: &mut BlockBasedOptions, options: &Options) {
+    // Half of all memtable memory: three quarters of all bytes go here.
+    family.set_write_buffer_size(options.write_buffer_bytes / 2);
+    family.set_max_write_buffer_number(3);
+    // Few large allocations for values of up to a MiB.
+    family.set_arena_block_size((options.write_buffer_bytes / 16).clamp(MEBIBYTE, 8 * MEBIBYTE));
+    universal(family, 100);
+    // Payloads are often compressed already; compressing is a stream's choice.
+    family.set_compression_type(DBCompressionType::None);
+    // A value is usually larger than this, so that a table block is one value.
+    blocks.set_block_size(16 * 1024);
+    // Point reads of a block look into every sorted run whose range covers the group; the filter leaves one.
+    blocks.set_bloom_filter(10.0, false);
+}
+
+/// Small values, appended, purged by range soon after.
+fn log_table(family: &mut RocksOptions, blocks: &mut BlockBasedOptions, options: &Options) {
+    family.set_write_buffer_size((options.write_buffer_bytes / 8).max(MEBIBYTE));
+    family.set_max_write_buffer_number(3);
+    universal(family, 100);
+    family.set_compression_type(DBCompressionType::Lz4);
+    blocks.set_block_size(16 * 1024);
+}
+
+/// Small rows that are replaced and deleted at random.
+fn row_table(family: &mut RocksOptions, blocks: &mut BlockBasedOptions, options: &Options) {
+    family.set_write_buffer_size((options.write_buffer_bytes / 8).max(MEBIBYTE));
+    family.set_max_write_buffer_number(2);
+    family.set_level_compaction_dynamic_level_bytes(true);
+    family.set_compression_type(DBCompressionType::Lz4);
+    // Acked and expired rows leave runs of tombstones that every seek would step over.
+    family.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
+    blocks.set_block_size(8 * 1024);
+    blocks.set_bloom_filter(10.0, false);
+}
+
+/// A handful of rows per group at most.
+fn tiny_table(family: &mut RocksOptions) {
+    family.set_write_buffer_size(MEBIBYTE);
+    family.set_max_write_buffer_number(2);
+}
+
+/// Universal compaction writes each byte a few times where levels write it ten to thirty times; the price is
+/// transient space, bounded by `amplification_percent`.
+fn universal(family: &mut RocksOptions, amplification_percent: i32) {
+    family.set_compaction_style(DBCompactionStyle::Universal);
+    let mut universal = UniversalCompactOptions::default();
+    universal.set_max_size_amplification_percent(amplification_percent);
+    // Merging two runs at a time rewrites the older one too often when flushes are alike in size.
+    universal.set_min_merge_width(4);
+    family.set_universal_compaction_options(&universal);
+    // Files small enough that a purged stream's files can be dropped whole.
+    family.set_target_file_size_base(64 * MEBIBYTE as u64);
+}

@@ -1,0 +1,100 @@
+//! Giving the space of removed values back.
+//!
+//! Nobody counts while values are removed: now and then the places in the database are counted, and segments without
+//! one go. Only when more than half of the log would otherwise be garbage are the survivors of its emptiest segments
+//! copied to a new one. The database learns of a copy through the writer, which drops the move of a value that was
+//! removed meanwhile. A stream that forgets its oldest messages first empties whole segments and copies nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::segment::Appender;
+use super::{Place, ValueLog};
+
+/// Garbage that is not worth copying for, in full segments.
+const GARBAGE_SEGMENTS_MIN: u64 = 2;
+/// Share of the log that may be garbage, in percent: beyond it, disk use would come near twice the live bytes.
+const GARBAGE_PERCENT_MAX: u64 = 40;
+
+/// Live bytes per segment that is not appended to anymore.
+pub(crate) struct Census {
+    live: BTreeMap<u64, u64>,
+}
+
+impl Census {
+    pub(crate) fn count(&mut self, place: Place) {
+        if let Some(live) = self.live.get_mut(&place.segment) {
+            *live += u64::from(place.len);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn counts(&self, segment: u64) -> bool {
+        self.live.contains_key(&segment)
+    }
+}
+
+impl ValueLog {
+    /// Begins a count. Values in segments that are sealed now can only become fewer.
+    pub(crate) fn census(&self) -> Census {
+        let appended = [self.active.lock(), self.copies.lock()]
+            .map(|appender| appender.as_ref().map(|appender| appender.segment().number));
+        let segments = self.segments();
+        let sealed = segments.keys().filter(|number| !appended.contains(&Some(**number)));
+        Census { live: sealed.map(|number| (*number, 0)).collect() }
+    }
+
+    /// Whether any segment has no live value.
+    pub(crate) fn has_dead(&self, census: &Census) -> bool {
+        census.live.values().any(|live| *live == 0)
+    }
+
+    /// Removes the segments without a live value. That the database does not point into them must be on stable
+    /// storage.
+    pub(crate) fn remove_dead(&self, census: &Census) -> io::Result<()> {
+        census.live.iter().filter(|(_, live)| **live == 0).try_for_each(|(number, _)| self.remove(*number))
+    }
+
+    /// The emptiest segments whose survivors should move, if there is too much garbage.
+    pub(crate) fn victims(&self, census: &Census) -> BTreeSet<u64> {
+        let segments = self.segments();
+        let mut sealed: Vec<(u64, u64, u64)> = census
+            .live
+            .iter()
+            .filter_map(|(number, live)| Some((*number, *live, segments.get(number)?.bytes())))
+            .collect();
+        let mut all: u64 = sealed.iter().map(|(_, _, bytes)| bytes).sum();
+        let mut garbage = sealed.iter().map(|(_, live, bytes)| bytes.saturating_sub(*live)).sum::<u64>();
+        let mut victims = BTreeSet::new();
+        if garbage < GARBAGE_SEGMENTS_MIN * self.segment_bytes {
+            return victims;
+        }
+        sealed.sort_by_key(|(_, live, bytes)| live * 1000 / (*bytes).max(1));
+        for (number, live, bytes) in sealed {
+            if garbage * 100 <= all * GARBAGE_PERCENT_MAX {
+                break;
+            }
+            victims.insert(number);
+            garbage -= bytes.saturating_sub(live);
+            all -= bytes.saturating_sub(live);
+        }
+        victims
+    }
+
+    /// Copies values to a segment for survivors and returns where the copies lie, on stable storage. `None` stands for
+    /// a value that is gone.
+    pub(crate) fn copy(&self, places: &[Place]) -> io::Result<Vec<Option<Place>>> {
+        let values = places.iter().map(|place| self.read(*place)).collect::<io::Result<Vec<_>>>()?;
+        let mut copies = self.copies.lock();
+        if copies.as_ref().is_some_and(|copies| copies.segment().bytes() >= self.segment_bytes) {
+            *copies = None;
+        }
+        if copies.is_none() {
+            *copies = Some(self.begin_segment()?);
+        }
+        let appender: &mut Appender = copies.as_mut().expect("a segment was just begun");
+        let present: Vec<&[u8]> = values.iter().flatten().map(|value| &value[..]).collect();
+        let mut moved = appender.append(&present)?.into_iter();
+        Ok(values.iter().map(|value| value.as_ref().and_then(|_| moved.next())).collect())
+    }
+}

@@ -1,0 +1,144 @@
+//! The value log: files of large values beside the database, written once and with direct I/O.
+//!
+//! Through RocksDB a large value is written three times: to the write-ahead log, when its memtable is flushed, and by
+//! compactions. Here it is written once, past the page cache, and the database holds its [`Place`]. The order keeps the
+//! database the only truth: a place is written to it after the bytes are on stable storage, so a place never points to
+//! nothing, and bytes that no place points to are garbage that nobody needs to find at a restart.
+//!
+//! One thread appends, any number read. Decision 16 says why values live here, with the measurements.
+
+mod buffer;
+mod cleaning;
+mod segment;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use self::segment::{Appender, Segment};
+use crate::sealed::Fields;
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+}
+
+impl Place {
+    pub(crate) fn encode(self) -> [u8; 20] {
+        let mut row = [0; 20];
+        row[..8].copy_from_slice(&self.segment.to_le_bytes());
+        row[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        row[16..].copy_from_slice(&self.len.to_le_bytes());
+        row
+    }
+
+    pub(crate) fn decode(row: &[u8]) -> Option<Self> {
+        let mut fields = Fields(row);
+        let place = Self { segment: fields.u64()?, offset: fields.u64()?, len: fields.u32()? };
+        fields.end()?;
+        Some(place)
+    }
+}
+
+/// Segments by number, as a reader found them. Files in it stay readable however long it is held.
+pub(crate) type Segments = Arc<BTreeMap<u64, Arc<Segment>>>;
+
+pub(crate) struct ValueLog {
+    dir: PathBuf,
+    segment_bytes: u64,
+    segments: RwLock<Segments>,
+    /// The segment that is appended to; the writer's alone.
+    active: Mutex<Option<Appender>>,
+    /// The segment that takes what cleaning copies. Left, like the other, at the start of a call, when the places of
+    /// all earlier copies are in the database.
+    copies: Mutex<Option<Appender>>,
+    next_segment: AtomicU64,
+}
+
+impl ValueLog {
+    /// Opens or creates the log in `dir`. A segment that is not full is continued.
+    pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let mut segments = BTreeMap::new();
+        for file in std::fs::read_dir(dir)? {
+            let path = file?.path();
+            let Some(number) = segment::number(&path) else { continue };
+            segments.insert(number, Arc::new(Segment::open(&path, number)?));
+        }
+        let newest = segments.last_key_value().map(|(_, segment)| Arc::clone(segment));
+        let next_segment = newest.as_ref().map_or(1, |newest| newest.number + 1);
+        let active = match newest.filter(|newest| newest.bytes() < segment_bytes) {
+            Some(newest) => Some(Appender::resume(dir, newest)?),
+            None => None,
+        };
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            segment_bytes,
+            segments: RwLock::new(Arc::new(segments)),
+            active: Mutex::new(active),
+            copies: Mutex::new(None),
+            next_segment: AtomicU64::new(next_segment),
+        })
+    }
+
+    /// Appends values and returns where they lie, once they are on stable storage.
+    ///
+    /// All values of a call lie in one segment, and a full segment is left at the start of a call only: by then the
+    /// places of every earlier call are in the database, so what cleaning finds unused in a segment that is not
+    /// appended to stays unused.
+    pub(crate) fn append(&self, values: &[&[u8]]) -> io::Result<Vec<Place>> {
+        let mut active = self.active.lock();
+        if active.as_ref().is_some_and(|appender| appender.segment().bytes() >= self.segment_bytes) {
+            *active = None;
+        }
+        if active.is_none() {
+            *active = Some(self.begin_segment()?);
+        }
+        let appender = active.as_mut().expect("a segment was just begun");
+        appender.append(values)
+    }
+
+    /// The segments there are now.
+    pub(crate) fn segments(&self) -> Segments {
+        Arc::clone(&self.segments.read())
+    }
+
+    /// The value at a place, or `None` if its segment is gone: the value was moved or removed meanwhile.
+    pub(crate) fn read(&self, place: Place) -> io::Result<Option<Bytes>> {
+        let segment = self.segments.read().get(&place.segment).cloned();
+        segment.map(|segment| segment.read(place)).transpose()
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.read().values().map(|segment| segment.bytes()).sum()
+    }
+
+    fn begin_segment(&self) -> io::Result<Appender> {
+        let number = self.next_segment.fetch_add(1, Ordering::Relaxed);
+        let appender = Appender::create(&self.dir, number)?;
+        let mut segments = self.segments.write();
+        Arc::make_mut(&mut segments).insert(number, Arc::clone(appender.segment()));
+        Ok(appender)
+    }
+
+    /// Forgets a segment and removes its file. Readers that hold the segment keep reading it.
+    fn remove(&self, number: u64) -> io::Result<()> {
+        let removed = Arc::make_mut(&mut self.segments.write()).remove(&number);
+        match removed {
+            Some(segment) => segment.delete(&self.dir),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! One file of the value log.
+//!
+//! ```text
+//! file := head, padded to 4 KiB | append *      append := value *, padded to 4 KiB
+//! head := "levee values" | version u8 | number u64 | crc32c u32
+//! ```
+//!
+//! Values carry checksums of their own, which whoever reads one compares. A file is appended to until it is full and
+//! is removed as a whole.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rustix::fs::OFlags;
+
+use super::Place;
+use super::buffer::{ALIGNMENT, AlignedBuffer};
+use crate::sealed::{Fields, seal, unseal};
+
+const MAGIC: &[u8; 12] = b"levee values";
+const VERSION: u8 = 1;
+const HEAD_BYTES: usize = 12 + 1 + 8 + 4;
+const ENDING: &str = "values";
+
+/// A file to read from.
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    file: File,
+    bytes: AtomicU64,
+}
+
+impl Segment {
+    /// Opens a file that was written before.
+    pub(crate) fn open(path: &Path, number: u64) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let bytes = file.metadata()?.len();
+        let mut head = [0; HEAD_BYTES];
+        if bytes > 0 {
+            file.read_exact_at(&mut head, 0)
+                .and_then(|()| check_head(&head, number))
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        }
+        Ok(Self { number, file, bytes: AtomicU64::new(bytes) })
+    }
+
+    /// Bytes that were written to it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether all of a value can be in it.
+    pub(crate) fn holds(&self, place: Place) -> bool {
+        place.offset >= ALIGNMENT as u64
+            && place.offset.checked_add(u64::from(place.len)).is_some_and(|end| end <= self.bytes())
+    }
+
+    pub(crate) fn read(&self, place: Place) -> io::Result<Bytes> {
+        let mut value = vec![0; place.len as usize];
+        self.file.read_exact_at(&mut value, place.offset)?;
+        Ok(value.into())
+    }
+
+    pub(crate) fn delete(&self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_file(path(dir, self.number))
+    }
+}
+
+/// A file to append to.
+pub(crate) struct Appender {
+    segment: Arc<Segment>,
+    /// Opened so that a write returns once it is on stable storage, and past the page cache where that works.
+    file: File,
+    buffer: AlignedBuffer,
+}
+
+impl Appender {
+    /// Begins a file. It and its name are on stable storage when this returns.
+    pub(crate) fn create(dir: &Path, number: u64) -> io::Result<Self> {
+        let path = path(dir, number);
+        let file = open_synced(&path, true)?;
+        let mut buffer = AlignedBuffer::default();
+        file.write_all_at(buffer.fill(&[&head(number)]), 0)?;
+        File::open(dir)?.sync_all()?;
+        let bytes = AtomicU64::new(ALIGNMENT as u64);
+        let segment = Arc::new(Segment { number, file: File::open(&path)?, bytes });
+        Ok(Self { segment, file, buffer })
+    }
+
+    /// Continues a file behind whatever a crash may have left at its end.
+    pub(crate) fn resume(dir: &Path, segment: Arc<Segment>) -> io::Result<Self> {
+        let file = open_synced(&path(dir, segment.number), false)?;
+        let mut buffer = AlignedBuffer::default();
+        if segment.bytes() < ALIGNMENT as u64 {
+            file.write_all_at(buffer.fill(&[&head(segment.number)]), 0)?;
+        }
+        let end = segment.bytes().max(ALIGNMENT as u64).next_multiple_of(ALIGNMENT as u64);
+        segment.bytes.store(end, Ordering::Release);
+        Ok(Self { segment, file, buffer })
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    pub(crate) fn append(&mut self, values: &[&[u8]]) -> io::Result<Vec<Place>> {
+        let start = self.segment.bytes();
+        let mut offset = start;
+        let mut places = Vec::with_capacity(values.len());
+        for value in values {
+            let len = u32::try_from(value.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            places.push(Place { segment: self.segment.number, offset, len });
+            offset += u64::from(len);
+        }
+        let filled = self.buffer.fill(values);
+        self.file.write_all_at(filled, start)?;
+        self.segment.bytes.store(start + filled.len() as u64, Ordering::Release);
+        Ok(places)
+    }
+}
+
+/// The number in a file's name, if it is one of ours.
+pub(crate) fn number(path: &Path) -> Option<u64> {
+    if path.extension()? != ENDING {
+        return None;
+    }
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
+fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:020}.{ENDING}"))
+}
+
+/// File systems in memory refuse direct I/O; there the page cache is the disk anyway.
+fn open_synced(path: &Path, create: bool) -> io::Result<File> {
+    let open = |flags: OFlags| {
+        let flags = (flags | OFlags::DSYNC).bits();
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(create).custom_flags(i32::try_from(flags).unwrap_or(0));
+        options.open(path)
+    };
+    match open(OFlags::DIRECT) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            if create {
+                // Created, then refused.
+                let _ = std::fs::remove_file(path);
+            }
+            open(OFlags::empty())
+        }
+        opened => opened,
+    }
+}
+
+fn head(number: u64) -> Bytes {
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    head.extend_from_slice(MAGIC);
+    head.push(VERSION);
+    head.extend_from_slice(&number.to_le_bytes());
+    seal(head)
+}
+
+fn check_head(head: &[u8], number: u64) -> io::Result<()> {
+    let damaged = |reason: &str| Err(io::Error::new(io::ErrorKind::InvalidData, reason.to_owned()));
+    let Some(fields) = unseal(head) else { return damaged("its head does not match its checksum") };
+    let Some(rest) = fields.strip_prefix(MAGIC) else { return damaged("it is not a value segment") };
+    let mut fields = Fields(rest);
+    match (fields.u8(), fields.u64()) {
+        (Some(VERSION), Some(found)) if found == number => Ok(()),
+        (Some(VERSION), _) => damaged("its head names another number"),
+        _ => damaged("its version is unknown; it may come from a newer release"),
+    }
+}
