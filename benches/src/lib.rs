@@ -14,12 +14,14 @@
 //! | [`rows`] | the rows of the comparison, with their targets |
 //! | [`sweeps`] | the rows of the charts |
 //! | [`results`] | runs as lines of JSON |
+//! | [`micro`] | single parts of the product, for timing and for counting instructions |
 //! | [`report`] | medians, ratios, tables, charts, the page |
 
 pub mod client;
 pub mod figures;
 pub mod load;
 pub mod messages;
+pub mod micro;
 pub mod pace;
 pub mod process;
 pub mod report;
