@@ -21,6 +21,9 @@ pub struct Options {
     /// Size at which a file of the value log is full. Default 128 MiB: smaller gives space back sooner, larger needs
     /// fewer open files.
     pub value_segment_bytes: u64,
+    /// Bytes of each of the two write-ahead log files that are filled when the store is opened, so that syncs overwrite
+    /// instead of growing a file. Default 16 MiB; 0 for none.
+    pub prepared_log_bytes: usize,
     /// Free disk space below which messages are refused. Default 256 MiB, never less than 64 MiB: what is queued,
     /// buffered and being compacted must still fit, or the storage stops for good.
     pub reserve_bytes: u64,
@@ -54,6 +57,7 @@ impl Default for Options {
             batch_bytes: 8 << 20,
             payloads: Payloads::default(),
             value_segment_bytes: 128 << 20,
+            prepared_log_bytes: 16 << 20,
             reserve_bytes: 256 << 20,
             background_jobs: 2,
             compaction_bytes_per_second: None,

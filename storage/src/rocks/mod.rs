@@ -33,6 +33,13 @@ const VALUE_BYTES_MIN: usize = 4 << 10;
 const BULK_BYTES_MIN: usize = 64 << 10;
 /// What cleaning copies between two writes.
 const COPY_BYTES: usize = 4 << 20;
+/// Files of the write-ahead log that are filled when a store is opened, one to be written over after the other.
+const PREPARED_LOGS: usize = 2;
+/// One write of filling: small, or the kernel keeps the file in large pieces of its cache and counts a whole piece as
+/// written for every small write over it.
+const FILLER_BYTES: usize = 4000;
+/// The only row outside of any table.
+const FILLER_KEY: &[u8] = b"filler";
 /// How often a reader follows a value that cleaning moves meanwhile.
 const MOVES_MAX: usize = 8;
 
@@ -85,7 +92,26 @@ impl RocksEngine {
             mark,
         };
         engine.check_places().map_err(|error| broken(error.to_string()))?;
+        engine.prepare_logs(options.prepared_log_bytes).map_err(|error| broken(error.to_string()))?;
         Ok(engine)
+    }
+
+    /// Fills two files that RocksDB will write its log over. Without them the first syncs of a process, and those
+    /// after each switch to a new file, would cost about twice as much.
+    fn prepare_logs(&self, bytes: usize) -> Result<(), Error> {
+        let filler = vec![0; FILLER_BYTES.min(bytes)];
+        for _ in 0..PREPARED_LOGS {
+            for _ in 0..bytes / filler.len().max(1) {
+                let mut batch = WriteBatch::default();
+                // In the log and nowhere else.
+                batch.put_log_data(&filler);
+                self.db.write(batch)?;
+            }
+            // A row and its flush make RocksDB begin another log and give this one up.
+            self.db.put(FILLER_KEY, [])?;
+            self.db.flush()?;
+        }
+        Ok(())
     }
 
     /// Whether every value is where its place says, as far as files and their sizes tell.
