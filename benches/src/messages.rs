@@ -11,6 +11,8 @@ const POOL_BYTES: usize = 4 << 20;
 pub enum Subjects {
     /// `bench`.
     One,
+    /// `bench.probe`.
+    Probe,
     /// `stream.<n>`, the same for every message.
     Stream(u64),
     /// `bench.0`, `bench.1` and so on, in turns.
@@ -65,10 +67,8 @@ impl Messages {
 
     fn append_subject(&self, buffer: &mut Vec<u8>, n: u64) {
         match self.subjects {
-            Subjects::One => {
-                buffer.extend_from_slice(b"bench");
-                Ok(())
-            }
+            Subjects::One => write!(buffer, "bench"),
+            Subjects::Probe => write!(buffer, "bench.probe"),
             Subjects::Stream(stream) => write!(buffer, "stream.{stream}"),
             Subjects::InTurns(count) => write!(buffer, "bench.{}", n % count),
             Subjects::AtRandom(count) => write!(buffer, "bench.{}", mix(n) % count),

@@ -5,13 +5,15 @@
 use crate::figures::Figure;
 use crate::load::Load;
 use crate::load::fetch::Acks;
+use crate::load::space::Loss;
 use crate::messages::Subjects;
+use crate::report::number;
 use crate::servers::Side;
 use crate::setup::Storage;
 
 const WINDOW: u64 = 4000;
 const KIB: usize = 1024;
-const GIB: u64 = 1 << 30;
+const GIB: f64 = (1_u64 << 30) as f64;
 
 /// Message sizes of rows, with their names.
 const SIZES: [(usize, &str); 3] = [(128, "128 B"), (KIB, "1 KiB"), (16 * KIB, "16 KiB")];
@@ -65,15 +67,58 @@ pub enum Target {
     NotBelow(Figure, String),
 }
 
-/// Sizes of the long rows.
-#[derive(Clone, Debug, clap::Args)]
+/// Sizes of the long rows. With --tiny, what is not given is a thousandth (streams: a tenth).
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct Sizes {
-    /// GiB of payload in the stream that is replayed.
-    #[arg(long, default_value_t = 5.0, value_name = "GIB")]
-    pub replay_gib: f64,
-    /// Streams of the rows with very many.
-    #[arg(long, default_value_t = 1000, value_name = "STREAMS")]
-    pub many_streams: u64,
+    /// GiB of payload in the stream that is replayed. Default: 5.
+    #[arg(long, value_name = "GIB")]
+    pub replay_gib: Option<f64>,
+    /// Streams of the rows with very many. Default: 1000.
+    #[arg(long, value_name = "STREAMS")]
+    pub many_streams: Option<u64>,
+    /// GiB of payload in the stream of the node that is killed. Default: 10.
+    #[arg(long, value_name = "GIB")]
+    pub recovery_gib: Option<f64>,
+    /// Keys that are overwritten, ten times each. Default: 1000000.
+    #[arg(long, value_name = "KEYS")]
+    pub space_keys: Option<u64>,
+    /// GiB of payload of the other rows about disk use. Default: 4.
+    #[arg(long, value_name = "GIB")]
+    pub space_gib: Option<f64>,
+    /// Subjects of the streams with very many. Default: 1000000,10000000.
+    #[arg(long, value_name = "SUBJECTS", value_delimiter = ',')]
+    pub subjects: Vec<u64>,
+    /// Divides the defaults.
+    #[arg(skip = 1.0)]
+    pub divide_by: f64,
+}
+
+impl Sizes {
+    /// What is not given is a thousandth.
+    #[must_use]
+    pub fn tiny(self) -> Self {
+        Self { divide_by: 1000.0, ..self }
+    }
+
+    fn streams(&self) -> u64 {
+        self.many_streams.unwrap_or(if self.divide_by > 1.0 { 100 } else { 1000 })
+    }
+
+    fn messages(&self, given: Option<f64>, default_gib: f64, payload_bytes: usize) -> (f64, u64) {
+        let gib = given.unwrap_or(default_gib / self.divide_by);
+        (gib, (gib * GIB / payload_bytes as f64) as u64)
+    }
+
+    fn keys(&self) -> u64 {
+        self.space_keys.unwrap_or((1e6 / self.divide_by) as u64)
+    }
+
+    fn subjects(&self) -> Vec<u64> {
+        if self.subjects.is_empty() {
+            return [1e6, 1e7].iter().map(|subjects| (subjects / self.divide_by) as u64).collect();
+        }
+        self.subjects.clone()
+    }
 }
 
 impl Row {
@@ -164,21 +209,66 @@ pub fn all(sizes: &Sizes) -> Vec<Row> {
     let in_memory: Vec<Row> =
         rows.iter().filter(|row| row.has_memory_variant()).map(Row::in_memory).collect();
     rows.extend(in_memory);
-    let replay = Load::Replay { stream_bytes: (sizes.replay_gib * GIB as f64) as u64 };
-    rows.push(
-        Row::new(format!("R1 replay of {} GiB, 1 KiB", sizes.replay_gib), 1, replay)
+    rows.push(replay(sizes));
+    rows.push(idle(sizes));
+    rows.extend(recovery(sizes));
+    rows.extend(space(sizes));
+    rows.extend(sizes.subjects().into_iter().map(|subjects| {
+        Row::new(
+            format!("subjects: {} in one R1 stream, 128 B", number(subjects as f64)),
+            1,
+            Load::ManySubjects { subjects },
+        )
+        .long()
+    }));
+    rows
+}
+
+fn replay(sizes: &Sizes) -> Row {
+    let (gib, messages) = sizes.messages(sizes.replay_gib, 5.0, KIB);
+    Row::new(format!("replay: {gib} GiB in one R1 stream, 1 KiB"), 1, Load::Replay { messages })
+        .payload(KIB)
+        .long()
+        .aims(1.5, 0.6)
+        .target(Target::Limit(Figure::FirstMessageMs, 50.0))
+}
+
+fn idle(sizes: &Sizes) -> Row {
+    let streams = sizes.streams();
+    Row::new(format!("idle: {streams} R3 streams"), 3, Load::Idle { streams })
+        .long()
+        .target(Target::Limit(Figure::IdleCores, 0.05))
+        .target(Target::Limit(Figure::MemoryAboveEmptyMib, 200.0))
+}
+
+fn recovery(sizes: &Sizes) -> [Row; 2] {
+    let (gib, messages_each) = sizes.messages(sizes.recovery_gib, 10.0, KIB);
+    let large = Load::Recovery { streams: 1, messages_each };
+    let streams = sizes.streams();
+    let many = Load::Recovery { streams, messages_each: 100 };
+    [
+        Row::new(format!("recovery: {gib} GiB in one R1 stream, 1 KiB"), 1, large).payload(KIB).long(),
+        Row::new(format!("recovery: {streams} R1 streams, 100 messages of 1 KiB each"), 1, many)
             .payload(KIB)
-            .long()
-            .aims(1.5, 0.6)
-            .target(Target::Limit(Figure::FirstMessageMs, 50.0)),
-    );
-    let streams = sizes.many_streams;
-    rows.push(
-        Row::new(format!("idle: {streams} R3 streams"), 3, Load::Idle { streams })
-            .long()
-            .target(Target::Limit(Figure::IdleCores, 0.05))
-            .target(Target::Limit(Figure::MemoryAboveEmptyMib, 200.0)),
-    );
+            .long(),
+    ]
+}
+
+fn space(sizes: &Sizes) -> Vec<Row> {
+    let keys = sizes.keys();
+    let overwritten = Load::Space { loss: Loss::Overwritten { keys }, messages: 10 * keys };
+    let name = format!("space: {} keys, overwritten ten times at random, 128 B", number(keys as f64));
+    let mut rows = vec![Row::new(name, 1, overwritten).long()];
+    let (gib, messages) = sizes.messages(sizes.space_gib, 4.0, KIB);
+    for (loss, what) in [
+        (Loss::Acknowledged, "work queue, 1 of 100 not acknowledged"),
+        (Loss::LimitedPerSubject, "10 messages for each of 10k subjects"),
+        (Loss::Purged, "purge"),
+        (Loss::Expired, "expiry after 10 s"),
+    ] {
+        let name = format!("space: {what}, {gib} GiB, 1 KiB");
+        rows.push(Row::new(name, 1, Load::Space { loss, messages }).payload(KIB).long());
+    }
     rows
 }
 
@@ -257,7 +347,7 @@ fn one_at_a_time(nodes: usize) -> Vec<Row> {
 }
 
 fn many_streams(sizes: &Sizes) -> Vec<Row> {
-    let many = sizes.many_streams;
+    let many = sizes.streams();
     let few = 100.min(many);
     let load = |streams| Load::ManyStreams { streams, active: few, per_second: 20 };
     let name = |what: String| format!("{what} at 20/s, one at a time, 128 B");
@@ -296,7 +386,7 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<Row> {
-        all(&Sizes { replay_gib: 5.0, many_streams: 1000 })
+        all(&Sizes { divide_by: 1.0, ..Sizes::default() })
     }
 
     #[test]

@@ -117,10 +117,13 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Stops all processes and starts them again on what they left. Does not wait until they answer.
-    pub fn restart(&mut self, stop: Stop) -> anyhow::Result<()> {
+    /// Stops all processes and starts them again on what they left. Does not wait until they answer. Gives the moment
+    /// when the first was started.
+    pub fn restart(&mut self, stop: Stop) -> anyhow::Result<Instant> {
         self.stop(stop)?;
-        self.spawn()
+        let start = Instant::now();
+        self.spawn()?;
+        Ok(start)
     }
 
     /// Tries until it works.

@@ -60,7 +60,8 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let mut rows = rows::all(&options.sizes);
+    let sizes = options.sizes.clone();
+    let mut rows = rows::all(&if options.tiny { sizes.tiny() } else { sizes });
     rows.extend(sweeps::rows());
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));

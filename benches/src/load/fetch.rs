@@ -57,7 +57,7 @@ pub fn run(
     let mut client = Client::connect(address)?;
     client.write(b"SUB _INBOX.fetch 1\r\n")?;
     client.flush_barrier()?;
-    let acked = shape.acks != Acks::None;
+    let acked = |_| shape.acks != Acks::None;
     let meter = Meter::start(servers)?;
     let received = fetch(&mut client, "C", shape.batch, acked, messages, |_| Ok(()))?;
     client.flush_barrier()?;
@@ -66,12 +66,12 @@ pub fn run(
     Ok(outcome)
 }
 
-/// Fetches until `messages` were received, telling each one's payload.
+/// Fetches until `messages` were received, telling each one's payload; `acked` says whether the n-th is acknowledged.
 pub fn fetch(
     client: &mut Client,
     consumer: &str,
     batch: u64,
-    acked: bool,
+    acked: impl Fn(u64) -> bool,
     messages: u64,
     mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
@@ -89,13 +89,13 @@ pub fn fetch(
                 "a fetch ended after {received} of {messages} messages: {}",
                 String::from_utf8_lossy(message.header)
             );
-            received += 1;
             each(message.payload)?;
-            if acked {
+            if acked(received) {
                 acks.extend_from_slice(b"PUB ");
                 acks.extend_from_slice(message.reply);
                 acks.extend_from_slice(b" 4\r\n+ACK\r\n");
             }
+            received += 1;
             if !acks.is_empty() && !client.has_unread() {
                 client.write(&acks)?;
                 acks.clear();
@@ -134,11 +134,18 @@ fn latency(
             publisher.flush_barrier()
         });
         let mut latency = pace::histogram();
-        fetch(client, "C", shape.batch, shape.acks != Acks::None, total, |payload| {
-            let due = messages::stamp(payload).context("a message without its stamp")?;
-            latency.saturating_record(pace.since_ns(due));
-            Ok(())
-        })?;
+        fetch(
+            client,
+            "C",
+            shape.batch,
+            |_| shape.acks != Acks::None,
+            total,
+            |payload| {
+                let due = messages::stamp(payload).context("a message without its stamp")?;
+                latency.saturating_record(pace.since_ns(due));
+                Ok(())
+            },
+        )?;
         let mut outcome = Outcome::default();
         outcome.set_latency(&latency);
         outcome.set(Figure::Offered, offered as f64);

@@ -18,8 +18,11 @@ pub mod idle;
 pub mod many_streams;
 pub mod one_at_a_time;
 pub mod publish;
+pub mod recovery;
 pub mod replay;
 pub mod request_reply;
+pub mod space;
+pub mod subjects;
 
 /// A kind of load.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +71,27 @@ pub enum Load {
     },
     /// Reading on from an arbitrary sequence of a large stream.
     Replay {
-        /// Bytes of payload in the stream.
-        stream_bytes: u64,
+        /// Messages in the stream.
+        messages: u64,
+    },
+    /// A kill, and a start.
+    Recovery {
+        /// Streams there are.
+        streams: u64,
+        /// Messages in each.
+        messages_each: u64,
+    },
+    /// Disk use of a stream that loses messages.
+    Space {
+        /// How it loses them.
+        loss: space::Loss,
+        /// Messages published.
+        messages: u64,
+    },
+    /// One stream with very many subjects, a message for each.
+    ManySubjects {
+        /// Subjects there are.
+        subjects: u64,
     },
     /// Nothing, with many streams.
     Idle {
@@ -149,7 +171,12 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
             let shape = fetch::Shape { batch, acks, payload_bytes };
             fetch::run(servers, row.storage, shape, messages, row.offered, effort)?
         }
-        Load::Replay { stream_bytes } => replay::run(servers, stream_bytes, payload_bytes)?,
+        Load::Replay { messages } => replay::run(servers, messages, payload_bytes)?,
+        Load::Recovery { streams, messages_each } => {
+            recovery::run(servers, recovery::Shape { streams, messages_each, payload_bytes })?
+        }
+        Load::Space { loss, messages } => space::run(servers, loss, messages, payload_bytes, effort)?,
+        Load::ManySubjects { subjects } => subjects::run(servers, subjects, payload_bytes, effort)?,
         Load::Idle { streams } => idle::run(servers, streams, effort.latency_for * 6)?,
     };
     if outcome.get(Figure::PeakMemoryMib).is_none() {

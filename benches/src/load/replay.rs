@@ -20,8 +20,8 @@ const BATCH: u64 = 500;
 const STARTS: u64 = 20;
 
 /// Times to the first message, from sequences all over the stream, then the rate of the second half.
-pub fn run(servers: &mut Servers, stream_bytes: u64, payload_bytes: usize) -> anyhow::Result<Outcome> {
-    let total = (stream_bytes / payload_bytes as u64).max(2 * BATCH);
+pub fn run(servers: &mut Servers, messages: u64, payload_bytes: usize) -> anyhow::Result<Outcome> {
+    let total = messages.max(2 * BATCH);
     setup::create_stream(servers, Storage::File, json!({}))?;
     let text = Messages::plain(payload_bytes, "_INBOX.acks.a");
     publish::windowed(setup::leader(servers, STREAM)?, &text, 0..total, fetch::FILL_WINDOW)?;

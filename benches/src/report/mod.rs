@@ -60,10 +60,12 @@ impl<'a> Measured<'a> {
         self.figure(figure, self.row.against)
     }
 
-    /// Our median divided by theirs.
+    /// Our median divided by theirs, if neither is zero.
     #[must_use]
     pub fn ratio(&self, figure: Figure) -> Option<f64> {
-        Some(self.ours(figure)?.median / self.theirs(figure)?.median)
+        // CPU is counted in hundredths of a second: of a very short run there may be none.
+        let ratio = self.ours(figure)?.median / self.theirs(figure)?.median;
+        (ratio.is_finite() && ratio > 0.0).then_some(ratio)
     }
 
     /// Each aim of the row.
