@@ -141,7 +141,7 @@ fn publish_and_consume(
     client.write(b"SUB _INBOX.fetch 1\r\n")?;
     std::thread::scope(|scope| {
         let publishing = scope.spawn(|| publish::windowed(address, text, 0..messages, fetch::FILL_WINDOW));
-        let acked = |n: u64| n % UNACKED_EVERY != 0;
+        let acked = |n: u64| !n.is_multiple_of(UNACKED_EVERY);
         fetch::fetch(&mut client, "C", 500, acked, messages, |_| Ok(()))?;
         client.flush_barrier()?;
         publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))?
