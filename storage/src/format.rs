@@ -4,6 +4,7 @@
 //! <dir>/LEVEE    locked while in use; says by whom
 //! <dir>/synced   how far the disk was synced (mark.rs)
 //! <dir>/db/      RocksDB
+//! <dir>/values/  segments of the value log (values/segment.rs)
 //! ```
 
 use std::fs::{File, TryLockError};

@@ -18,6 +18,7 @@ mod mark;
 mod memory;
 mod messages;
 mod metrics;
+mod moments;
 mod options;
 mod reclaim;
 mod rocks;

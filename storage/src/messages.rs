@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::kept;
 use crate::keys::{self, KeyRange, Space, Table};
+use crate::moments::{self, Moment};
 use crate::storage::Storage;
 
 /// Rows that a scan fetches under one lock.
@@ -62,6 +63,7 @@ impl MessageStore {
     pub fn stored(&self, log_index: u64, block: &Block, first_seq: Seq, holes: &[u32]) {
         let mut index = self.index.write();
         index.stored(log_index, block, first_seq.0, holes);
+        moments::reached(Moment::Applied);
         self.storage.cache().keep(index.space, log_index, block);
     }
 

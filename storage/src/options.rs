@@ -38,6 +38,8 @@ pub struct Options {
 pub enum Payloads {
     /// In RocksDB like everything else.
     Tables,
+    /// In RocksDB, which keeps large values apart in blob files of its own. To be measured against the others.
+    BlobFiles,
     /// Large writes in files beside RocksDB, small ones in it.
     #[default]
     ValueLog,

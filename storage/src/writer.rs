@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::group::{Group, LogEntry, LogId, Sync, encode_log_id};
 use crate::keys::{self, HardItem, Scope, Table};
 use crate::metrics;
+use crate::moments::{self, Moment};
 use crate::sealed::seal;
 use crate::snapshot;
 
@@ -329,6 +330,7 @@ impl Writer {
                 }
                 put_committed(set, group.id, committed);
                 put_mark(set, mark);
+                batch.appends = true;
                 batch.sync |= group.sync() == Sync::Always;
             }
             (Work::Vote { vote, mark }, Some(group)) => {
@@ -418,6 +420,8 @@ impl Writer {
             }
             Ok(()) => Ok(()),
         };
+        let written = if batch.appends { Moment::AppendSynced } else { Moment::RowsWritten };
+        moments::reached(written);
         let room = batch.outcomes.iter().map(|outcome| outcome.bytes).sum();
         for outcome in batch.outcomes {
             let result = match (outcome.refused, &result) {
@@ -431,6 +435,9 @@ impl Writer {
             if let Some(done) = outcome.done {
                 done(result);
             }
+        }
+        if batch.appends {
+            moments::reached(Moment::AppendAnswered);
         }
         self.queue.release(room);
     }
@@ -483,6 +490,8 @@ fn put_mark(set: &mut WriteSet, mark: Option<Mark>) {
 struct Assembled {
     set: WriteSet,
     sync: bool,
+    /// Whether log entries are in the set.
+    appends: bool,
     outcomes: Vec<Outcome>,
 }
 

@@ -22,6 +22,7 @@ use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, View
 use crate::error::Error;
 use crate::keys::{self, KeyRange, Table};
 use crate::mark::SyncMark;
+use crate::moments::{self, Moment};
 use crate::options::{Options, Payloads};
 use crate::values::{Place, ValueLog};
 
@@ -146,7 +147,7 @@ impl RocksEngine {
     fn append_bulk(&self, set: &WriteSet) -> Result<Vec<Place>, Error> {
         let bulk: Vec<&[u8]> = set.operations.iter().filter_map(large_value).collect();
         let bytes: usize = bulk.iter().map(|value| value.len()).sum();
-        if self.payloads == Payloads::Tables || bytes < BULK_BYTES_MIN {
+        if self.payloads != Payloads::ValueLog || bytes < BULK_BYTES_MIN {
             return Ok(Vec::new());
         }
         self.values.append(&bulk).map_err(|error| Error::Engine(format!("value log: {error}")))
@@ -239,6 +240,7 @@ impl RocksEngine {
         let places: Vec<Place> = survivors.iter().map(|(_, place)| *place).collect();
         let copies =
             self.values.copy(&places).map_err(|error| Error::Engine(format!("value log: {error}")))?;
+        moments::reached(Moment::ValuesCopied);
         let mut set = WriteSet::default();
         for ((key, from), to) in survivors.into_iter().zip(copies) {
             if let Some(to) = to {
@@ -274,6 +276,9 @@ impl View for RocksEngine {
 impl Engine for RocksEngine {
     fn write(&self, set: WriteSet, durability: Durability) -> Result<(), Error> {
         let places = self.append_bulk(&set)?;
+        if !places.is_empty() {
+            moments::reached(Moment::ValuesAppended);
+        }
         let mut how = WriteOptions::default();
         how.set_sync(durability == Durability::Synced);
         self.db.write_opt(self.rocks_batch(&set, places)?, &how)?;
@@ -318,11 +323,14 @@ impl Engine for RocksEngine {
         if self.values.has_dead(&census) {
             // The removal of their values may not be on the disk yet, and a place must never point to nothing.
             self.db.flush_wal(true)?;
+            moments::reached(Moment::SegmentsEmpty);
             self.values.remove_dead(&census).map_err(failed)?;
+            moments::reached(Moment::SegmentsRemoved);
         }
         let victims = self.values.victims(&census);
         if !victims.is_empty() {
             self.move_survivors(|segment| victims.contains(&segment), write)?;
+            moments::reached(Moment::ValuesMoved);
             // They are empty now, which the next look finds.
             self.removed.store(true, Ordering::Relaxed);
         }

@@ -9,7 +9,7 @@ use rocksdb::{
 use rustix::fs::{Mode, OFlags};
 
 use crate::keys::Table;
-use crate::options::Options;
+use crate::options::{Options, Payloads};
 
 const MEBIBYTE: usize = 1 << 20;
 /// Files of the write-ahead log that are kept for reuse.
@@ -106,6 +106,12 @@ fn bulk_table(family: &mut RocksOptions, blocks: &mut BlockBasedOptions, options
     // Few large allocations for values of up to a MiB.
     family.set_arena_block_size((options.write_buffer_bytes / 16).clamp(MEBIBYTE, 8 * MEBIBYTE));
     universal(family, 100);
+    if options.payloads == Payloads::BlobFiles {
+        family.set_enable_blob_files(true);
+        family.set_min_blob_size(512);
+        family.set_blob_file_size(128 * MEBIBYTE as u64);
+        family.set_enable_blob_gc(true);
+    }
     // Payloads are often compressed already; compressing is a stream's choice.
     family.set_compression_type(DBCompressionType::None);
     // A value is usually larger than this, so that a table block is one value.
