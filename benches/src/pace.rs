@@ -11,13 +11,44 @@ use hdrhistogram::Histogram;
 pub struct Pace {
     start: Instant,
     interval_ns: f64,
+    warm_ns: u64,
+}
+
+/// How long an open loop lasts.
+#[derive(Clone, Copy, Debug)]
+pub struct Lasting {
+    /// What is due in the beginning is not recorded: fresh servers lay out files and fill caches then.
+    pub warm: Duration,
+    /// What is due later is.
+    pub recorded: Duration,
+}
+
+impl Lasting {
+    /// How many messages are due altogether, at so many a second; at least one.
+    #[must_use]
+    pub fn messages(&self, per_second: f64) -> u64 {
+        (per_second * (self.warm + self.recorded).as_secs_f64()).ceil().max(1.0) as u64
+    }
 }
 
 impl Pace {
-    /// So many a second, from now on.
+    /// So many a second, from now on, all of them recorded.
     #[must_use]
     pub fn start(per_second: f64) -> Self {
-        Self { start: Instant::now(), interval_ns: 1e9 / per_second }
+        Self { start: Instant::now(), interval_ns: 1e9 / per_second, warm_ns: 0 }
+    }
+
+    /// The same, with messages in the beginning that are not recorded.
+    #[must_use]
+    pub fn start_warm(per_second: f64, lasting: Lasting) -> Self {
+        Self { warm_ns: lasting.warm.as_nanos() as u64, ..Self::start(per_second) }
+    }
+
+    /// Records what has passed since a message was due, given as nanoseconds from the start.
+    pub fn record(&self, latency: &mut Histogram<u64>, due_ns: u64) {
+        if due_ns >= self.warm_ns {
+            latency.saturating_record(self.since_ns(due_ns));
+        }
     }
 
     /// The same pace, begun later by a part of an interval, so that many publishers do not send at once.
@@ -85,6 +116,18 @@ mod tests {
         let due = pace.wait_for(500);
         assert!(due >= 501);
         assert!(pace.since_ns(pace.due_ns(500)) < 60_000_000_000, "message 500 is in the past");
+    }
+
+    #[test]
+    fn what_was_due_while_warming_up_is_not_recorded() {
+        let lasting = Lasting { warm: Duration::from_millis(5), recorded: Duration::from_millis(5) };
+        let pace = Pace::start_warm(1000.0, lasting);
+        let mut latency = histogram();
+
+        (0..lasting.messages(1000.0)).for_each(|n| pace.record(&mut latency, pace.due_ns(n)));
+
+        assert_eq!(lasting.messages(1000.0), 10);
+        assert_eq!(latency.len(), 5);
     }
 
     #[test]

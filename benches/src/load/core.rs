@@ -69,12 +69,12 @@ pub fn throughput(servers: &Servers, shape: Shape, messages: u64) -> anyhow::Res
 pub fn latency(servers: &Servers, shape: Shape, offered: u64, effort: &Effort) -> anyhow::Result<Outcome> {
     let address = servers.address(0);
     let per_publisher = offered as f64 / shape.publishers as f64;
-    let each = (per_publisher * effort.latency_for.as_secs_f64()).ceil() as u64;
+    let each = effort.latency.messages(per_publisher);
     let total = each * shape.publishers;
     let receivers = subscribe(address, shape.subscribers)?;
     let publishers: Vec<Client> =
         (0..shape.publishers).map(|_| Client::connect(address)).collect::<Result<_, _>>()?;
-    let pace = Pace::start(per_publisher);
+    let pace = Pace::start_warm(per_publisher, effort.latency);
     std::thread::scope(|scope| {
         let mut reading = Vec::new();
         for mut client in receivers {
@@ -83,7 +83,7 @@ pub fn latency(servers: &Servers, shape: Shape, offered: u64, effort: &Effort) -
                 for _ in 0..total {
                     let message = client.receive()?;
                     let due = messages::stamp(message.payload).context("a message without its stamp")?;
-                    latency.saturating_record(pace.since_ns(due));
+                    pace.record(&mut latency, due);
                 }
                 Ok(latency)
             }));

@@ -114,9 +114,9 @@ fn latency(
     offered: u64,
     effort: &Effort,
 ) -> anyhow::Result<Outcome> {
-    let total = ((offered as f64 * effort.latency_for.as_secs_f64()) as u64).max(1);
+    let total = effort.latency.messages(offered as f64);
     let mut publisher = Client::connect(address)?;
-    let pace = Pace::start(offered as f64);
+    let pace = Pace::start_warm(offered as f64, effort.latency);
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> anyhow::Result<()> {
             pace::sleep_exactly();
@@ -142,7 +142,7 @@ fn latency(
             total,
             |payload| {
                 let due = messages::stamp(payload).context("a message without its stamp")?;
-                latency.saturating_record(pace.since_ns(due));
+                pace.record(&mut latency, due);
                 Ok(())
             },
         )?;

@@ -9,6 +9,7 @@ use crate::figures::{Figure, Meter, Outcome};
 use crate::load::join;
 use crate::load::one_at_a_time::{self, Publisher};
 use crate::messages::{Messages, Subjects};
+use crate::pace::Lasting;
 use crate::servers::Servers;
 use crate::setup;
 
@@ -35,7 +36,7 @@ pub struct Shape {
 }
 
 /// Throughput is what was acknowledged of an offered rate; latency is of the same messages.
-pub fn run(servers: &Servers, shape: Shape, lasting: Duration) -> anyhow::Result<Outcome> {
+pub fn run(servers: &Servers, shape: Shape, lasting: Lasting) -> anyhow::Result<Outcome> {
     let created = create(servers, shape.streams)?;
     // Every so many-th stream, so that active ones are led everywhere.
     let step = shape.streams / shape.active;
@@ -52,7 +53,7 @@ pub fn run(servers: &Servers, shape: Shape, lasting: Duration) -> anyhow::Result
     let offered = shape.active * shape.per_second;
     let meter = Meter::start(servers)?;
     let mut outcome = one_at_a_time::latency(publishers, offered, lasting)?;
-    let messages = (offered as f64 * lasting.as_secs_f64()) as u64;
+    let messages = lasting.messages(shape.per_second as f64) * shape.active;
     outcome.add(meter.finish(servers, messages)?);
     outcome.set(Figure::CreateSeconds, created.as_secs_f64());
     Ok(outcome)

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::figures::{Figure, Meter, Outcome};
 use crate::load::one_at_a_time::Publisher;
 use crate::messages::{Messages, Subjects};
+use crate::pace::Lasting;
 use crate::rows::Row;
 use crate::servers::Servers;
 use crate::setup::{self, STREAM};
@@ -106,22 +107,28 @@ pub struct Effort {
     /// Messages of a row are divided by this.
     pub divide_by: u64,
     /// How long latency is taken.
-    pub latency_for: Duration,
+    pub latency: Lasting,
     /// How long servers may take to settle before written bytes are read.
     pub settle_within: Duration,
 }
 
 impl Effort {
     /// For figures that are to be believed.
-    pub const FULL: Self =
-        Self { divide_by: 1, latency_for: Duration::from_secs(5), settle_within: Duration::from_secs(30) };
+    pub const FULL: Self = Self {
+        divide_by: 1,
+        latency: Lasting { warm: Duration::from_secs(2), recorded: Duration::from_secs(5) },
+        settle_within: Duration::from_secs(30),
+    };
     /// All ordinary rows in a few minutes.
-    pub const QUICK: Self =
-        Self { divide_by: 5, latency_for: Duration::from_secs(1), settle_within: Duration::from_secs(1) };
+    pub const QUICK: Self = Self {
+        divide_by: 5,
+        latency: Lasting { warm: Duration::from_millis(500), recorded: Duration::from_secs(1) },
+        settle_within: Duration::from_secs(1),
+    };
     /// To see that everything works.
     pub const TINY: Self = Self {
         divide_by: 100,
-        latency_for: Duration::from_millis(200),
+        latency: Lasting { warm: Duration::from_millis(100), recorded: Duration::from_millis(200) },
         settle_within: Duration::from_millis(500),
     };
 }
@@ -155,7 +162,7 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
             setup::create_stream(servers, row.storage, json!({}))?;
             let address = setup::leader(servers, STREAM)?;
             let clients = || Publisher::connect_all(address, publishers, payload_bytes);
-            let latency = one_at_a_time::latency(clients()?, row.offered, effort.latency_for)?;
+            let latency = one_at_a_time::latency(clients()?, row.offered, effort.latency)?;
             let (each, clients) = ((messages / publishers).max(1), clients()?);
             let outcome = stored(servers, each * publishers, payload_bytes, effort, || {
                 one_at_a_time::throughput(clients, each)
@@ -165,7 +172,8 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
         }
         Load::ManyStreams { streams, active, per_second } => {
             let shape = many_streams::Shape { streams, active, per_second, payload_bytes };
-            many_streams::run(servers, shape, effort.latency_for * 4)?
+            let lasting = Lasting { recorded: effort.latency.recorded * 4, ..effort.latency };
+            many_streams::run(servers, shape, lasting)?
         }
         Load::Fetch { batch, acks } => {
             let shape = fetch::Shape { batch, acks, payload_bytes };
@@ -177,7 +185,7 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
         }
         Load::Space { loss, messages } => space::run(servers, loss, messages, payload_bytes, effort)?,
         Load::ManySubjects { subjects } => subjects::run(servers, subjects, payload_bytes, effort)?,
-        Load::Idle { streams } => idle::run(servers, streams, effort.latency_for * 6)?,
+        Load::Idle { streams } => idle::run(servers, streams, effort.latency.recorded * 6)?,
     };
     if outcome.get(Figure::PeakMemoryMib).is_none() {
         outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));

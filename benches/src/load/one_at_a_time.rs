@@ -1,7 +1,6 @@
 //! Publishers that wait for every acknowledgement before they send again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -9,7 +8,7 @@ use crate::client::Client;
 use crate::figures::{Figure, Outcome};
 use crate::load::{join, publish};
 use crate::messages::Messages;
-use crate::pace::{self, Pace};
+use crate::pace::{self, Lasting, Pace};
 
 /// As fast as acknowledgements come, `each` messages a publisher.
 pub fn throughput(publishers: Vec<Publisher>, each: u64) -> anyhow::Result<()> {
@@ -19,10 +18,10 @@ pub fn throughput(publishers: Vec<Publisher>, each: u64) -> anyhow::Result<()> {
 
 /// At `offered` messages a second, all publishers together, for a while. A publisher whose ack is late sends late, and
 /// that lateness counts.
-pub fn latency(publishers: Vec<Publisher>, offered: u64, lasting: Duration) -> anyhow::Result<Outcome> {
+pub fn latency(publishers: Vec<Publisher>, offered: u64, lasting: Lasting) -> anyhow::Result<Outcome> {
     let count = publishers.len() as f64;
-    let each = (offered as f64 / count * lasting.as_secs_f64()).ceil() as u64;
-    let pace = Pace::start(offered as f64 / count);
+    let each = lasting.messages(offered as f64 / count);
+    let pace = Pace::start_warm(offered as f64 / count, lasting);
     let latency = publish_all(publishers, each, Some(pace))?;
     let mut outcome = Outcome::default();
     outcome.set_latency(&latency);
@@ -61,7 +60,7 @@ impl Publisher {
         while !done.load(Ordering::Acquire) {
             let _due = pace.wait_for(n);
             self.publish_one(&mut buffer, n)?;
-            latency.saturating_record(pace.since_ns(pace.due_ns(n)));
+            pace.record(&mut latency, pace.due_ns(n));
             n += 1;
         }
         let mut outcome = Outcome::default();
@@ -79,7 +78,7 @@ impl Publisher {
             let _due = pace.map(|pace| pace.wait_for(n));
             self.publish_one(&mut buffer, n)?;
             if let Some(pace) = pace {
-                latency.saturating_record(pace.since_ns(pace.due_ns(n)));
+                pace.record(&mut latency, pace.due_ns(n));
             }
         }
         Ok(latency)

@@ -69,10 +69,10 @@ pub fn latency(
     offered: u64,
     effort: &Effort,
 ) -> anyhow::Result<(Outcome, u64)> {
-    let total = ((offered as f64 * effort.latency_for.as_secs_f64()) as u64).max(1);
+    let total = effort.latency.messages(offered as f64);
     let mut client = connect(address)?;
     let mut writer = client.writer()?;
-    let pace = Pace::start(offered as f64);
+    let pace = Pace::start_warm(offered as f64, effort.latency);
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> anyhow::Result<()> {
             pace::sleep_exactly();
@@ -95,7 +95,7 @@ pub fn latency(
             check_ack(&message)?;
             // One publisher on a fresh stream: the sequence tells which message this is.
             let n = sequence(message.payload).context("an ack without a sequence")? - 1;
-            latency.saturating_record(pace.since_ns(pace.due_ns(n)));
+            pace.record(&mut latency, pace.due_ns(n));
         }
         writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
         let mut outcome = Outcome::default();

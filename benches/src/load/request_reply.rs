@@ -31,9 +31,9 @@ pub fn run(
         let responding = scope.spawn(|| respond(&mut responder, &done));
         let measured = (|| {
             let per_requester = offered as f64 / requesters as f64;
-            let each = (per_requester * effort.latency_for.as_secs_f64()).ceil() as u64;
+            let each = effort.latency.messages(per_requester);
             let clients = connect(address, requesters)?;
-            let pace = Pace::start(per_requester);
+            let pace = Pace::start_warm(per_requester, effort.latency);
             let latency = ask(clients, payload_bytes, each, Some(pace))?;
             let mut outcome = Outcome::default();
             outcome.set_latency(&latency);
@@ -113,7 +113,7 @@ fn ask(
                         let answer = client.receive()?;
                         ensure!(answer.payload.len() == payload_bytes, "nobody answers requests");
                         if let Some(pace) = pace {
-                            latency.saturating_record(pace.since_ns(pace.due_ns(n)));
+                            pace.record(&mut latency, pace.due_ns(n));
                         }
                     }
                     Ok(latency)
