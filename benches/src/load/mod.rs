@@ -18,6 +18,7 @@ pub mod fetch;
 pub mod idle;
 pub mod many_streams;
 pub mod one_at_a_time;
+pub mod probe;
 pub mod publish;
 pub mod recovery;
 pub mod replay;

@@ -1,7 +1,5 @@
 //! Publishers that wait for every acknowledgement before they send again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use hdrhistogram::Histogram;
 
 use crate::client::Client;
@@ -52,43 +50,21 @@ impl Publisher {
         (0..publishers).map(|name| Self::connect(address, name, text.clone())).collect()
     }
 
-    /// Publishes at an even rate until told to stop, and gives the latencies.
-    pub fn publish_until(mut self, done: &AtomicBool, per_second: u64) -> anyhow::Result<Outcome> {
-        pace::sleep_exactly();
-        let pace = Pace::start(per_second as f64);
-        let (mut latency, mut buffer, mut n) = (pace::histogram(), Vec::new(), 0);
-        while !done.load(Ordering::Acquire) {
-            let _due = pace.wait_for(n);
-            self.publish_one(&mut buffer, n)?;
-            pace.record(&mut latency, pace.due_ns(n));
-            n += 1;
-        }
-        let mut outcome = Outcome::default();
-        outcome.set_latency(&latency);
-        outcome.set(Figure::Offered, per_second as f64);
-        outcome.set(Figure::Kept, n as f64 / (pace.since_ns(0) as f64 / 1e9));
-        Ok(outcome)
-    }
-
     fn publish(mut self, each: u64, pace: Option<Pace>) -> anyhow::Result<Histogram<u64>> {
         pace::sleep_exactly();
         let mut latency = pace::histogram();
         let mut buffer = Vec::new();
         for n in 0..each {
+            buffer.clear();
+            self.text.append(&mut buffer, n, None);
             let _due = pace.map(|pace| pace.wait_for(n));
-            self.publish_one(&mut buffer, n)?;
+            self.client.write(&buffer)?;
+            publish::check_ack(&self.client.receive()?)?;
             if let Some(pace) = pace {
                 pace.record(&mut latency, pace.due_ns(n));
             }
         }
         Ok(latency)
-    }
-
-    fn publish_one(&mut self, buffer: &mut Vec<u8>, n: u64) -> anyhow::Result<()> {
-        buffer.clear();
-        self.text.append(buffer, n, None);
-        self.client.write(buffer)?;
-        publish::check_ack(&self.client.receive()?)
     }
 }
 

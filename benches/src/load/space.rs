@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::figures::{Figure, Meter, Outcome};
-use crate::load::one_at_a_time::Publisher;
-use crate::load::{Effort, fetch, mib, publish};
+use crate::load::{Effort, fetch, mib, probe, publish};
 use crate::messages::{Messages, Subjects};
 use crate::servers::Servers;
 use crate::setup::{self, STREAM, Storage};
@@ -55,10 +54,8 @@ pub fn run(
     setup::create_stream(servers, Storage::File, loss.config())?;
     let address = setup::leader(servers, STREAM)?;
     let done = AtomicBool::new(false);
-    let probe =
-        Publisher::connect(address, 0, Messages { subjects: Subjects::Probe, ..Messages::plain(128, "") })?;
     std::thread::scope(|scope| {
-        let probing = scope.spawn(|| probe.publish_until(&done, PROBES_PER_SECOND));
+        let probing = scope.spawn(|| probe::run(address, &done, PROBES_PER_SECOND));
         let measured = lose(servers, loss, messages, payload_bytes, effort);
         done.store(true, Ordering::Release);
         let mut outcome = probing.join().map_err(|_| anyhow::anyhow!("the probe panicked"))??;
