@@ -79,16 +79,16 @@ pub(crate) async fn run(groups: Weak<Groups>) {
         }
         let due = groups.dirty.due(groups.config.checkpoint_after);
         let due = due.into_iter().filter_map(|id| groups.group(id));
-        futures::stream::iter(due).for_each_concurrent(AT_ONCE, maintain).await;
+        futures::stream::iter(due).for_each_concurrent(AT_ONCE, |group| maintain(group, &groups.dirty)).await;
     }
 }
 
-async fn maintain(group: Group) {
+async fn maintain(group: Group, dirty: &Dirty) {
     if *group.0.stopping.borrow() != Stopping::No {
         return;
     }
     match group.floors().await {
-        Ok(Some(floors)) => purge(&group, floors).await,
+        Ok(Some(floors)) => purge(&group, floors, dirty).await,
         Ok(None) => {}
         Err(error) => {
             if *group.0.stopping.borrow() == Stopping::No {
@@ -98,10 +98,13 @@ async fn maintain(group: Group) {
     }
 }
 
-async fn purge(group: &Group, floors: Floors) {
+async fn purge(group: &Group, floors: Floors, dirty: &Dirty) {
     let upto = purge_to(group, floors);
     let purged = group.0.log.purged().map_or(0, |id| id.index);
-    if upto < purged + group.0.config.purge_batch {
+    let config = &group.0.config;
+    // Entries may be small and many, or few and large.
+    let worth_it = upto >= purged + config.purge_batch || floors.unpurged_bytes >= 2 * config.keep_bytes;
+    if upto <= purged || !worth_it {
         return;
     }
     // openraft only lets go of what it knows to be in a snapshot, so it is told of the checkpoint first.
@@ -113,7 +116,10 @@ async fn purge(group: &Group, floors: Floors) {
     if !matches!(tokio::time::timeout(SNAPSHOT_KNOWN_WITHIN, seen).await, Ok(Ok(_))) {
         return;
     }
-    let _ = group.0.raft.trigger().purge_log(upto).await;
+    if group.0.raft.trigger().purge_log(upto).await.is_ok() {
+        // So that the machine hears of it and gives up what it kept for the log's sake.
+        dirty.mark(group.id());
+    }
 }
 
 /// The last index that may go: what followers still need stays, up to a bound.

@@ -41,7 +41,7 @@ pub struct Config {
     /// Bytes of applied entries a leader keeps for a live follower that has not got them yet. Beyond it the
     /// follower gets a snapshot. Default 256 MiB.
     pub keep_lagging_bytes: u64,
-    /// Purging waits until this many entries can go at once. Default 512.
+    /// Purging waits until this many entries can go at once, or until twice `keep_bytes` are there. Default 512.
     pub purge_batch: u64,
     /// Bytes of one snapshot chunk, as a hint to the transport's limits; storage cuts the chunks. Default 1 MiB.
     pub snapshot_chunk_bytes: usize,

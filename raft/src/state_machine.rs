@@ -75,6 +75,8 @@ pub(crate) struct Floors {
     pub(crate) ordinary: u64,
     /// Last index that goes even if a follower still needs it.
     pub(crate) forced: u64,
+    /// Bytes of entries that were applied and not purged, as far as that is known.
+    pub(crate) unpurged_bytes: u64,
 }
 
 /// One group's machine, its position, and what is not checkpointed yet.
@@ -91,6 +93,7 @@ pub(crate) struct StateMachine {
     /// Bytes applied since the group was opened, and where it stood at earlier checkpoints.
     bytes: u64,
     bytes_checkpointed: u64,
+    bytes_purged: u64,
     marks: VecDeque<Mark>,
     told_purged: Option<u64>,
     config: Arc<Config>,
@@ -137,6 +140,7 @@ impl StateMachine {
             checkpointed: meta,
             bytes: 0,
             bytes_checkpointed: 0,
+            bytes_purged: 0,
             marks: VecDeque::new(),
             told_purged: None,
             config: parts.config,
@@ -148,9 +152,9 @@ impl StateMachine {
 
     /// Writes what is not checkpointed yet. Says where the log may be cut; `None` before the first entry.
     pub(crate) async fn checkpoint(&mut self) -> Result<Option<Floors>, levee_storage::Error> {
-        self.tell_purged();
         self.dirty.clean(self.group);
-        if self.applied != self.checkpointed.last_log_id {
+        let changed = self.applied != self.checkpointed.last_log_id;
+        if changed {
             let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
             let mut batch = Batch::new();
             self.machine.get_mut().checkpoint(&mut batch)?;
@@ -163,6 +167,7 @@ impl StateMachine {
                 self.shared.checkpointed_next.store(applied.index + 1, Ordering::Relaxed);
             }
         }
+        self.tell_purged(changed);
         Ok(self.floors())
     }
 
@@ -177,15 +182,19 @@ impl StateMachine {
         written.await.unwrap_or_else(|_| closed())
     }
 
-    fn tell_purged(&mut self) {
+    /// What the machine may give up depends on the purge floor and on what a written checkpoint knows to be dead.
+    fn tell_purged(&mut self, checkpointed: bool) {
         let Some(purged) = self.log.purged().map(|id| id.index) else { return };
         if self.told_purged != Some(purged) {
             self.told_purged = Some(purged);
-            self.machine.get_mut().purged(purged);
-            while self.marks.front().is_some_and(|mark| mark.index < purged) {
+            while let Some(mark) = self.marks.front().filter(|mark| mark.index <= purged) {
+                self.bytes_purged = mark.bytes;
                 self.marks.pop_front();
             }
+        } else if !checkpointed {
+            return;
         }
+        self.machine.get_mut().purged(purged);
     }
 
     fn floors(&self) -> Option<Floors> {
@@ -195,6 +204,7 @@ impl StateMachine {
             checkpointed,
             ordinary: by_entries.max(self.index_behind(self.config.keep_bytes)),
             forced: self.index_behind(self.config.keep_lagging_bytes),
+            unpurged_bytes: self.bytes - self.bytes_purged,
         })
     }
 
@@ -321,6 +331,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.membership = meta.last_membership.clone();
         self.checkpointed = meta.clone();
         self.bytes_checkpointed = self.bytes;
+        self.bytes_purged = self.bytes;
         self.marks.clear();
         self.shared.next.store(index + 1, Ordering::Release);
         self.shared.checkpointed_next.store(index + 1, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -187,6 +188,28 @@ async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
     assert!(cluster.nodes[&behind].group(GROUP).status().purged.is_some(), "it came by snapshot");
     put_somewhere(&cluster, GROUP, "last").await;
     assert_eq!(cluster.converged(GROUP, count + 1).await.len(), count + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_few_large_entries_are_purged_too_and_the_machine_hears_of_it_though_nothing_follows() {
+    let config = levee_raft::Config { keep_bytes: 10_000, ..quick() };
+    let mut cluster = Cluster::new(1, config);
+    cluster.found(GROUP).await;
+    cluster.leader(GROUP).await;
+    let group = cluster.nodes[&1].group(GROUP);
+
+    for number in 0..8 {
+        put(&group, format!("{number:05000}")).await.unwrap();
+        // A checkpoint between each two, as a purge goes no further than to one.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+
+    let told = &cluster.nodes[&1].told_purged[&GROUP];
+    until("the machine to be told", || {
+        let purged = group.status().purged.filter(|purged| *purged > 2)?;
+        (told.load(Ordering::SeqCst) >= purged).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

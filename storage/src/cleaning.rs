@@ -50,6 +50,13 @@ impl MessageStore {
         Ok(report)
     }
 
+    /// Whether `clean` would find something to do.
+    #[must_use]
+    pub fn has_garbage(&self, purged_index: u64) -> bool {
+        let index = self.index.read();
+        !index.candidates.is_empty() || index.droppable.range(..=purged_index).next().is_some()
+    }
+
     fn drop_dead(&self, purged_index: u64, report: &mut CleanReport) -> Result<(), Error> {
         let (space, dropped) = {
             let mut index = self.index.write();

@@ -1,6 +1,6 @@
 //! What a disk must do: ordered tables, atomic batches, views that do not change underneath a reader.
 //!
-//! Two implementations: `rocks.rs` in production, `memory.rs` in tests and simulation. Everything above this
+//! Two implementations: `rocks/` in production, `memory.rs` in tests and simulation. Everything above this
 //! trait is the same code for both.
 
 use bytes::Bytes;

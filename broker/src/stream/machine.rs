@@ -143,6 +143,9 @@ impl ReplicatedMachine for Machine {
     }
 
     fn purged(&mut self, index: u64) {
+        if !self.replica.messages.has_garbage(index) {
+            return;
+        }
         let cleaner = &self.cleaner;
         cleaner.purged.fetch_max(index, Ordering::AcqRel);
         if !cleaner.running.swap(true, Ordering::AcqRel) {

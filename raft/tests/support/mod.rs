@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use levee_storage::kind::INLINE;
 use levee_storage::{Batch, MemoryDisk, Storage, Sync};
 use parking_lot::Mutex;
 
+pub type Floor = Arc<AtomicU64>;
+
 pub type Items = Arc<Mutex<BTreeMap<u64, Bytes>>>;
 
 const ITEM: u8 = 1;
@@ -26,6 +29,8 @@ pub struct ListMachine {
     items: Items,
     dirty: Vec<u64>,
     pub flushes: Arc<Mutex<u64>>,
+    /// The highest purge floor it was told.
+    told_purged: Floor,
 }
 
 impl ListMachine {
@@ -37,6 +42,7 @@ impl ListMachine {
             items: Arc::clone(&items),
             dirty: Vec::new(),
             flushes: Arc::default(),
+            told_purged: Floor::default(),
         });
         machine.reload().expect("the store reads");
         (machine, items)
@@ -64,6 +70,10 @@ impl ReplicatedMachine for ListMachine {
             batch.put_state(self.group, ITEM, &index.to_be_bytes(), &items[&index]);
         }
         Ok(())
+    }
+
+    fn purged(&mut self, index: u64) {
+        self.told_purged.fetch_max(index, Ordering::SeqCst);
     }
 
     fn reload(&mut self) -> Result<(), levee_storage::Error> {
@@ -111,6 +121,7 @@ pub struct Node {
     pub storage: Arc<Storage>,
     pub groups: Arc<Groups>,
     pub items: BTreeMap<GroupId, Items>,
+    pub told_purged: BTreeMap<GroupId, Floor>,
 }
 
 impl Node {
@@ -127,12 +138,13 @@ impl Node {
         config: Config,
     ) -> Self {
         let groups = Groups::new(id, Arc::clone(&storage), transport, config);
-        Self { id, disk, storage, groups, items: BTreeMap::new() }
+        Self { id, disk, storage, groups, items: BTreeMap::new(), told_purged: BTreeMap::new() }
     }
 
     pub async fn open(&mut self, group: GroupId, birth: Birth) -> Group {
         let (machine, items) = ListMachine::load(&self.storage, group);
         self.items.insert(group, items);
+        self.told_purged.insert(group, Arc::clone(&machine.told_purged));
         self.groups.open(group, Sync::Always, machine, birth).await.expect("the group opens")
     }
 
