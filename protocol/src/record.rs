@@ -9,7 +9,8 @@
 //! record := flags u8 | zero u8 | subject_len u16 | header_len u32 | payload_len u32 | subject | header | payload
 //! ```
 //!
-//! All numbers are little endian; offsets count from the start of the block.
+//! All numbers are little endian; offsets count from the start of the block. The flags of a record are
+//! [`RecordFlags`]; those of the block are zero.
 
 use bytes::{Bytes, BytesMut};
 
@@ -46,12 +47,17 @@ impl BlockBuilder {
 
     /// Adds one message; its position in the block is the number of messages added before it.
     pub fn push(&mut self, subject: &[u8], header: &[u8], payload: &[u8]) {
+        self.push_flagged(RecordFlags::PUBLISHED, subject, header, payload);
+    }
+
+    /// The same for a record that is not just what a client published.
+    pub fn push_flagged(&mut self, flags: RecordFlags, subject: &[u8], header: &[u8], payload: &[u8]) {
         let subject_len = u16::try_from(subject.len()).expect("subjects are shorter than a control line");
         let header_len = u32::try_from(header.len()).expect("headers are bounded by max_payload");
         let payload_len = u32::try_from(payload.len()).expect("payloads are bounded by max_payload");
         self.offsets.push(u32::try_from(self.bytes.len()).expect("blocks are bounded by the ingest batch"));
         self.bytes.reserve(RECORD_HEAD_BYTES + subject.len() + header.len() + payload.len());
-        self.bytes.extend_from_slice(&[0, 0]);
+        self.bytes.extend_from_slice(&[flags.0, 0]);
         self.bytes.extend_from_slice(&subject_len.to_le_bytes());
         self.bytes.extend_from_slice(&header_len.to_le_bytes());
         self.bytes.extend_from_slice(&payload_len.to_le_bytes());
@@ -95,6 +101,19 @@ impl BlockBuilder {
     }
 }
 
+/// What a record is besides a message of a client. Persisted: never change a bit, add new ones.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RecordFlags(u8);
+
+impl RecordFlags {
+    /// A message as a client published it.
+    pub const PUBLISHED: Self = Self(0);
+    /// A delete marker that the leader wrote for a subject that expired.
+    pub const MARKER: Self = Self(1);
+
+    const KNOWN: u8 = Self::MARKER.0;
+}
+
 /// A sealed publish batch. Cloning shares the bytes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Block {
@@ -111,6 +130,9 @@ pub enum DamagedBlock {
     /// Written by a version we do not know.
     #[error("block has unknown version {0}; it may come from a newer release")]
     Version(u8),
+    /// A record is marked as something we do not know.
+    #[error("block has a record with unknown flags {0}; it may come from a newer release")]
+    Flags(u8),
     /// The checksum does not match.
     #[error("block checksum does not match")]
     Checksum,
@@ -143,6 +165,9 @@ impl Block {
             let start = u32_at(&bytes, table + position * 4) as usize;
             if start != expected || start + RECORD_HEAD_BYTES > table {
                 return Err(DamagedBlock::Layout);
+            }
+            if bytes[start] & !RecordFlags::KNOWN != 0 {
+                return Err(DamagedBlock::Flags(bytes[start]));
             }
             let lens = u64::from(u16_at(&bytes, start + 2))
                 + u64::from(u32_at(&bytes, start + 4))
@@ -183,6 +208,12 @@ impl Block {
         u32_at(&self.bytes, self.bytes.len() - CHECKSUM_BYTES)
     }
 
+    /// What the record at `position` is. Panics when `position` is not below `count`.
+    #[must_use]
+    pub fn flags(&self, position: u32) -> RecordFlags {
+        RecordFlags(self.bytes[self.start(position)])
+    }
+
     /// The record at `position`, borrowed. Panics when `position` is not below `count`.
     #[must_use]
     pub fn record(&self, position: u32) -> RecordRef<'_> {
@@ -213,15 +244,19 @@ impl Block {
     }
 
     fn layout(&self, position: u32) -> (usize, usize, usize, usize) {
-        assert!(position < self.count, "record {position} of a block of {}", self.count);
-        let table = self.bytes.len() - CHECKSUM_BYTES - self.count as usize * 4;
-        let start = u32_at(&self.bytes, table + position as usize * 4) as usize;
+        let start = self.start(position);
         (
             start + RECORD_HEAD_BYTES,
             u16_at(&self.bytes, start + 2) as usize,
             u32_at(&self.bytes, start + 4) as usize,
             u32_at(&self.bytes, start + 8) as usize,
         )
+    }
+
+    fn start(&self, position: u32) -> usize {
+        assert!(position < self.count, "record {position} of a block of {}", self.count);
+        let table = self.bytes.len() - CHECKSUM_BYTES - self.count as usize * 4;
+        u32_at(&self.bytes, table + position as usize * 4) as usize
     }
 }
 

@@ -19,6 +19,12 @@ pub enum RowKind {
     Dedup = 4,
     /// Stream: one page of removed sequences. Key: page number, big endian.
     Deleted = 5,
+    /// Stream: one page of messages that leave at one time. Key: that time and the page number, big endian.
+    Expiry = 6,
+    /// Stream: one page of messages that no age removes. Key: page number, big endian.
+    Exempt = 7,
+    /// Stream: a subject that expired and is owed a delete marker. Key: the subject.
+    Marker = 8,
     /// Meta: counters that belong to no single stream or node. One row, empty key.
     Meta = 16,
     /// Meta: one stream's assignment.
@@ -29,12 +35,15 @@ pub enum RowKind {
 
 impl RowKind {
     /// Every kind, in order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::State,
         Self::Subject,
         Self::Consumer,
         Self::Dedup,
         Self::Deleted,
+        Self::Expiry,
+        Self::Exempt,
+        Self::Marker,
         Self::Meta,
         Self::MetaStream,
         Self::MetaNode,
@@ -121,7 +130,7 @@ mod tests {
     fn row_kinds_are_pinned_and_unique() {
         let numbers: Vec<u8> = RowKind::ALL.into_iter().map(|kind| kind as u8).collect();
 
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 16, 17, 18]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18]);
         assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len());
         for kind in RowKind::ALL {
             assert_eq!(RowKind::from_number(kind as u8), Ok(kind));

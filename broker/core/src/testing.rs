@@ -209,6 +209,11 @@ impl Runner {
                 self.apply(&StreamCommand::DeleteMessage { now, seq }, out);
             }
             "tick" => self.apply(&StreamCommand::Tick { now }, out),
+            "markers" => {
+                if let Some(block) = self.bench.machine.owed_markers(now) {
+                    self.apply(&StreamCommand::Publish(block), out);
+                }
+            }
             "consumer" => {
                 let base = ConsumerConfig { durable_name: words.at(1).into(), ..ConsumerConfig::default() };
                 let config = Box::new(overlaid(&base, json_of(line)));
@@ -339,6 +344,7 @@ fn write_reply(reply: &Reply, out: &mut String) {
                 let _ = match reply {
                     PublishReply::Stored { seq } => writeln!(out, "ack seq={seq}"),
                     PublishReply::Duplicate { seq } => writeln!(out, "ack seq={seq} duplicate"),
+                    PublishReply::Outdated => writeln!(out, "outdated"),
                     PublishReply::Rejected(error) => {
                         writeln!(out, "refused {}/{} {}", error.code, error.err_code, error.description)
                     }

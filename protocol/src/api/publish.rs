@@ -101,7 +101,7 @@ impl<'a> Rollup<'a> {
 /// How long a message stays.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ttl {
-    /// For this long, in whole seconds; zero is as if it was not set.
+    /// For this long, in whole seconds.
     After(Nanos),
     /// For ever, whatever the stream's maximum age.
     Never,
@@ -120,8 +120,9 @@ impl Ttl {
             Some(span) if span.0 >= 1_000_000_000 => Self::After(Nanos(span.0 - span.0 % 1_000_000_000)),
             Some(_) => Self::Invalid,
             None => parse_u64(text.as_bytes())
-                .and_then(|seconds| i64::try_from(seconds).ok()?.checked_mul(1_000_000_000))
-                .map_or(Self::Invalid, |span| Self::After(Nanos(span))),
+                .and_then(|seconds| i64::try_from(seconds).ok())
+                .filter(|seconds| *seconds > 0)
+                .map_or(Self::Invalid, |seconds| Self::After(Nanos(seconds.saturating_mul(1_000_000_000)))),
         }
     }
 }
@@ -377,8 +378,10 @@ mod tests {
         check("1500ms", Ttl::After(Nanos::from_secs(1)));
         check("7", Ttl::After(Nanos::from_secs(7)));
         check("never", Ttl::Never);
+        check("99999999999", Ttl::After(Nanos(i64::MAX)));
         check("999ms", Ttl::Invalid);
         check("0", Ttl::Invalid);
+        check("0s", Ttl::Invalid);
         check("-5", Ttl::Invalid);
         check("soon", Ttl::Invalid);
         check("99999999999999999999", Ttl::Invalid);

@@ -198,7 +198,14 @@ impl MetaMachine {
                     let node: NodeRegistration = from_value(row.kind, &value)?;
                     machine.nodes.insert(node.id, node);
                 }
-                RowKind::State | RowKind::Subject | RowKind::Consumer | RowKind::Dedup | RowKind::Deleted => {
+                RowKind::State
+                | RowKind::Subject
+                | RowKind::Consumer
+                | RowKind::Dedup
+                | RowKind::Deleted
+                | RowKind::Expiry
+                | RowKind::Exempt
+                | RowKind::Marker => {
                     return Err(Undecodable(format!("{:?} row in the meta group", row.kind)));
                 }
             }

@@ -1,4 +1,4 @@
-//! Which sequences between the first and the last are gone.
+//! Which sequences between the first and the last are gone, and other large sets of sequences.
 //!
 //! Never find the next live message by trying sequences one by one: after a million removals that is a million
 //! tries, and one look here. Sequences lie in pages of 4096, a bit each; a page without removals is not there, and
@@ -18,9 +18,11 @@ const WORDS: usize = 64;
 /// A row lists offsets while they are fewer than this, and has a bit map otherwise.
 const LISTED_MAX: u16 = 200;
 
-/// Removed sequences.
-#[derive(Debug, Default)]
+/// Removed sequences, or others that are worth a page of bits.
+#[derive(Debug)]
 pub(crate) struct DeletedSet {
+    /// What its rows are.
+    kind: RowKind,
     pages: BTreeMap<u64, Page>,
     /// Pages that differ from their rows.
     dirty: Vec<u64>,
@@ -37,7 +39,18 @@ struct Page {
     has_row: bool,
 }
 
+impl Default for DeletedSet {
+    fn default() -> Self {
+        Self::of_kind(RowKind::Deleted)
+    }
+}
+
 impl DeletedSet {
+    /// An empty set whose rows are of this kind.
+    pub(crate) fn of_kind(kind: RowKind) -> Self {
+        Self { kind, pages: BTreeMap::new(), dirty: Vec::new(), gone: BTreeSet::new() }
+    }
+
     /// Adds a sequence that is not in the set.
     pub(crate) fn insert(&mut self, seq: u64) {
         let number = seq / PAGE;
@@ -166,7 +179,7 @@ impl DeletedSet {
     pub(crate) fn dirty_rows(&mut self, rows: &mut Vec<StateRow>) {
         for number in std::mem::take(&mut self.gone) {
             if !self.pages.contains_key(&number) {
-                rows.push(StateRow::delete(RowKind::Deleted, &number.to_be_bytes()));
+                rows.push(StateRow::delete(self.kind, &number.to_be_bytes()));
             }
         }
         for number in std::mem::take(&mut self.dirty) {
@@ -176,18 +189,18 @@ impl DeletedSet {
             {
                 page.is_dirty = false;
                 page.has_row = true;
-                rows.push(page.row(number));
+                rows.push(page.row(self.kind, number));
             }
         }
     }
 
     pub(crate) fn all_rows(&self, rows: &mut Vec<StateRow>) {
-        rows.extend(self.pages.iter().map(|(number, page)| page.row(*number)));
+        rows.extend(self.pages.iter().map(|(number, page)| page.row(self.kind, *number)));
     }
 
     pub(crate) fn load_row(&mut self, key: &[u8], value: &[u8]) -> Result<(), Undecodable> {
-        let number = number_of_key(RowKind::Deleted, key)?;
-        self.pages.insert(number, Page::from_row(value)?);
+        let number = number_of_key(self.kind, key)?;
+        self.pages.insert(number, Page::from_row(self.kind, value)?);
         Ok(())
     }
 }
@@ -287,7 +300,7 @@ impl Page {
     }
 
     /// `0`: all; `1`: bit map; `2`: offsets that are in the set; `3`: offsets that are not. Little endian. Persisted.
-    fn row(&self, number: u64) -> StateRow {
+    fn row(&self, kind: RowKind, number: u64) -> StateRow {
         let mut value = Vec::new();
         let list = |value: &mut Vec<u8>, inside| {
             for offset in self.offsets(inside) {
@@ -312,11 +325,11 @@ impl Page {
                 }
             }
         }
-        StateRow::put(RowKind::Deleted, &number.to_be_bytes(), value)
+        StateRow::put(kind, &number.to_be_bytes(), value)
     }
 
-    fn from_row(value: &[u8]) -> Result<Self, Undecodable> {
-        let mut reader = RowReader::new(RowKind::Deleted, value);
+    fn from_row(kind: RowKind, value: &[u8]) -> Result<Self, Undecodable> {
+        let mut reader = RowReader::new(kind, value);
         let [tag] = reader.bytes()?;
         let mut bits = Box::new([0; WORDS]);
         match tag {

@@ -124,7 +124,13 @@ impl Limits {
         let bounded = self.discard == DiscardPolicy::Old;
         let max_msgs = self.max_msgs.filter(|_| bounded).unwrap_or(u64::MAX);
         let max_bytes = self.max_bytes.filter(|_| bounded).unwrap_or(u64::MAX);
-        let max_age = self.max_age;
+        let mut max_age = self.max_age;
+        if let Some(age) = max_age
+            && (messages.leaves_markers || !messages.exempt.is_empty())
+        {
+            messages.evict_aged(age, now, reads, removals)?;
+            max_age = None;
+        }
         let mut over = |messages: &Messages, first_time: Timestamp| {
             messages.count > max_msgs
                 || messages.bytes > max_bytes

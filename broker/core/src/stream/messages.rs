@@ -9,12 +9,14 @@ use levee_protocol::api::StorageType;
 use levee_protocol::ids::Seq;
 use levee_protocol::record::RecordRef;
 use levee_protocol::subject::Filter;
-use levee_protocol::time::Timestamp;
+use levee_protocol::time::{Nanos, Timestamp};
 
 use super::deleted::DeletedSet;
+use super::markers;
 use super::reads::Reads;
 use super::subjects::{AfterRemoval, Held, SubjectEntry, SubjectIndex};
 use super::view::ReadFailed;
+use crate::rows::RowKind;
 
 /// What lives, and how much it is.
 #[derive(Debug)]
@@ -32,6 +34,14 @@ pub(crate) struct Messages {
     pub(crate) storage: StorageType,
     /// Whether subjects remember every one of their messages.
     pub(crate) keep_history: bool,
+    /// Messages that no age removes; some may be gone.
+    pub(crate) exempt: DeletedSet,
+    /// Below this, all messages are exempt. Zero while none are.
+    pub(crate) aged: u64,
+    /// No message that is not exempt is older than this, while some are exempt.
+    pub(crate) aged_time: Timestamp,
+    /// Whether a subject that expires is owed a marker.
+    pub(crate) leaves_markers: bool,
     /// The head moved within this command, and the time of the new first message was not read yet.
     first_time_unknown: bool,
     /// Subjects that lost their last message within this command.
@@ -51,6 +61,10 @@ impl Default for Messages {
             subjects: SubjectIndex::default(),
             storage: StorageType::File,
             keep_history: false,
+            exempt: DeletedSet::of_kind(RowKind::Exempt),
+            aged: 0,
+            aged_time: Timestamp::ZERO,
+            leaves_markers: false,
             first_time_unknown: false,
             last_unknown: Vec::new(),
         }
@@ -62,6 +76,8 @@ impl Default for Messages {
 pub(crate) struct Removals {
     pub(crate) runs: Vec<(u64, u64)>,
     pub(crate) count: u64,
+    /// Subjects whose last message was too old, or was due to leave, and that are owed a marker for it.
+    pub(crate) expired: Vec<Box<[u8]>>,
 }
 
 impl Removals {
@@ -246,6 +262,106 @@ impl Messages {
             if missing { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         if missing { Err(ReadFailed::missing(Seq(self.first))) } else { Ok(()) }
+    }
+
+    /// No age removes the newest message.
+    pub(crate) fn exempt_last(&mut self) {
+        if self.exempt.is_empty() {
+            (self.aged, self.aged_time) = (0, Timestamp::ZERO);
+        }
+        self.exempt.insert(self.last);
+    }
+
+    /// A time that no message is older than that an age could remove.
+    pub(crate) fn oldest_aging(&self) -> Timestamp {
+        if self.exempt.is_empty() { self.first_time } else { self.aged_time }
+    }
+
+    /// Removes messages that are older than `age`, from the head up to the first that is not; exempt ones stay. Older
+    /// messages of a subject may so outlive newer ones, which is why this settles at once.
+    pub(crate) fn evict_aged(
+        &mut self,
+        age: Nanos,
+        now: Timestamp,
+        reads: &Reads<'_>,
+        removals: &mut Removals,
+    ) -> Result<(), ReadFailed> {
+        self.read_first_time(reads)?;
+        if self.count == 0 || self.oldest_aging().plus(age) > now {
+            return Ok(());
+        }
+        let mut next = self.next_aging(self.aged);
+        let mut younger = None;
+        if let Some(from) = next {
+            reads.scan(from, &mut |seq, record| {
+                match next {
+                    Some(next) if seq < next => return ControlFlow::Continue(()),
+                    Some(next) if seq == next => {}
+                    _ => return ControlFlow::Break(()),
+                }
+                if record.timestamp.plus(age) > now {
+                    younger = Some(record.timestamp);
+                    return ControlFlow::Break(());
+                }
+                self.expire_record(seq, &record, removals);
+                next = self.next_aging(seq + 1);
+                if next.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+        }
+        if let (Some(next), None) = (next, younger) {
+            return Err(ReadFailed::missing(Seq(next)));
+        }
+        self.aged = next.unwrap_or(self.last + 1);
+        self.aged_time = younger.unwrap_or(now);
+        self.settle(reads)
+    }
+
+    /// The first live message not below `from` that is not exempt.
+    fn next_aging(&self, from: u64) -> Option<u64> {
+        let mut seq = self.next_live(from)?;
+        while self.exempt.contains(seq) {
+            seq = self.next_live(self.exempt.next_outside(seq))?;
+        }
+        Some(seq)
+    }
+
+    /// Removes those of these messages that still live, ascending: it was time for them to leave.
+    pub(crate) fn expire(
+        &mut self,
+        due: &[u64],
+        reads: &Reads<'_>,
+        removals: &mut Removals,
+    ) -> Result<(), ReadFailed> {
+        let mut due =
+            due.iter().copied().filter(|seq| self.is_live(*seq)).collect::<Vec<_>>().into_iter().peekable();
+        while let Some(first) = due.next() {
+            // One scan serves messages that lie close to each other.
+            let mut wanted = Some(first);
+            reads.scan(first, &mut |seq, record| {
+                match wanted {
+                    Some(wanted) if seq < wanted => return ControlFlow::Continue(()),
+                    Some(wanted) if seq == wanted => {}
+                    _ => return ControlFlow::Break(()),
+                }
+                self.expire_record(seq, &record, removals);
+                wanted = due.next_if(|next| *next - seq <= SCANNED_GAP_MAX);
+                if wanted.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            if let Some(wanted) = wanted {
+                return Err(ReadFailed::missing(Seq(wanted)));
+            }
+        }
+        self.settle(reads)
+    }
+
+    fn expire_record(&mut self, seq: u64, record: &RecordRef<'_>, removals: &mut Removals) {
+        self.forget_record(seq, record, removals);
+        if self.leaves_markers
+            && !markers::is_marker(record.header)
+            && self.subjects.position(record.subject).is_none()
+        {
+            removals.expired.push(record.subject.into());
+        }
     }
 
     /// Removes every message below `target`.
@@ -462,6 +578,9 @@ impl Messages {
     /// The head moves to the first live sequence not below `target`, which is at most one past the last.
     pub(crate) fn advance_to(&mut self, target: u64) {
         let before = self.first;
+        if !self.exempt.is_empty() {
+            self.exempt.forget(0, target);
+        }
         if self.deleted.is_empty() {
             self.first = target;
             return;
@@ -470,6 +589,9 @@ impl Messages {
         self.deleted.forget(before, self.first);
     }
 }
+
+/// Reading over so many messages is cheaper than looking one up.
+const SCANNED_GAP_MAX: u64 = 64;
 
 fn held_bytes(bytes: u64) -> u32 {
     u32::try_from(bytes).expect("a message is far below 4 GiB")

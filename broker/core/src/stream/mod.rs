@@ -13,6 +13,7 @@
 //! | `subjects`, `deleted` | the subject index; removed sequences |
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
+//! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
 //! | `purge` | removal on request |
 //! | [`update`] | which configuration fields may change |
 //! | `query` | what can be asked |
@@ -26,6 +27,8 @@ use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
 
 use self::dedup::DuplicateWindow;
+use self::expiry::Expiries;
+use self::markers::OwedMarkers;
 use self::messages::{Messages, Removals};
 use self::purge::Purge;
 use self::reads::Reads;
@@ -35,7 +38,9 @@ use crate::consumer::{CreateRequest, Ledger};
 mod consumers;
 mod dedup;
 mod deleted;
+mod expiry;
 mod limits;
+mod markers;
 mod messages;
 pub mod outcome;
 mod publish;
@@ -57,6 +62,8 @@ pub use view::{MessageView, ReadFailed};
 
 /// Expiry by age is asked for at most this often; publishes expire on their own in between.
 const TICK_INTERVAL: Nanos = Nanos::from_millis(250);
+/// About so many messages leave at one tick at the most, so that a tick does not hold everything else up.
+const EXPIRED_PER_TICK: usize = 50_000;
 
 /// One stream, as replicated.
 #[derive(Debug)]
@@ -69,6 +76,10 @@ pub struct StreamMachine {
     /// The time of the last tick.
     ticked: Timestamp,
     messages: Messages,
+    /// Messages that leave at a time of their own.
+    expiries: Expiries,
+    /// Subjects that are owed a delete marker.
+    owed: OwedMarkers,
     window: DuplicateWindow,
     /// Message id of the last message, or empty.
     last_msg_id: String,
@@ -131,9 +142,10 @@ impl StreamMachine {
             .limits
             .max_age
             .filter(|_| self.messages.count > 0)
-            .map(|age| self.messages.first_time.plus(age).max(self.ticked.plus(TICK_INTERVAL)));
+            .map(|age| self.messages.oldest_aging().plus(age).max(self.ticked.plus(TICK_INTERVAL)));
+        let expired = self.expiries.next_due().filter(|_| !settings.config.sealed);
         let forgotten = self.window.empty_at(settings.config.duplicate_window);
-        aged.into_iter().chain(forgotten).min()
+        aged.into_iter().chain(expired).chain(forgotten).min()
     }
 
     /// Takes on a configuration that meta has decided. It is not checked again: meta and this log must not disagree.
@@ -148,6 +160,10 @@ impl StreamMachine {
         let reads = Reads::stored_only(view);
         let mut removals = Removals::default();
         self.messages.storage = config.storage;
+        self.messages.leaves_markers = settings.leaves_markers();
+        if !settings.leaves_markers() {
+            self.owed.clear();
+        }
         let Some(before) = before else {
             self.created = created;
             self.messages.keep_history = settings.limits.keep_history();
@@ -171,6 +187,7 @@ impl StreamMachine {
         settings.limits.enforce_all_subjects(&mut self.messages, &reads, &mut removals)?;
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;
+        self.owe_markers(&mut removals);
         self.window.expire(self.clock, config.duplicate_window);
         Ok(Outcome::configured(removals))
     }
@@ -214,9 +231,24 @@ impl StreamMachine {
         self.window.expire(self.clock, settings.config.duplicate_window);
         let reads = Reads::stored_only(view);
         let mut removals = Removals::default();
+        if !settings.config.sealed {
+            let due = self.expiries.take_due(self.clock, EXPIRED_PER_TICK);
+            self.messages.expire(&due, &reads, &mut removals)?;
+        }
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;
+        self.owe_markers(&mut removals);
+        self.expiries.sweep(&self.messages);
         Ok(Outcome::removed(removals, Reply::None))
+    }
+
+    /// Subjects that expired within a command are owed a marker, unless they have messages again.
+    fn owe_markers(&mut self, removals: &mut Removals) {
+        for subject in removals.expired.drain(..) {
+            if self.messages.subjects.position(&subject).is_none() {
+                self.owed.owe(subject);
+            }
+        }
     }
 
     fn progress(

@@ -129,6 +129,8 @@ pub enum PublishReply {
         /// Sequence of that message.
         seq: Seq,
     },
+    /// What the leader wrote does not fit the state any more, and was not stored.
+    Outdated,
     /// Refused by a rule.
     Rejected(ApiError),
 }

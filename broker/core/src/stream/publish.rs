@@ -7,7 +7,7 @@
 use levee_protocol::api::publish::{Rollup, Ttl};
 use levee_protocol::api::{ApiError, PublishIntent, RetentionPolicy};
 use levee_protocol::ids::Seq;
-use levee_protocol::record::{Block, RecordRef};
+use levee_protocol::record::{Block, RecordFlags, RecordRef};
 use levee_protocol::subject::Filter;
 
 use super::StreamMachine;
@@ -35,7 +35,9 @@ impl StreamMachine {
         let mut replies = Vec::with_capacity(block.count() as usize);
         for position in 0..block.count() {
             let record = block.record(position);
-            let admitted = if record.header.is_empty() {
+            let admitted = if block.flags(position) == RecordFlags::MARKER {
+                self.admit_marker(settings, &record, &reads)?
+            } else if record.header.is_empty() {
                 self.admit(settings, &record, &PublishIntent::default(), &reads, &mut removals)?
             } else {
                 match PublishIntent::parse(record.header) {
@@ -59,6 +61,8 @@ impl StreamMachine {
         }
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;
+        self.owe_markers(&mut removals);
+        self.expiries.sweep(&self.messages);
         let accepted = reads.into_accepted();
         Ok(Outcome::stored(Seq(first_seq), block.count(), &accepted, removals, Reply::Publish(replies)))
     }
@@ -84,7 +88,7 @@ impl StreamMachine {
         let bytes = record.stored_bytes(config.storage);
         let window_open = !config.duplicate_window.is_zero();
         let id = intent.msg_id.filter(|_| window_open).map(MsgId::of);
-        let mut admitted = Admitted { bytes, msg_id: intent.msg_id, id, rollup: None };
+        let mut admitted = Admitted { bytes, msg_id: intent.msg_id, id, rollup: None, ttl: intent.ttl };
         if !record.header.is_empty() {
             if let Err(error) = check_features(settings, intent) {
                 return refuse(error);
@@ -130,6 +134,24 @@ impl StreamMachine {
         }
     }
 
+    /// Decides whether a delete marker is stored: as long as its subject is owed one.
+    fn admit_marker<'a>(
+        &mut self,
+        settings: &Settings,
+        record: &RecordRef<'a>,
+        reads: &Reads<'_>,
+    ) -> Result<Result<Admitted<'a>, PublishReply>, ReadFailed> {
+        if !self.owed.settle(record.subject) || settings.config.sealed {
+            return Ok(Err(PublishReply::Outdated));
+        }
+        let bytes = record.stored_bytes(settings.config.storage);
+        if settings.limits.check_room(&mut self.messages, record, bytes, true, reads)?.is_some() {
+            return Ok(Err(PublishReply::Outdated));
+        }
+        let ttl = PublishIntent::parse(record.header).ok().and_then(|intent| intent.ttl);
+        Ok(Ok(Admitted { bytes, msg_id: None, id: None, rollup: None, ttl }))
+    }
+
     fn duplicate(&self, id: Option<MsgId>) -> Option<PublishReply> {
         let seq = self.window.find(id?)?;
         Some(PublishReply::Duplicate { seq })
@@ -168,12 +190,22 @@ impl StreamMachine {
         reads: &Reads<'_>,
         removals: &mut Removals,
     ) -> Result<Seq, ReadFailed> {
-        let Admitted { bytes, msg_id, id, rollup } = admitted;
+        let Admitted { bytes, msg_id, id, rollup, ttl } = admitted;
         let retention = settings.config.retention;
         let seq = if retention != RetentionPolicy::Interest
             || retention::is_wanted(&self.consumers, record.subject)
         {
             let appended = self.messages.append(record, bytes, self.clock);
+            match ttl {
+                None | Some(Ttl::Invalid) => {}
+                Some(Ttl::Never) => self.messages.exempt_last(),
+                Some(Ttl::After(span)) => {
+                    self.expiries.add(appended.seq, record.timestamp.plus(settings.time_to_live(span)));
+                }
+            }
+            if !self.owed.is_empty() {
+                self.owed.settle(record.subject);
+            }
             match rollup {
                 None => settings.limits.enforce_subject(&mut self.messages, &appended, reads, removals)?,
                 Some(Scope::Stream) => self.messages.remove_below(appended.seq, reads, removals)?,
@@ -201,6 +233,7 @@ struct Admitted<'a> {
     /// The same for the duplicate window, if the stream has one.
     id: Option<MsgId>,
     rollup: Option<Scope>,
+    ttl: Option<Ttl>,
 }
 
 /// What a message replaces.
@@ -223,11 +256,9 @@ fn check_features(settings: &Settings, intent: &PublishIntent<'_>) -> Result<(),
     if intent.expected_stream.is_some_and(|stream| stream != settings.config.name) {
         return Err(ApiError::stream_not_match());
     }
-    // Messages do not expire one by one yet, on any stream: refused, rather than kept for ever.
     match intent.ttl {
-        Some(Ttl::After(span)) if !span.is_zero() => Err(ApiError::ttl_disabled()),
-        Some(Ttl::Never) => Err(ApiError::ttl_disabled()),
-        Some(Ttl::After(_) | Ttl::Invalid) | None => Ok(()),
+        Some(Ttl::After(_) | Ttl::Never) if !settings.config.allow_msg_ttl => Err(ApiError::ttl_disabled()),
+        _ => Ok(()),
     }
 }
 

@@ -7,12 +7,14 @@ use levee_protocol::api::StreamConfig;
 use levee_protocol::command::Undecodable;
 use levee_protocol::ids::ConsumerName;
 use levee_protocol::subject::Filter;
-use levee_protocol::time::Timestamp;
+use levee_protocol::time::{Nanos, Timestamp};
 use prost::Message;
 
 use super::StreamMachine;
 use super::dedup::DuplicateWindow;
+use super::expiry::Expiries;
 use super::limits::Limits;
+use super::markers::OwedMarkers;
 use crate::consumer::Ledger;
 use crate::rows::{RowKind, StateRow};
 
@@ -29,6 +31,18 @@ impl Settings {
         // Subjects were validated before they were proposed. One that does not parse captures nothing.
         let subjects = config.subjects.iter().filter_map(|subject| Filter::parse(subject).ok()).collect();
         Self { config: config.clone(), subjects, limits: Limits::of(config) }
+    }
+
+    /// Whether a subject that expires is owed a marker.
+    pub(crate) fn leaves_markers(&self) -> bool {
+        !self.config.subject_delete_marker_ttl.is_zero()
+    }
+
+    /// How long a message stays that asks for this; a stream with markers keeps everything as long as those. With one
+    /// message per subject it is as in nats-server: then the marker takes the message's place in any case.
+    pub(crate) fn time_to_live(&self, asked: Nanos) -> Nanos {
+        let raised = self.leaves_markers() && self.config.max_msgs_per_subject != 1;
+        if raised { asked.max(self.config.subject_delete_marker_ttl) } else { asked }
     }
 
     /// Whether every message is stored under a subject that the stream captures.
@@ -81,6 +95,10 @@ struct StateValue {
     window_next: u64,
     #[prost(bool, tag = "14")]
     has_foreign_subjects: bool,
+    #[prost(uint64, tag = "15")]
+    aged: u64,
+    #[prost(sint64, tag = "16")]
+    aged_time: i64,
 }
 
 impl StreamMachine {
@@ -99,6 +117,9 @@ impl StreamMachine {
         }
         self.window.dirty_rows(&mut rows);
         self.messages.deleted.dirty_rows(&mut rows);
+        self.messages.exempt.dirty_rows(&mut rows);
+        self.expiries.dirty_rows(&mut rows);
+        self.owed.dirty_rows(&mut rows);
         rows
     }
 
@@ -110,6 +131,9 @@ impl StreamMachine {
         rows.extend(self.consumers.iter().map(|(name, ledger)| consumer_row(name, ledger)));
         self.window.all_rows(&mut rows);
         self.messages.deleted.all_rows(&mut rows);
+        self.messages.exempt.all_rows(&mut rows);
+        self.expiries.all_rows(&mut rows);
+        self.owed.all_rows(&mut rows);
         rows.sort_unstable();
         rows
     }
@@ -127,6 +151,9 @@ impl StreamMachine {
                 RowKind::State => state = Some(value),
                 RowKind::Subject => indexed += machine.messages.subjects.load_row(&key, &value)?,
                 RowKind::Deleted => machine.messages.deleted.load_row(&key, &value)?,
+                RowKind::Exempt => machine.messages.exempt.load_row(&key, &value)?,
+                RowKind::Expiry => machine.expiries.load_row(&key, &value)?,
+                RowKind::Marker => machine.owed.load_row(&key),
                 RowKind::Dedup => {
                     pages.insert(key, value);
                 }
@@ -166,13 +193,17 @@ impl StreamMachine {
         messages.first_time = Timestamp(state.first_time);
         messages.last_time = Timestamp(state.last_time);
         messages.storage = config.storage;
+        messages.aged = state.aged;
+        messages.aged_time = Timestamp(state.aged_time);
         let settings = Settings::of(&config);
+        messages.leaves_markers = settings.leaves_markers();
         messages.keep_history = settings.limits.keep_history();
         self.settings = Some(Arc::new(settings));
         self.window = DuplicateWindow::loading(state.window_head);
         for (key, value) in pages {
             self.window.load_row(key, value)?;
         }
+        self.expiries.loaded();
         self.window.loaded(state.window_next)
     }
 
@@ -208,6 +239,8 @@ impl StreamMachine {
             window_head,
             window_next,
             has_foreign_subjects: self.has_foreign_subjects,
+            aged: self.messages.aged,
+            aged_time: self.messages.aged_time.0,
         };
         Some(StateRow::put(RowKind::State, &[], value.encode_to_vec()))
     }
@@ -221,6 +254,8 @@ impl Default for StreamMachine {
             clock: Timestamp::ZERO,
             ticked: Timestamp::ZERO,
             messages: super::messages::Messages::default(),
+            expiries: Expiries::default(),
+            owed: OwedMarkers::default(),
             window: DuplicateWindow::default(),
             last_msg_id: String::new(),
             has_foreign_subjects: false,

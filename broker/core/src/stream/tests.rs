@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use levee_protocol::api::{
-    AckPolicy, ConsumerConfig, ConsumerCreateAction, DiscardPolicy, PurgeRequest, RetentionPolicy,
-    StreamConfig,
+    AckPolicy, ConsumerConfig, ConsumerCreateAction, DiscardPolicy, PublishIntent, PurgeRequest,
+    RetentionPolicy, StreamConfig, Ttl,
 };
 use levee_protocol::command::progress::{DeliveredRun, SettledRun, Settlement};
 use levee_protocol::command::{ConsumerProgress, Progress, StreamCommand};
@@ -35,14 +35,42 @@ fn scripts_come_out_as_written() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Publish { later_ms: i16, records: Vec<Draft> },
-    Configure { max_msgs: u8, per_subject: u8, max_age_s: u8, discard_new: bool, interest: bool },
-    Purge { filter: u8, seq: u8, keep: u8 },
-    Delete { at: u8 },
-    Tick { later_ms: u16 },
-    Consumer { which: u8, filter: u8 },
-    DeleteConsumer { which: u8 },
-    Progress { which: u8, deliver: u8, settle: u8 },
+    Publish {
+        later_ms: i16,
+        records: Vec<Draft>,
+    },
+    Configure {
+        max_msgs: u8,
+        per_subject: u8,
+        max_age_s: u8,
+        discard_new: bool,
+        interest: bool,
+        markers: bool,
+    },
+    Purge {
+        filter: u8,
+        seq: u8,
+        keep: u8,
+    },
+    Delete {
+        at: u8,
+    },
+    Tick {
+        later_ms: u16,
+    },
+    Markers,
+    Consumer {
+        which: u8,
+        filter: u8,
+    },
+    DeleteConsumer {
+        which: u8,
+    },
+    Progress {
+        which: u8,
+        deliver: u8,
+        settle: u8,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -52,16 +80,12 @@ struct Draft {
     id: u8,
     rollup: u8,
     expect: u8,
+    ttl: u8,
 }
 
 fn draft() -> impl Strategy<Value = Draft> {
-    (0..6_u8, 0..40_u8, 0..30_u8, 0..60_u8, 0..30_u8).prop_map(|(subject, size, id, rollup, expect)| Draft {
-        subject,
-        size,
-        id,
-        rollup,
-        expect,
-    })
+    (0..6_u8, 0..40_u8, 0..30_u8, 0..60_u8, 0..30_u8, 0..12_u8)
+        .prop_map(|(subject, size, id, rollup, expect, ttl)| Draft { subject, size, id, rollup, expect, ttl })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -69,14 +93,15 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![4 => prop::collection::vec(draft(), 1..6), 1 => prop::collection::vec(draft(), 1..60)];
     prop_oneof![
         12 => (-60..250_i16, blocks).prop_map(|(later_ms, records)| Step::Publish { later_ms, records }),
-        1 => (0..30_u8, 0..8_u8, 0..4_u8, any::<bool>(), 0..3_u8).prop_map(
-            |(max_msgs, per_subject, max_age_s, discard_new, interest)| {
-                Step::Configure { max_msgs, per_subject, max_age_s, discard_new, interest: interest == 0 }
+        1 => (0..30_u8, 0..8_u8, 0..4_u8, any::<bool>(), 0..3_u8, any::<bool>()).prop_map(
+            |(max_msgs, per_subject, max_age_s, discard_new, interest, markers)| {
+                Step::Configure { max_msgs, per_subject, max_age_s, discard_new, interest: interest == 0, markers }
             }
         ),
         1 => (0..5_u8, any::<u8>(), 0..9_u8).prop_map(|(filter, seq, keep)| Step::Purge { filter, seq, keep }),
         3 => any::<u8>().prop_map(|at| Step::Delete { at }),
         2 => (0..3000_u16).prop_map(|later_ms| Step::Tick { later_ms }),
+        2 => Just(Step::Markers),
         1 => (0..3_u8, 0..5_u8).prop_map(|(which, filter)| Step::Consumer { which, filter }),
         1 => (0..3_u8).prop_map(|which| Step::DeleteConsumer { which }),
         4 => (0..3_u8, 1..9_u8, any::<u8>())
@@ -106,7 +131,8 @@ fn command(
             }
             StreamCommand::Publish(block.finish(*now))
         }
-        Step::Configure { max_msgs, per_subject, max_age_s, discard_new, interest } => {
+        Step::Configure { max_msgs, per_subject, max_age_s, discard_new, interest, markers } => {
+            config.subject_delete_marker_ttl = Nanos::from_secs(i64::from(*markers));
             config.max_msgs = if *max_msgs < 5 { -1 } else { i64::from(*max_msgs) };
             config.max_msgs_per_subject = [-1, -1, 1, 1, 2, 5, 257, 260][usize::from(*per_subject)];
             config.max_age = Nanos::from_secs(i64::from(*max_age_s));
@@ -130,6 +156,10 @@ fn command(
             *now = now.plus(Nanos::from_millis(i64::from(*later_ms)));
             StreamCommand::Tick { now: *now }
         }
+        Step::Markers => match machine.owed_markers(*now) {
+            Some(block) => StreamCommand::Publish(block),
+            None => StreamCommand::Tick { now: *now },
+        },
         Step::Consumer { which, filter: other } => {
             let config = ConsumerConfig {
                 durable_name: name(*which).as_str().into(),
@@ -200,6 +230,11 @@ fn header(machine: &StreamMachine, record: &Draft) -> Vec<u8> {
         let last = machine.last_for(&Filter::parse(&subject(record.subject)).unwrap()).map_or(0, |seq| seq.0);
         lines.push_str(&format!("Nats-Expected-Last-Subject-Sequence: {last}\r\n"));
     }
+    match record.ttl {
+        0 => lines.push_str("Nats-TTL: never\r\n"),
+        ttl @ 1..4 => lines.push_str(&format!("Nats-TTL: {ttl}\r\n")),
+        _ => {}
+    }
     if lines.is_empty() { Vec::new() } else { format!("NATS/1.0\r\n{lines}\r\n").into_bytes() }
 }
 
@@ -214,7 +249,26 @@ fn started() -> StreamConfig {
         num_replicas: 1,
         duplicate_window: Nanos::from_secs(2),
         allow_rollup_hdrs: true,
+        allow_msg_ttl: true,
         ..StreamConfig::default()
+    }
+}
+
+/// Nothing lives that should have left by now.
+fn check_expired(bench: &Bench) {
+    let (machine, now) = (&bench.machine, bench.machine.clock());
+    let settings = machine.settings.as_ref().unwrap();
+    for record in bench.view.records().filter(|record| machine.is_live(record.seq)) {
+        let ttl = PublishIntent::parse(&record.header).unwrap().ttl;
+        if let Some(Ttl::After(span)) = ttl {
+            let due = record.timestamp.plus(span.max(settings.config.subject_delete_marker_ttl));
+            assert!(due.plus(Nanos::from_secs(1)) > now, "message {} was due at {due}", record.seq);
+        }
+        if let Some(age) = settings.limits.max_age
+            && ttl != Some(Ttl::Never)
+        {
+            assert!(record.timestamp.plus(age) > now, "message {} is too old", record.seq);
+        }
     }
 }
 
@@ -278,6 +332,7 @@ proptest! {
         reloaded.view.keeps_removed = true;
         let mut config = started();
         let mut now = Timestamp(0);
+        let mut clock_ran_back = false;
         let first = StreamCommand::Configure { now, created: now, config: Box::new(config.clone()) };
         straight.apply(&first);
         reloaded.apply(&first);
@@ -287,6 +342,10 @@ proptest! {
             let outcome = straight.apply(&command);
             prop_assert_eq!(&reloaded.apply(&command), &outcome, "{:?}", command);
             check_against_messages(&straight);
+            clock_ran_back |= command.now() < straight.machine.clock();
+            if matches!(command, StreamCommand::Tick { .. }) && !clock_ran_back {
+                check_expired(&straight);
+            }
             if *interruption == 0 {
                 reloaded.checkpoint();
                 reloaded.machine = reloaded.loaded();

@@ -1,0 +1,169 @@
+//! When messages with a time to live leave.
+//!
+//! Messages lie in slots of a quarter of a second, by the time at which they are due. A slot is a list of sequences, so
+//! a message costs eight bytes, and the next slot is the next tick. A message that leaves earlier stays listed:
+//! sequences are never given out twice, so its entry means nothing. When most entries are like that, all are looked at
+//! once and those go.
+//!
+//! A slot is written in pages, so that a slot to which messages are added for hours is not written anew each time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use levee_protocol::command::Undecodable;
+use levee_protocol::time::{Nanos, Timestamp};
+
+use super::messages::Messages;
+use crate::rows::{RowKind, RowReader, StateRow};
+
+/// Messages leave up to this much later than they might.
+const SLOT: Nanos = Nanos::from_millis(250);
+/// Sequences in a row.
+const PAGE: usize = 512;
+/// Fewer entries than this are not worth a look for those that mean nothing.
+const SWEEP_MIN: u64 = 1024;
+
+/// Messages that leave at a time of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Expiries {
+    slots: BTreeMap<i64, Slot>,
+    /// Entries in all slots.
+    count: u64,
+    dirty: BTreeSet<i64>,
+    /// Rows of slots that are gone or became shorter: slot and page.
+    gone: BTreeSet<(i64, u32)>,
+}
+
+/// What is due at one time.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Ascending.
+    seqs: Vec<u64>,
+    /// How many of them are in rows as they are.
+    written: usize,
+}
+
+impl Expiries {
+    /// The newest message leaves at `due`.
+    pub(crate) fn add(&mut self, seq: u64, due: Timestamp) {
+        let number = due.0.div_euclid(SLOT.0) + i64::from(due.0.rem_euclid(SLOT.0) > 0);
+        self.slots.entry(number).or_default().seqs.push(seq);
+        self.count += 1;
+        self.dirty.insert(number);
+    }
+
+    /// When the first of them are due.
+    pub(crate) fn next_due(&self) -> Option<Timestamp> {
+        self.slots.first_key_value().map(|(number, _)| due_of(*number))
+    }
+
+    /// Takes out what is due, in whole slots, until `enough` entries are taken. Ascending.
+    pub(crate) fn take_due(&mut self, now: Timestamp, enough: usize) -> Vec<u64> {
+        let mut due = Vec::new();
+        while due.len() < enough
+            && let Some(first) = self.slots.first_entry()
+            && due_of(*first.key()) <= now
+        {
+            let (number, mut slot) = first.remove_entry();
+            self.dirty.remove(&number);
+            self.gone.extend((0..pages(slot.written)).map(|page| (number, page)));
+            due.append(&mut slot.seqs);
+        }
+        self.count -= due.len() as u64;
+        due.sort_unstable();
+        due
+    }
+
+    /// Forgets messages that left earlier, if there are more of them than others.
+    pub(crate) fn sweep(&mut self, messages: &Messages) {
+        if self.count < SWEEP_MIN || self.count / 2 < messages.count {
+            return;
+        }
+        let mut count = 0;
+        for (number, slot) in &mut self.slots {
+            let before = slot.seqs.len();
+            slot.seqs.retain(|seq| messages.is_live(*seq));
+            count += slot.seqs.len() as u64;
+            if slot.seqs.len() < before {
+                let shorter = pages(slot.seqs.len())..pages(slot.written);
+                self.gone.extend(shorter.map(|page| (*number, page)));
+                slot.written = 0;
+                self.dirty.insert(*number);
+            }
+        }
+        self.slots.retain(|_, slot| !slot.seqs.is_empty());
+        self.count = count;
+    }
+
+    pub(crate) fn dirty_rows(&mut self, rows: &mut Vec<StateRow>) {
+        for (number, page) in std::mem::take(&mut self.gone) {
+            if self.slots.get(&number).is_none_or(|slot| pages(slot.seqs.len()) <= page) {
+                rows.push(StateRow::delete(RowKind::Expiry, &key(number, page)));
+            }
+        }
+        for number in std::mem::take(&mut self.dirty) {
+            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            rows.extend(slot.rows(number, slot.written / PAGE));
+            slot.written = slot.seqs.len();
+        }
+    }
+
+    pub(crate) fn all_rows(&self, rows: &mut Vec<StateRow>) {
+        rows.extend(self.slots.iter().flat_map(|(number, slot)| slot.rows(*number, 0)));
+    }
+
+    /// Takes one row, in any order.
+    pub(crate) fn load_row(&mut self, key: &[u8], value: &[u8]) -> Result<(), Undecodable> {
+        let mut reader = RowReader::new(RowKind::Expiry, key);
+        let number = u64::from_be_bytes(reader.bytes()?).cast_signed();
+        let mut reader = RowReader::new(RowKind::Expiry, value);
+        let slot = self.slots.entry(number).or_default();
+        let mut seq = 0_u64;
+        while !reader.is_empty() {
+            seq = seq.checked_add(reader.number()?).ok_or_else(|| reader.damaged())?;
+            slot.seqs.push(seq);
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// All rows were taken.
+    pub(crate) fn loaded(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.seqs.sort_unstable();
+            slot.written = slot.seqs.len();
+        }
+    }
+}
+
+impl Slot {
+    fn rows(&self, number: i64, from_page: usize) -> impl Iterator<Item = StateRow> {
+        self.seqs.chunks(PAGE).enumerate().skip(from_page).map(move |(page, seqs)| {
+            let mut value = Vec::with_capacity(seqs.len() * 2 + 8);
+            let mut before = 0;
+            for seq in seqs {
+                prost::encoding::encode_varint(seq - before, &mut value);
+                before = *seq;
+            }
+            StateRow::put(
+                RowKind::Expiry,
+                &key(number, u32::try_from(page).expect("sequences fit memory")),
+                value,
+            )
+        })
+    }
+}
+
+fn due_of(number: i64) -> Timestamp {
+    Timestamp(number.saturating_mul(SLOT.0))
+}
+
+fn pages(seqs: usize) -> u32 {
+    u32::try_from(seqs.div_ceil(PAGE)).expect("sequences fit memory")
+}
+
+fn key(number: i64, page: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&number.cast_unsigned().to_be_bytes());
+    key[8..].copy_from_slice(&page.to_be_bytes());
+    key
+}
