@@ -110,8 +110,26 @@ impl RecordFlags {
     pub const PUBLISHED: Self = Self(0);
     /// A delete marker that the leader wrote for a subject that expired.
     pub const MARKER: Self = Self(1);
+    /// Part of an atomic batch: it is stored if all records are up to the one that ends the batch, or none.
+    pub const IN_BATCH: Self = Self(2);
+    /// The last record of an atomic batch.
+    pub const ENDS_BATCH: Self = Self(4);
+    /// The increment of a counter, with the sum as its body.
+    pub const COUNTED: Self = Self(8);
 
-    const KNOWN: u8 = Self::MARKER.0;
+    const KNOWN: u8 = Self::MARKER.0 | Self::IN_BATCH.0 | Self::ENDS_BATCH.0 | Self::COUNTED.0;
+
+    /// Both of them.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 /// A sealed publish batch. Cloning shares the bytes.
@@ -338,6 +356,20 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn flags_are_pinned_and_unknown_ones_are_refused() {
+        let flags =
+            [RecordFlags::MARKER, RecordFlags::IN_BATCH, RecordFlags::ENDS_BATCH, RecordFlags::COUNTED];
+        assert_eq!(flags.map(|flags| flags.0), [1, 2, 4, 8]);
+        let block = |flags| {
+            let mut builder = BlockBuilder::default();
+            builder.push_flagged(flags, b"a", b"", b"x");
+            Block::parse(builder.finish(Timestamp(7)).as_bytes().clone())
+        };
+        assert_eq!(block(RecordFlags(15)).map(|block| block.flags(0)), Ok(RecordFlags(15)));
+        assert_eq!(block(RecordFlags(128)), Err(DamagedBlock::Flags(128)));
+    }
 
     proptest! {
         #[test]

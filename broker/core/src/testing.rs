@@ -18,12 +18,12 @@ use levee_protocol::api::{ConsumerConfig, PurgeRequest, StreamConfig};
 use levee_protocol::command::progress::{DeliveredRun, SettledRun, Settlement};
 use levee_protocol::command::{ConsumerProgress, Progress, StreamCommand};
 use levee_protocol::ids::{ConsumerName, Seq};
-use levee_protocol::record::{Block, BlockBuilder, Record, RecordRef};
+use levee_protocol::record::{Block, BlockBuilder, Record, RecordFlags, RecordRef};
 use levee_protocol::subject::Filter;
 use levee_protocol::time::Timestamp;
 
 use crate::rows::{RowKind, StateRow};
-use crate::stream::{Change, MessageView, Outcome, PublishReply, ReadFailed, Reply, StreamMachine};
+use crate::stream::{Change, MessageView, Outcome, PublishReply, ReadFailed, Reply, StreamMachine, counter};
 
 /// Stored messages in memory.
 #[derive(Clone, Debug, Default)]
@@ -171,7 +171,8 @@ impl Runner {
             let words = Words::of(line);
             if words.verb() == "publish" {
                 let (header, payload) = (words.header(), words.payload());
-                batch.get_or_insert_default().push(words.at(1).as_bytes(), &header, &payload);
+                let batch = batch.get_or_insert_default();
+                batch.push_flagged(words.flags(), words.at(1).as_bytes(), &header, &payload);
                 continue;
             }
             self.publish(batch.take(), &mut out);
@@ -342,7 +343,7 @@ fn write_reply(reply: &Reply, out: &mut String) {
         Reply::Publish(replies) => {
             for reply in replies {
                 let _ = match reply {
-                    PublishReply::Stored { seq } => writeln!(out, "ack seq={seq}"),
+                    PublishReply::Stored { seq, .. } => writeln!(out, "ack seq={seq}"),
                     PublishReply::Duplicate { seq } => writeln!(out, "ack seq={seq} duplicate"),
                     PublishReply::Outdated => writeln!(out, "outdated"),
                     PublishReply::Rejected(error) => {
@@ -453,7 +454,8 @@ impl<'a> Words<'a> {
                 "last-id" => "Nats-Expected-Last-Msg-Id",
                 "rollup" => "Nats-Rollup",
                 "ttl" => "Nats-TTL",
-                "size" => continue,
+                "incr" => "Nats-Incr",
+                "size" | "sum" | "batch" => continue,
                 other => other,
             };
             let _ = write!(header, "{name}: {}\r\n", value.trim_matches('"'));
@@ -461,8 +463,21 @@ impl<'a> Words<'a> {
         if header.is_empty() { Vec::new() } else { format!("NATS/1.0\r\n{header}\r\n").into_bytes() }
     }
 
+    /// `batch=part` and `batch=end` are records of an atomic batch, `sum=3` one that was counted.
+    fn flags(&self) -> RecordFlags {
+        let batch = match self.value("batch") {
+            Some("end") => RecordFlags::IN_BATCH.and(RecordFlags::ENDS_BATCH),
+            Some(_) => RecordFlags::IN_BATCH,
+            None => RecordFlags::PUBLISHED,
+        };
+        if self.value("sum").is_some() { batch.and(RecordFlags::COUNTED) } else { batch }
+    }
+
     /// The quoted word, or as many bytes as `size` says.
     fn payload(&self) -> Vec<u8> {
+        if let Some(sum) = self.value("sum") {
+            return counter::body(sum);
+        }
         if let Some(size) = self.number("size") {
             return vec![b'x'; usize::try_from(size).expect("a small size")];
         }

@@ -4,6 +4,7 @@ use levee_protocol::api::{ApiError, DiscardPolicy, StreamConfig};
 use levee_protocol::record::RecordRef;
 use levee_protocol::time::{Nanos, Timestamp};
 
+use super::batch::Ahead;
 use super::messages::{Appended, Messages, Removals};
 use super::reads::Reads;
 use super::subjects::HISTORY_MAX;
@@ -11,6 +12,15 @@ use super::view::ReadFailed;
 
 /// nats-server keeps the length of a header block in 16 bits, and clients know its error.
 const HEADER_BYTES_MAX: usize = 65_535;
+
+/// Room for one more message.
+pub(crate) struct Wanted<'a> {
+    pub(crate) record: &'a RecordRef<'a>,
+    pub(crate) bytes: u64,
+    pub(crate) rolls_up: bool,
+    /// What its batch takes before it.
+    pub(crate) ahead: Option<&'a Ahead<'a>>,
+}
 
 /// The bounds of a stream as its configuration sets them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,27 +69,31 @@ impl Limits {
     pub(crate) fn check_room(
         &self,
         messages: &mut Messages,
-        record: &RecordRef<'_>,
-        bytes: u64,
-        rolls_up: bool,
+        wanted: &Wanted<'_>,
         reads: &Reads<'_>,
     ) -> Result<Option<ApiError>, ReadFailed> {
         if self.discard == DiscardPolicy::Old {
             return Ok(None);
         }
+        let Wanted { record, bytes, rolls_up, ahead } = *wanted;
         let full = |what| Ok(Some(ApiError::stream_store_failed(what)));
+        let (count, stored) = ahead.map_or((0, 0), |ahead| (ahead.count, ahead.bytes));
+        let own = ahead.and_then(|ahead| ahead.subjects.get(record.subject)).copied().unwrap_or(0);
+        if self.discard_new_per_subject && !rolls_up && self.per_subject.is_some_and(|limit| own >= limit) {
+            return full("maximum messages per subject exceeded");
+        }
         let subject = messages.subjects.position(record.subject).filter(|_| self.per_subject.is_some());
         let at_limit = subject.filter(|subject| {
-            self.per_subject.is_some_and(|limit| messages.subjects.at(*subject).count >= limit)
+            self.per_subject.is_some_and(|limit| messages.subjects.at(*subject).count + own >= limit)
         });
         if at_limit.is_some() && self.discard_new_per_subject && !rolls_up {
             return full("maximum messages per subject exceeded");
         }
-        if at_limit.is_none() && self.max_msgs.is_some_and(|max| messages.count >= max) {
+        if at_limit.is_none() && self.max_msgs.is_some_and(|max| messages.count + count >= max) {
             return full("maximum messages exceeded");
         }
         // The comparison is nats-server's: bytes never quite reach the limit.
-        if self.max_bytes.is_some_and(|max| messages.bytes + bytes >= max) {
+        if self.max_bytes.is_some_and(|max| messages.bytes + stored + bytes >= max) {
             let freed = match at_limit {
                 Some(subject) => u64::from(messages.oldest_of(subject, reads)?.bytes),
                 None => 0,

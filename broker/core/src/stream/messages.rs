@@ -95,6 +95,8 @@ pub(crate) struct Appended {
     pub(crate) seq: u64,
     /// Where the subject's entry is.
     pub(crate) subject: u32,
+    /// The subject's last message until now; 0 is none.
+    pub(crate) before: u64,
     /// The subject's only message until now.
     pub(crate) only_before: Option<Held>,
 }
@@ -156,8 +158,8 @@ impl Messages {
         self.count += 1;
         self.bytes += bytes;
         let held = Held { seq, bytes: held_bytes(bytes) };
-        let (subject, only_before) = self.subjects.stored(record.subject, held, self.keep_history);
-        Appended { seq, subject, only_before }
+        let (subject, before, only_before) = self.subjects.stored(record.subject, held, self.keep_history);
+        Appended { seq, subject, before, only_before }
     }
 
     /// Gives the next sequence to a message that nobody wants and that is gone at once.

@@ -12,6 +12,7 @@
 //! | `messages` | counters, live sequences, and every way a message can leave |
 //! | `subjects`, `deleted` | the subject index; removed sequences |
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
+//! | `batch`, [`counter`] | messages that are stored together; messages that add up |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
 //! | `purge` | removal on request |
@@ -35,7 +36,9 @@ use self::reads::Reads;
 use self::state::Settings;
 use crate::consumer::{CreateRequest, Ledger};
 
+mod batch;
 mod consumers;
+pub mod counter;
 mod dedup;
 mod deleted;
 mod expiry;

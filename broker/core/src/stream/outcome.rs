@@ -123,6 +123,8 @@ pub enum PublishReply {
     Stored {
         /// Its sequence.
         seq: Seq,
+        /// Sequence of the message that was the last one of its subject; 0 if there was none.
+        before: Seq,
     },
     /// A message with this id was stored within the duplicate window.
     Duplicate {

@@ -11,7 +11,10 @@ use levee_protocol::record::{Block, RecordFlags, RecordRef};
 use levee_protocol::subject::Filter;
 
 use super::StreamMachine;
+use super::batch::{self, Ahead};
+use super::counter::{self, PendingSums};
 use super::dedup::MsgId;
+use super::limits::Wanted;
 use super::messages::Removals;
 use super::outcome::{Outcome, PublishReply, Reply};
 use super::reads::Reads;
@@ -33,31 +36,39 @@ impl StreamMachine {
         // What is too old makes room before new messages ask for it.
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         let mut replies = Vec::with_capacity(block.count() as usize);
-        for position in 0..block.count() {
+        let mut position = 0;
+        while position < block.count() {
+            let flags = block.flags(position);
+            if flags.contains(RecordFlags::IN_BATCH) {
+                let last = batch::end_of(block, position);
+                let batch = (block, position, last);
+                self.publish_batch(settings, batch, &mut reads, &mut removals, &mut replies)?;
+                position = last + 1;
+                continue;
+            }
             let record = block.record(position);
-            let admitted = if block.flags(position) == RecordFlags::MARKER {
+            let offered = |intent| Offered { record, intent, flags, ahead: None };
+            let admitted = if flags == RecordFlags::MARKER {
                 self.admit_marker(settings, &record, &reads)?
             } else if record.header.is_empty() {
-                self.admit(settings, &record, &PublishIntent::default(), &reads, &mut removals)?
+                self.admit(settings, &offered(&PublishIntent::default()), &reads, &mut removals)?
             } else {
                 match PublishIntent::parse(record.header) {
-                    Ok(intent) => self.admit(settings, &record, &intent, &reads, &mut removals)?,
+                    Ok(intent) => self.admit(settings, &offered(&intent), &reads, &mut removals)?,
                     Err(_) if settings.config.sealed => {
                         Err(PublishReply::Rejected(ApiError::stream_sealed()))
                     }
                     Err(error) => Err(PublishReply::Rejected(error)),
                 }
             };
-            let admitted = match admitted {
-                Ok(admitted) => admitted,
-                Err(reply) => {
-                    replies.push(reply);
-                    continue;
+            replies.push(match admitted {
+                Ok(admitted) => {
+                    reads.accept(position);
+                    self.store(settings, &record, admitted, &reads, &mut removals)?
                 }
-            };
-            reads.accept(position);
-            let seq = self.store(settings, &record, admitted, &reads, &mut removals)?;
-            replies.push(PublishReply::Stored { seq });
+                Err(reply) => reply,
+            });
+            position += 1;
         }
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;
@@ -69,14 +80,14 @@ impl StreamMachine {
 
     /// Decides whether a message is stored. The order of the checks is nats-server's, because it decides which error
     /// a client sees.
-    fn admit<'a>(
+    pub(super) fn admit<'a>(
         &mut self,
         settings: &Settings,
-        record: &RecordRef<'_>,
-        intent: &PublishIntent<'a>,
+        offered: &Offered<'a, '_>,
         reads: &Reads<'_>,
         removals: &mut Removals,
     ) -> Result<Result<Admitted<'a>, PublishReply>, ReadFailed> {
+        let Offered { record, intent, flags, ahead } = offered;
         let config = &settings.config;
         let refuse = |error| Ok(Err(PublishReply::Rejected(error)));
         if config.sealed {
@@ -88,28 +99,32 @@ impl StreamMachine {
         let bytes = record.stored_bytes(config.storage);
         let window_open = !config.duplicate_window.is_zero();
         let id = intent.msg_id.filter(|_| window_open).map(MsgId::of);
-        let mut admitted = Admitted { bytes, msg_id: intent.msg_id, id, rollup: None, ttl: intent.ttl };
+        let mut admitted =
+            Admitted { bytes, msg_id: intent.msg_id, id, rollup: None, ttl: intent.ttl, sum: None };
         if !record.header.is_empty() {
-            if let Err(error) = check_features(settings, intent) {
+            if let Err(error) = check_features(settings, offered) {
                 return refuse(error);
             }
             // With replicas nats-server looks for duplicates before it looks at expectations, so that a retry is
             // told of its first attempt; without, after them.
             let replicated = config.num_replicas > 1;
-            if replicated && let Some(duplicate) = self.duplicate(id) {
+            if replicated && let Some(duplicate) = self.duplicate(id, intent.msg_id, *ahead) {
                 return Ok(Err(duplicate));
             }
             if intent.expected_last_subject_seq.is_some() {
                 settings.limits.enforce(&mut self.messages, self.clock, reads, removals)?;
             }
-            if let Err(error) = self.check_sequences(record, intent) {
+            if let Err(error) = self.check_sequences(record, intent, *ahead) {
                 return refuse(error);
             }
             if let Err(error) = check_late_features(intent) {
                 return refuse(error);
             }
-            if !replicated && let Some(duplicate) = self.duplicate(id) {
+            if !replicated && let Some(duplicate) = self.duplicate(id, intent.msg_id, *ahead) {
                 return Ok(Err(duplicate));
+            }
+            if intent.expected_last_msg_id.is_some() && ahead.is_some() {
+                return refuse(ApiError::atomic_unsupported_header("Nats-Expected-Last-Msg-Id"));
             }
             if intent.expected_last_msg_id.is_some_and(|id| id != self.last_msg_id) {
                 return refuse(ApiError::wrong_last_msg_id(&self.last_msg_id));
@@ -123,15 +138,54 @@ impl StreamMachine {
                 Some(Rollup::Subject) => admitted.rollup = Some(Scope::Subject),
                 Some(Rollup::All) => admitted.rollup = Some(Scope::Stream),
             }
+            if let Some(Err(error)) = ahead.map(|ahead| ahead.check(record, intent)) {
+                return refuse(error);
+            }
         }
         if intent.ttl == Some(Ttl::Invalid) {
             return refuse(ApiError::ttl_invalid());
         }
+        if config.allow_msg_counter {
+            match self.count(offered, reads)? {
+                Ok(sum) => admitted.sum = Some(sum),
+                Err(reply) => return Ok(Err(reply)),
+            }
+        }
+        if let Some(rare) = &intent.rare
+            && rare.batch_id.is_some()
+            && !flags.contains(RecordFlags::IN_BATCH)
+        {
+            return Ok(Err(PublishReply::Outdated));
+        }
         let rolls_up = admitted.rollup.is_some();
-        match settings.limits.check_room(&mut self.messages, record, bytes, rolls_up, reads)? {
+        let wanted = Wanted { record, bytes, rolls_up, ahead: *ahead };
+        match settings.limits.check_room(&mut self.messages, &wanted, reads)? {
             Some(error) => refuse(error),
             None => Ok(Ok(admitted)),
         }
+    }
+
+    /// The sum in an increment, if it is right.
+    fn count(
+        &self,
+        offered: &Offered<'_, '_>,
+        reads: &Reads<'_>,
+    ) -> Result<Result<String, PublishReply>, ReadFailed> {
+        let Some(increment) = offered.intent.rare.as_ref().and_then(|rare| rare.increment) else {
+            return Ok(Err(PublishReply::Rejected(ApiError::counter_increment_missing())));
+        };
+        let none = PendingSums::new();
+        let pending = offered.ahead.map_or(&none, |ahead| &ahead.sums);
+        Ok(match self.sum_on(offered.record.subject, increment, pending, reads)? {
+            Err(error) => Err(PublishReply::Rejected(error)),
+            Ok(sum)
+                if offered.flags.contains(RecordFlags::COUNTED)
+                    && counter::body(&sum) == offered.record.payload =>
+            {
+                Ok(sum)
+            }
+            Ok(_) => Err(PublishReply::Outdated),
+        })
     }
 
     /// Decides whether a delete marker is stored: as long as its subject is owed one.
@@ -145,19 +199,41 @@ impl StreamMachine {
             return Ok(Err(PublishReply::Outdated));
         }
         let bytes = record.stored_bytes(settings.config.storage);
-        if settings.limits.check_room(&mut self.messages, record, bytes, true, reads)?.is_some() {
+        let wanted = Wanted { record, bytes, rolls_up: true, ahead: None };
+        if settings.limits.check_room(&mut self.messages, &wanted, reads)?.is_some() {
             return Ok(Err(PublishReply::Outdated));
         }
         let ttl = PublishIntent::parse(record.header).ok().and_then(|intent| intent.ttl);
-        Ok(Ok(Admitted { bytes, msg_id: None, id: None, rollup: None, ttl }))
+        Ok(Ok(Admitted { bytes, msg_id: None, id: None, rollup: None, ttl, sum: None }))
     }
 
-    fn duplicate(&self, id: Option<MsgId>) -> Option<PublishReply> {
-        let seq = self.window.find(id?)?;
-        Some(PublishReply::Duplicate { seq })
+    fn duplicate(
+        &self,
+        id: Option<MsgId>,
+        text: Option<&str>,
+        ahead: Option<&Ahead<'_>>,
+    ) -> Option<PublishReply> {
+        let seq = self.window.find(id?);
+        match ahead {
+            Some(ahead) => (seq.is_some() || text.is_some_and(|text| ahead.ids.contains(text)))
+                .then(|| PublishReply::Rejected(ApiError::atomic_duplicate_msg_id())),
+            None => Some(PublishReply::Duplicate { seq: seq? }),
+        }
     }
 
-    fn check_sequences(&self, record: &RecordRef<'_>, intent: &PublishIntent<'_>) -> Result<(), ApiError> {
+    fn check_sequences(
+        &self,
+        record: &RecordRef<'_>,
+        intent: &PublishIntent<'_>,
+        ahead: Option<&Ahead<'_>>,
+    ) -> Result<(), ApiError> {
+        if let Some(ahead) = ahead.filter(|ahead| ahead.count > 0) {
+            let about = intent.expected_last_subject.map_or(record.subject, str::as_bytes);
+            let own = intent.expected_last_subject_seq.is_some() && ahead.touches(about);
+            if own || intent.expected_last_seq.is_some() {
+                return Err(ApiError::wrong_last_sequence_constant());
+            }
+        }
         match (intent.expected_last_subject_seq, intent.expected_last_subject) {
             (Some(expected), subject) => {
                 let last = match subject {
@@ -182,15 +258,16 @@ impl StreamMachine {
         }
     }
 
-    fn store(
+    pub(super) fn store(
         &mut self,
         settings: &Settings,
         record: &RecordRef<'_>,
         admitted: Admitted<'_>,
         reads: &Reads<'_>,
         removals: &mut Removals,
-    ) -> Result<Seq, ReadFailed> {
-        let Admitted { bytes, msg_id, id, rollup, ttl } = admitted;
+    ) -> Result<PublishReply, ReadFailed> {
+        let Admitted { bytes, msg_id, id, rollup, ttl, sum: _ } = admitted;
+        let mut before = Seq(0);
         let retention = settings.config.retention;
         let seq = if retention != RetentionPolicy::Interest
             || retention::is_wanted(&self.consumers, record.subject)
@@ -213,6 +290,7 @@ impl StreamMachine {
                     self.messages.remove_older(appended.subject, appended.seq, reads, removals)?;
                 }
             }
+            before = Seq(appended.before);
             Seq(appended.seq)
         } else {
             Seq(self.messages.skip(self.clock, removals))
@@ -222,18 +300,39 @@ impl StreamMachine {
         }
         self.last_msg_id.clear();
         self.last_msg_id.push_str(msg_id.unwrap_or_default());
-        Ok(seq)
+        Ok(PublishReply::Stored { seq, before })
     }
 }
 
+/// A record that is looked at.
+pub(crate) struct Offered<'a, 'b> {
+    pub(crate) record: RecordRef<'a>,
+    pub(crate) intent: &'b PublishIntent<'a>,
+    pub(crate) flags: RecordFlags,
+    /// What messages before it in its batch will change, if it is in one.
+    pub(crate) ahead: Option<&'b Ahead<'a>>,
+}
+
 /// A message that will be stored.
-struct Admitted<'a> {
+pub(crate) struct Admitted<'a> {
     bytes: u64,
     msg_id: Option<&'a str>,
     /// The same for the duplicate window, if the stream has one.
     id: Option<MsgId>,
     rollup: Option<Scope>,
     ttl: Option<Ttl>,
+    /// Of a counter.
+    sum: Option<String>,
+}
+
+impl Admitted<'_> {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn sum(&self) -> Option<&str> {
+        self.sum.as_deref()
+    }
 }
 
 /// What a message replaces.
@@ -243,14 +342,18 @@ enum Scope {
     Stream,
 }
 
-/// Headers of features that the stream has to allow, and that no stream has yet.
-fn check_features(settings: &Settings, intent: &PublishIntent<'_>) -> Result<(), ApiError> {
+/// Headers of features that the stream has to allow.
+fn check_features(settings: &Settings, offered: &Offered<'_, '_>) -> Result<(), ApiError> {
+    let Offered { record, intent, flags, .. } = offered;
     if let Some(rare) = &intent.rare {
-        if rare.batch_id.is_some() {
+        if rare.batch_id.is_some() && !settings.config.allow_atomic {
             return Err(ApiError::atomic_disabled());
         }
         if rare.increment.is_some() {
-            return Err(ApiError::counter_disabled());
+            if !settings.config.allow_msg_counter {
+                return Err(ApiError::counter_disabled());
+            }
+            counter::check(record, intent, rare, flags.contains(RecordFlags::COUNTED))?;
         }
     }
     if intent.expected_stream.is_some_and(|stream| stream != settings.config.name) {

@@ -161,14 +161,14 @@ impl SubjectIndex {
         self.entries.iter().filter(|entry| entry.count > 0)
     }
 
-    /// Takes note of a new message, the newest of the stream. Returns where the subject's entry is, and the subject's
-    /// message until now if it had exactly one.
+    /// Takes note of a new message, the newest of the stream. Returns where the subject's entry is, the sequence of the
+    /// subject's last message until now, 0 if it had none, and that message if it had exactly one.
     pub(crate) fn stored(
         &mut self,
         subject: &[u8],
         message: Held,
         keep_history: bool,
-    ) -> (u32, Option<Held>) {
+    ) -> (u32, u64, Option<Held>) {
         let hash = self.hasher.hash_one(subject);
         let slot = self.table.entry(
             hash,
@@ -197,6 +197,7 @@ impl SubjectIndex {
         };
         let entry = &mut self.entries[position as usize];
         let only_before = (entry.count == 1).then_some(Held { seq: entry.last, bytes: entry.last_bytes });
+        let before = entry.last;
         entry.count += 1;
         entry.last = message.seq;
         entry.last_bytes = message.bytes;
@@ -204,7 +205,7 @@ impl SubjectIndex {
             entry.history.get_or_insert_default().push_back(message);
         }
         self.mark(position);
-        (position, only_before)
+        (position, before, only_before)
     }
 
     /// Takes note that a message is gone.
