@@ -1,7 +1,7 @@
 //! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only.
 
 use levee_broker_core::consumer::Advisory as Advice;
-use levee_protocol::api::advisory::{Action, Advisory, Delivered, Stamp};
+use levee_protocol::api::advisory::{Abandoned, Action, Advisory, Delivered, Stamp};
 use levee_protocol::ids::{AccountName, ConsumerName};
 
 use crate::jetstream::JetStream;
@@ -42,6 +42,19 @@ pub fn consumer(
 pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str, action: Action) {
     let mut route = jetstream.router().batch();
     publish(jetstream, &mut route, account, &Advisory::StreamAction { stream: stream.to_owned(), action });
+}
+
+/// An atomic batch was given up.
+pub fn batch_abandoned(
+    jetstream: &JetStream,
+    account: &AccountName,
+    stream: &str,
+    batch: &str,
+    reason: Abandoned,
+) {
+    let mut route = jetstream.router().batch();
+    let (stream, batch) = (stream.to_owned(), batch.to_owned());
+    publish(jetstream, &mut route, account, &Advisory::BatchAbandoned { stream, batch, reason });
 }
 
 /// A consumer came or went.

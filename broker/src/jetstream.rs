@@ -2,7 +2,7 @@
 //! what. The message path meets it through [`crate::router::Services`], the API handlers through `Arc`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -70,6 +70,8 @@ pub struct JetStream {
     directory: Directory,
     replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
     quota: Quota,
+    /// Atomic batches that are open in the streams that this node leads.
+    open_batches: Arc<AtomicUsize>,
     api_total: AtomicU64,
     api_errors: AtomicU64,
 }
@@ -99,6 +101,7 @@ impl JetStream {
             meta,
             bootstrap,
             quota,
+            open_batches: Arc::default(),
             replicas: RwLock::new(BTreeMap::new()),
             api_total: AtomicU64::new(0),
             api_errors: AtomicU64::new(0),
@@ -152,6 +155,12 @@ impl JetStream {
     #[must_use]
     pub fn quota(&self) -> &Quota {
         &self.quota
+    }
+
+    /// How many atomic batches are open in the streams that this node leads.
+    #[must_use]
+    pub fn open_batches(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.open_batches)
     }
 
     /// The message router.

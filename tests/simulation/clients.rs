@@ -156,18 +156,18 @@ async fn attempt(world: &World, chance: &mut Chance, batch: &mut Vec<Item>, last
             };
             for (item, reply) in batch.drain(..).zip(replies) {
                 match reply {
-                    PublishReply::Stored { seq } if seq.0 <= *last_known => {
+                    PublishReply::Stored { seq, .. } if seq.0 <= *last_known => {
                         world
                             .oracle
                             .violated(format!("{} was stored as {seq}, after {last_known}", item.word));
                     }
-                    PublishReply::Stored { seq } => *last_known = seq.0,
+                    PublishReply::Stored { seq, .. } => *last_known = seq.0,
                     PublishReply::Duplicate { seq } if item.attempts == 0 => {
                         world
                             .oracle
                             .violated(format!("{} was never sent and is a duplicate of {seq}", item.word));
                     }
-                    PublishReply::Duplicate { .. } | PublishReply::Rejected(_) => {}
+                    PublishReply::Duplicate { .. } | PublishReply::Outdated | PublishReply::Rejected(_) => {}
                 }
             }
         }

@@ -292,9 +292,9 @@ fn is_as_expected(expected: &Expected, reply: &Reply) -> bool {
         (Expected::Purged(expected), Reply::Purged(count)) => expected == count,
         (Expected::Publish(expected), Reply::Publish(replies)) => {
             let verdicts = replies.iter().map(|reply| match reply {
-                PublishReply::Stored { seq } => Verdict::Stored(seq.0),
+                PublishReply::Stored { seq, .. } => Verdict::Stored(seq.0),
                 PublishReply::Duplicate { seq } => Verdict::Duplicate(seq.0),
-                PublishReply::Rejected(_) => Verdict::Refused,
+                PublishReply::Outdated | PublishReply::Rejected(_) => Verdict::Refused,
             });
             expected.iter().copied().eq(verdicts)
         }

@@ -105,7 +105,12 @@ impl Leader {
         );
         leader.tasks.spawn(
             "stream ticker",
-            ticker::run(Arc::clone(replica), jetstream.clock().clone(), Arc::clone(&leader.tick_changed)),
+            ticker::run(
+                Arc::clone(replica),
+                Arc::clone(jetstream.router()),
+                jetstream.clock().clone(),
+                Arc::clone(&leader.tick_changed),
+            ),
         );
         let progress = Arc::clone(&leader.progress).run(
             Arc::clone(replica),

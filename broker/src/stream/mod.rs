@@ -3,6 +3,8 @@
 //! [`Replica`] ties the pure rules (`broker-core`) to their messages (`storage`) and their log (`raft`).
 //! [`Leader`] is built when leadership is gained and dropped when it is lost; nothing asks "do I lead?" twice.
 
+mod batches;
+mod compose;
 pub mod directory;
 pub mod forward;
 pub mod ingest;

@@ -32,6 +32,15 @@ pub enum Advisory {
         /// What was done.
         action: Action,
     },
+    /// An atomic batch was given up before it was committed.
+    BatchAbandoned {
+        /// The stream.
+        stream: String,
+        /// Its id.
+        batch: String,
+        /// Why.
+        reason: Abandoned,
+    },
     /// A consumer was created or deleted.
     ConsumerAction {
         /// Its stream.
@@ -258,6 +267,20 @@ pub struct Delivered {
     pub deliveries: u64,
 }
 
+/// Why a batch was given up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Abandoned {
+    /// Nothing of it came for too long.
+    Timeout,
+    /// It had more messages than a batch may have.
+    Large,
+    /// A message of it was missing.
+    Incomplete,
+    /// A message of it was refused.
+    Unsupported,
+}
+
 /// What was done to a stream or consumer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -299,6 +322,7 @@ impl Advisory {
         match self {
             Self::ApiAudit(_) => format!("{ADVISORY}.API"),
             Self::ApiLimitReached { .. } => format!("{ADVISORY}.API.LIMIT_REACHED"),
+            Self::BatchAbandoned { stream, .. } => format!("{ADVISORY}.STREAM.BATCH_ABANDONED.{stream}"),
             Self::StreamAction { stream, action } => format!("{ADVISORY}.STREAM.{}.{stream}", action.token()),
             Self::ConsumerAction { stream, consumer, action } => {
                 format!("{ADVISORY}.CONSUMER.{}.{stream}.{consumer}", action.token())
@@ -341,6 +365,7 @@ impl Advisory {
         match self {
             Self::ApiAudit(_) => "io.nats.jetstream.advisory.v1.api_audit",
             Self::ApiLimitReached { .. } => "io.nats.jetstream.advisory.v1.api_limit_reached",
+            Self::BatchAbandoned { .. } => "io.nats.jetstream.advisory.v1.stream_batch_abandoned",
             Self::StreamAction { .. } => "io.nats.jetstream.advisory.v1.stream_action",
             Self::ConsumerAction { .. } => "io.nats.jetstream.advisory.v1.consumer_action",
             Self::ConsumerPause { .. } => "io.nats.jetstream.advisory.v1.consumer_pause",

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use crate::api::duration_text::format_duration;
 use crate::api::error::ApiError;
 use crate::api::stream_config::{
-    DiscardPolicy, PersistMode, RetentionPolicy, StorageType, StreamConfig, StreamSource,
+    DiscardPolicy, PersistMode, RetentionPolicy, StorageType, StreamConfig, StreamSource, SubjectTransform,
 };
 use crate::ids::{InvalidName, StreamName};
-use crate::subject;
+use crate::subject::{self, InvalidTransform, Transform};
 use crate::time::Nanos;
 
 /// Most bytes of a description.
@@ -104,20 +104,14 @@ impl StreamConfig {
     }
 }
 
-/// The first feature of a configuration that this server does not have yet. `allow_msg_ttl` is none of them: some
-/// clients set it on every key-value bucket. A message that asks for a TTL is refused when it is published.
+/// The first feature of a configuration that this server does not have yet.
 #[must_use]
 pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
     let features = [
         (config.mirror.is_some(), "mirrors"),
         (!config.sources.is_empty(), "sources"),
-        (config.subject_transform.is_some(), "subject transforms"),
-        (config.republish.is_some(), "republish"),
-        (config.allow_msg_counter, "message counters"),
         (config.allow_msg_schedules, "message schedules"),
-        (config.allow_atomic, "atomic publish"),
         (config.allow_batched, "batch publish"),
-        (!config.subject_delete_marker_ttl.is_zero(), "subject delete markers"),
     ];
     features.into_iter().find(|(used, _)| *used).map(|(_, name)| name)
 }
@@ -294,6 +288,15 @@ fn check_features(config: &mut StreamConfig, adjust: Adjust) -> Result<(), ApiEr
             return refuse("async persist mode is not supported with atomic batch publish");
         }
     }
+    if let Some(SubjectTransform { src, dest }) = &config.subject_transform
+        && !dest.is_empty()
+    {
+        match Transform::parse(src, dest) {
+            Ok(_) => {}
+            Err(error @ InvalidTransform::Source(_)) => return Err(ApiError::stream_transform_source(error)),
+            Err(error) => return Err(ApiError::stream_transform(error)),
+        }
+    }
     if let Some(republish) = &mut config.republish {
         if republish.src.is_empty() {
             adjust.allow("republish source can not be empty")?;
@@ -304,13 +307,22 @@ fn check_features(config: &mut StreamConfig, adjust: Adjust) -> Result<(), ApiEr
         {
             return refuse("stream configuration for republish destination forms a cycle");
         }
+        if !republish.dest.is_empty() && Transform::parse(&republish.src, &republish.dest).is_err() {
+            return refuse(format_args!(
+                "stream configuration for republish with transform from '{}' to '{}' not valid",
+                republish.src, republish.dest
+            ));
+        }
     }
     Ok(())
 }
 
 /// `a.{{wildcard(1)}}` as the filter of everything it can become.
 fn placeholders_as_wildcards(destination: &str) -> String {
-    let tokens = destination.split('.').map(|token| if token.contains("{{") { "*" } else { token });
+    let stands_for_others = |token: &str| {
+        token.contains("{{") || token.strip_prefix('$').is_some_and(|number| number.parse::<usize>().is_ok())
+    };
+    let tokens = destination.split('.').map(|token| if stands_for_others(token) { "*" } else { token });
     tokens.collect::<Vec<_>>().join(".")
 }
 

@@ -7,6 +7,7 @@
 //! on bytes that the protocol does not check: a client may publish on `foo.*` or `foo..x`. Matching takes the
 //! published text literally, and a text with an empty token matches nothing.
 
+mod transform;
 mod trie;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use memchr::memchr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use transform::{InvalidTransform, Transform};
 pub use trie::Trie;
 
 /// A valid subject without wildcards. Cloning is cheap.

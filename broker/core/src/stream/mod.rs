@@ -13,6 +13,7 @@
 //! | `subjects`, `deleted` | the subject index; removed sequences |
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
 //! | `batch`, [`counter`] | messages that are stored together; messages that add up |
+//! | `compose` | what the leader changes about a message before it is proposed |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
 //! | `purge` | removal on request |
@@ -37,6 +38,7 @@ use self::state::Settings;
 use crate::consumer::{CreateRequest, Ledger};
 
 mod batch;
+mod compose;
 mod consumers;
 pub mod counter;
 mod dedup;
@@ -59,6 +61,7 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
+pub use compose::{Composition, Republished};
 pub use outcome::{Change, ConsumerCreated, Event, Outcome, PublishReply, Reply};
 pub use update::check_update;
 pub use view::{MessageView, ReadFailed};

@@ -277,7 +277,10 @@ impl StreamMachine {
                 None | Some(Ttl::Invalid) => {}
                 Some(Ttl::Never) => self.messages.exempt_last(),
                 Some(Ttl::After(span)) => {
-                    self.expiries.add(appended.seq, record.timestamp.plus(settings.time_to_live(span)));
+                    self.expiries.add(
+                        appended.seq,
+                        record.timestamp.plus(settings.ttl_min().map_or(span, |least| span.max(least))),
+                    );
                 }
             }
             if !self.owed.is_empty() {

@@ -11,6 +11,7 @@ use levee_protocol::time::{Nanos, Timestamp};
 use prost::Message;
 
 use super::StreamMachine;
+use super::compose::Composition;
 use super::dedup::DuplicateWindow;
 use super::expiry::Expiries;
 use super::limits::Limits;
@@ -24,13 +25,19 @@ pub(crate) struct Settings {
     pub(crate) config: StreamConfig,
     pub(crate) subjects: Vec<Filter>,
     pub(crate) limits: Limits,
+    /// What the leader does with publishes, if anything.
+    pub(crate) composition: Option<Arc<Composition>>,
 }
 
 impl Settings {
     pub(crate) fn of(config: &StreamConfig) -> Self {
         // Subjects were validated before they were proposed. One that does not parse captures nothing.
         let subjects = config.subjects.iter().filter_map(|subject| Filter::parse(subject).ok()).collect();
-        Self { config: config.clone(), subjects, limits: Limits::of(config) }
+        let limits = Limits::of(config);
+        let mut settings = Self { config: config.clone(), subjects, limits, composition: None };
+        let composition = Composition::of(config, settings.ttl_min(), limits);
+        settings.composition = composition.map(Arc::new);
+        settings
     }
 
     /// Whether a subject that expires is owed a marker.
@@ -38,11 +45,11 @@ impl Settings {
         !self.config.subject_delete_marker_ttl.is_zero()
     }
 
-    /// How long a message stays that asks for this; a stream with markers keeps everything as long as those. With one
-    /// message per subject it is as in nats-server: then the marker takes the message's place in any case.
-    pub(crate) fn time_to_live(&self, asked: Nanos) -> Nanos {
-        let raised = self.leaves_markers() && self.config.max_msgs_per_subject != 1;
-        if raised { asked.max(self.config.subject_delete_marker_ttl) } else { asked }
+    /// The shortest time to live: a stream with markers keeps everything as long as those. With one message per
+    /// subject it is as in nats-server: then the marker takes the message's place in any case.
+    pub(crate) fn ttl_min(&self) -> Option<Nanos> {
+        (self.leaves_markers() && self.config.max_msgs_per_subject != 1)
+            .then_some(self.config.subject_delete_marker_ttl)
     }
 
     /// Whether every message is stored under a subject that the stream captures.

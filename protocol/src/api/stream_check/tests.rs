@@ -135,6 +135,21 @@ fn refusals_have_the_numbers_and_texts_of_nats() {
         "stream configuration for republish destination forms a cycle",
     );
     check(
+        r#"{"name": "GE", "republish": {"src": "t.>", "dest": "r"}}"#,
+        10052,
+        "stream configuration for republish with transform from 't.>' to 'r' not valid",
+    );
+    check(
+        r#"{"name": "GE", "subject_transform": {"src": "t..", "dest": "r"}}"#,
+        10155,
+        "stream transform source: invalid subject t..",
+    );
+    check(
+        r#"{"name": "GE", "subject_transform": {"src": "t.>", "dest": "r"}}"#,
+        10156,
+        "stream transform: invalid subject",
+    );
+    check(
         r#"{"name": "GE", "placement": {"preferred": "x"}}"#,
         10052,
         "preferred server not permitted in placement",
@@ -196,12 +211,9 @@ fn checking_again_changes_nothing() {
 #[test]
 fn the_first_feature_that_is_missing_is_named() {
     assert_eq!(unsupported_yet(&StreamConfig::default()), None);
-    let bucket = StreamConfig { allow_msg_ttl: true, ..StreamConfig::default() };
-    assert_eq!(unsupported_yet(&bucket), None, "clients set it on every bucket");
-    assert_eq!(
-        unsupported_yet(&StreamConfig { allow_atomic: true, allow_msg_ttl: true, ..StreamConfig::default() }),
-        Some("atomic publish")
-    );
+    let config = StreamConfig { allow_atomic: true, allow_msg_ttl: true, ..StreamConfig::default() };
+    assert_eq!(unsupported_yet(&config), None);
+    assert_eq!(unsupported_yet(&StreamConfig { allow_batched: true, ..config }), Some("batch publish"));
 }
 
 #[test]

@@ -1,0 +1,377 @@
+//! Publishes of streams that do not store messages as they come: what the leader writes into the block, and who is
+//! told what afterwards. The rules are in `broker-core`'s composition; streams without one never get here.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use levee_broker_core::stream::counter::{self, PendingSums};
+use levee_broker_core::stream::{Composition, MessageView, PublishReply, StreamMachine};
+use levee_protocol::api::advisory::Abandoned;
+use levee_protocol::api::{ApiError, PubAck, PublishIntent, stored_header};
+use levee_protocol::ids::AccountName;
+use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
+use levee_protocol::time::Timestamp;
+use levee_protocol::wire::Span;
+use levee_protocol::wire::headers::HeaderBuilder;
+use tokio::time::Instant;
+
+use crate::advisory;
+use crate::jetstream::JetStream;
+use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
+use crate::runtime::chance::Chance;
+use crate::runtime::clock;
+use crate::stream::batches::{Batches, Offer};
+use crate::stream::ingest::PubAckStream;
+
+/// What one message needs on its way into a block, and back to its publisher.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    account: AccountName,
+    chunk: Bytes,
+    item: InboundItem,
+    /// The last message of a batch whose commit was a message of its own.
+    pub(super) commits: bool,
+}
+
+impl Piece {
+    pub(super) fn new(account: AccountName, chunk: Bytes, item: InboundItem) -> Self {
+        Self { account, chunk, item, commits: false }
+    }
+
+    /// What it takes of the memory for open batches.
+    pub(super) fn bytes(&self) -> usize {
+        let item = &self.item;
+        [item.subject, item.reply, item.header, item.payload].iter().map(|span| span.len()).sum()
+    }
+
+    fn subject(&self) -> &[u8] {
+        self.item.subject.of(&self.chunk)
+    }
+
+    fn header(&self) -> &[u8] {
+        self.item.header.of(&self.chunk)
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.item.payload.of(&self.chunk)
+    }
+
+    /// The header block as the stream gets it.
+    fn composed_header(&self) -> Cow<'_, [u8]> {
+        let header = stored_header(self.header());
+        if !self.commits {
+            return header;
+        }
+        let mut committed = HeaderBuilder::from_block(&header);
+        committed.push("Nats-Batch-Commit", "1");
+        Cow::Owned(committed.finish())
+    }
+
+    /// The message as it would arrive, with this reply subject.
+    fn inbound(&self, reply: &[u8]) -> Inbound {
+        let mut chunk = Vec::new();
+        let mut put = |part: &[u8]| {
+            let start = chunk.len() as u32;
+            chunk.extend_from_slice(part);
+            Span { start, end: chunk.len() as u32 }
+        };
+        let item = InboundItem {
+            subject: put(self.subject()),
+            reply: put(reply),
+            header: put(&self.composed_header()),
+            payload: put(self.payload()),
+        };
+        Inbound { chunk: chunk.into(), items: vec![item] }
+    }
+
+    /// The same in a buffer of its own, so that one that waits does not keep all that was read with it.
+    fn detached(self) -> Self {
+        let inbound = Inbound { chunk: self.chunk, items: vec![self.item] }.compacted();
+        Self { item: inbound.items[0], chunk: inbound.chunk, ..self }
+    }
+}
+
+/// Somebody who is told what became of records of a block.
+struct Asker {
+    /// Where the answer goes.
+    account: AccountName,
+    reply: Bytes,
+    /// Everything that was put into the block for this; more than one only for a batch.
+    pieces: Vec<Piece>,
+    /// The position of the last of them.
+    last: u32,
+    /// The new sum, of a counter.
+    sum: String,
+    /// The batch that this commits, or empty.
+    batch: String,
+}
+
+/// A block, and who waits for what becomes of it.
+pub(super) struct Composed {
+    pub(super) block: Block,
+    composition: Arc<Composition>,
+    askers: Vec<Asker>,
+}
+
+/// The composing half of an ingest.
+pub(super) struct Composer {
+    jetstream: Arc<JetStream>,
+    batches: Batches,
+    chance: Chance,
+}
+
+/// Answers that do not wait for the log.
+#[derive(Default)]
+pub(super) struct AtOnce(Vec<(AccountName, Bytes, Option<ApiError>)>);
+
+impl AtOnce {
+    pub(super) fn send(self, stream: &PubAckStream, route: &mut RouteBatch) {
+        let mut text = Vec::new();
+        for (account, to, error) in self.0 {
+            text.clear();
+            if let Some(error) = &error {
+                PubAck::encode_rejection(&stream.name, error, &mut text);
+            }
+            route.send(&account, &to, MessageRef { subject: &to, payload: &text, ..MessageRef::default() });
+        }
+        route.flush();
+    }
+}
+
+/// A block that is being written.
+struct Draft<'a> {
+    composition: &'a Composition,
+    block: BlockBuilder,
+    sums: PendingSums,
+    machine: &'a StreamMachine,
+    view: &'a dyn MessageView,
+}
+
+impl Composer {
+    pub(super) fn new(jetstream: &Arc<JetStream>) -> Self {
+        let batches = Batches::new(jetstream.open_batches());
+        Self { jetstream: Arc::clone(jetstream), batches, chance: Chance::new() }
+    }
+
+    /// Writes what arrived into a block; `None` if nothing of it goes to the log now.
+    pub(super) fn compose(
+        &mut self,
+        stream: &PubAckStream,
+        composition: &Arc<Composition>,
+        (machine, view): (&StreamMachine, &dyn MessageView),
+        arrived: impl Iterator<Item = (AccountName, Inbound)>,
+        now: Timestamp,
+    ) -> (Option<Composed>, AtOnce) {
+        let block = BlockBuilder::default();
+        let mut draft = Draft { composition, block, sums: PendingSums::new(), machine, view };
+        let mut askers = Vec::new();
+        let mut at_once = AtOnce::default();
+        for (account, inbound) in arrived {
+            for item in &inbound.items {
+                let piece = Piece::new(account.clone(), inbound.chunk.clone(), *item);
+                self.one(stream, piece, &mut draft, &mut askers, &mut at_once);
+            }
+        }
+        let composed = (!draft.block.is_empty()).then(|| Composed {
+            block: draft.block.finish(now),
+            composition: Arc::clone(composition),
+            askers,
+        });
+        (composed, at_once)
+    }
+
+    fn one(
+        &mut self,
+        stream: &PubAckStream,
+        piece: Piece,
+        draft: &mut Draft<'_>,
+        askers: &mut Vec<Asker>,
+        at_once: &mut AtOnce,
+    ) {
+        let reply = piece.item.reply;
+        let reply = piece.chunk.slice(reply.start as usize..reply.end as usize);
+        let account = piece.account.clone();
+        let header = piece.header().to_vec();
+        // Headers that can not be read are refused when the block is applied.
+        let intent = PublishIntent::parse(&header).unwrap_or_default();
+        let batch = intent.rare.as_ref().filter(|rare| draft.composition.batches && rare.batch_id.is_some());
+        let Some(rare) = batch else {
+            let (last, sum) = draft.push(&piece, &intent, RecordFlags::PUBLISHED, &mut self.chance);
+            let batch = String::new();
+            askers.push(Asker { account, reply, pieces: vec![piece], last, sum, batch });
+            return;
+        };
+        let id = rare.batch_id.unwrap_or_default();
+        let record = RecordRef {
+            timestamp: Timestamp::ZERO,
+            subject: piece.subject(),
+            header: &header,
+            payload: piece.payload(),
+        };
+        let offer = match draft.composition.check_size(&record) {
+            Ok(()) => self.batches.offer(rare, piece.detached(), clock::monotonic()),
+            Err(error) => self.batches.refuse(id, error, Abandoned::Unsupported),
+        };
+        match offer {
+            Offer::Waits if reply.is_empty() => {}
+            Offer::Waits => at_once.0.push((account, reply, None)),
+            Offer::Refused(error, abandoned) => {
+                if let Some(why) = abandoned {
+                    advisory::batch_abandoned(&self.jetstream, &account, &stream.name, id, why);
+                }
+                if !reply.is_empty() {
+                    at_once.0.push((account, reply, Some(error)));
+                }
+            }
+            Offer::Commits(pieces) => {
+                let mut last = 0;
+                for (index, piece) in pieces.iter().enumerate() {
+                    let ends = index + 1 == pieces.len();
+                    let flags = if ends { RecordFlags::ENDS_BATCH } else { RecordFlags::PUBLISHED };
+                    let intent = PublishIntent::parse(piece.header()).unwrap_or_default();
+                    let flags = RecordFlags::IN_BATCH.and(flags);
+                    (last, _) = draft.push(piece, &intent, flags, &mut self.chance);
+                }
+                let batch = id.to_owned();
+                askers.push(Asker { account, reply, pieces, last, sum: String::new(), batch });
+            }
+        }
+    }
+
+    /// When a batch has been idle for too long.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.batches.next_expiry()
+    }
+
+    /// Gives up batches that have been idle for too long.
+    pub(super) fn expire(&mut self, account: &AccountName, stream: &str) {
+        for id in self.batches.expire(clock::monotonic()) {
+            advisory::batch_abandoned(&self.jetstream, account, stream, &id, Abandoned::Timeout);
+        }
+    }
+
+    /// Tells whoever asked, and publishes again what is stored. What has to be written anew comes back.
+    pub(super) fn answer(
+        &mut self,
+        stream: &PubAckStream,
+        route: &mut RouteBatch,
+        composed: &Composed,
+        replies: &[PublishReply],
+        acks: Acks,
+    ) -> VecDeque<(AccountName, Inbound)> {
+        let mut again = VecDeque::new();
+        let mut text = Vec::with_capacity(128);
+        for asker in &composed.askers {
+            let Some(reply) = replies.get(asker.last as usize) else { break };
+            if *reply == PublishReply::Outdated {
+                again.extend(asker.again());
+                continue;
+            }
+            if asker.reply.is_empty() || acks == Acks::None {
+                continue;
+            }
+            let count = if asker.batch.is_empty() { 0 } else { asker.pieces.len() as u64 };
+            text.clear();
+            stream.encode(reply, (&asker.sum, &asker.batch, count), &mut text);
+            let to = &asker.reply[..];
+            route.send(
+                &asker.account,
+                to,
+                MessageRef { subject: to, payload: &text, ..MessageRef::default() },
+            );
+        }
+        if let Some(asker) = composed.askers.first() {
+            let stored = (&*composed.composition, &composed.block);
+            republish(route, &asker.account, stored, replies, &mut self.chance);
+        }
+        route.flush();
+        again
+    }
+}
+
+/// Whether publishers are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Acks {
+    /// Whoever gave a reply subject.
+    Sent,
+    /// Nobody: the stream is configured like that.
+    None,
+}
+
+/// Publishes again what of a block was stored, if the stream does that.
+pub(super) fn republish(
+    route: &mut RouteBatch,
+    account: &AccountName,
+    (composition, block): (&Composition, &Block),
+    replies: &[PublishReply],
+    chance: &mut Chance,
+) {
+    if !composition.republishes() {
+        return;
+    }
+    for (position, reply) in (0..block.count()).zip(replies) {
+        let PublishReply::Stored { seq, before } = *reply else { continue };
+        let record = block.record(position);
+        if let Some(again) = composition.republished(&record, (seq, before), &mut || chance.draw()) {
+            let payload = if again.with_body { record.payload } else { b"" };
+            route.publish(
+                account,
+                MessageRef {
+                    subject: &again.subject,
+                    header: &again.header,
+                    payload,
+                    ..MessageRef::default()
+                },
+            );
+        }
+    }
+}
+
+impl Asker {
+    /// What was asked, as if it came now. Confirmations that messages of a batch wait were sent already.
+    fn again(&self) -> impl Iterator<Item = (AccountName, Inbound)> {
+        let last = self.pieces.len() - 1;
+        self.pieces.iter().enumerate().map(move |(index, piece)| {
+            let reply = if index == last { &self.reply[..] } else { b"" };
+            (piece.account.clone(), piece.inbound(reply))
+        })
+    }
+}
+
+impl Draft<'_> {
+    /// Writes one record; gives its position, and the sum if it counts.
+    fn push(
+        &mut self,
+        piece: &Piece,
+        intent: &PublishIntent<'_>,
+        flags: RecordFlags,
+        chance: &mut Chance,
+    ) -> (u32, String) {
+        let subject = self.composition.subject(piece.subject(), &mut || chance.draw());
+        let header = self.composition.header(piece.composed_header(), intent);
+        let position = u32::try_from(self.block.len()).expect("a block has a few thousand records");
+        match self.sum(&subject, piece, intent) {
+            Some(sum) => {
+                let flags = flags.and(RecordFlags::COUNTED);
+                self.block.push_flagged(flags, &subject, &header, &counter::body(&sum));
+                self.sums.insert(subject.into(), sum.clone());
+                (position, sum)
+            }
+            None => {
+                self.block.push_flagged(flags, &subject, &header, piece.payload());
+                (position, String::new())
+            }
+        }
+    }
+
+    /// The sum that goes into an increment. What is wrong with it is said when the block is applied.
+    fn sum(&self, subject: &[u8], piece: &Piece, intent: &PublishIntent<'_>) -> Option<String> {
+        let increment = intent.rare.as_ref()?.increment?;
+        if !self.composition.counts || !piece.payload().is_empty() {
+            return None;
+        }
+        self.machine.next_sum(subject, increment, &self.sums, self.view).ok()?.ok()
+    }
+}
