@@ -39,6 +39,7 @@ pub mod message;
 pub mod publish;
 pub mod pull;
 pub mod response;
+pub mod schedule;
 pub mod stream_check;
 pub mod stream_config;
 pub mod stream_info;
