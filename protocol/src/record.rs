@@ -117,7 +117,17 @@ impl RecordFlags {
     /// The increment of a counter, with the sum as its body.
     pub const COUNTED: Self = Self(8);
 
-    const KNOWN: u8 = Self::MARKER.0 | Self::IN_BATCH.0 | Self::ENDS_BATCH.0 | Self::COUNTED.0;
+    /// Which schedule the next record is of. It is never stored.
+    pub const CLAIM: Self = Self(16);
+    /// A message of a schedule, behind its claim.
+    pub const FIRED: Self = Self(32);
+
+    const KNOWN: u8 = Self::MARKER.0
+        | Self::IN_BATCH.0
+        | Self::ENDS_BATCH.0
+        | Self::COUNTED.0
+        | Self::CLAIM.0
+        | Self::FIRED.0;
 
     /// Both of them.
     #[must_use]
@@ -359,15 +369,21 @@ mod tests {
 
     #[test]
     fn flags_are_pinned_and_unknown_ones_are_refused() {
-        let flags =
-            [RecordFlags::MARKER, RecordFlags::IN_BATCH, RecordFlags::ENDS_BATCH, RecordFlags::COUNTED];
-        assert_eq!(flags.map(|flags| flags.0), [1, 2, 4, 8]);
+        let flags = [
+            RecordFlags::MARKER,
+            RecordFlags::IN_BATCH,
+            RecordFlags::ENDS_BATCH,
+            RecordFlags::COUNTED,
+            RecordFlags::CLAIM,
+            RecordFlags::FIRED,
+        ];
+        assert_eq!(flags.map(|flags| flags.0), [1, 2, 4, 8, 16, 32]);
         let block = |flags| {
             let mut builder = BlockBuilder::default();
             builder.push_flagged(flags, b"a", b"", b"x");
             Block::parse(builder.finish(Timestamp(7)).as_bytes().clone())
         };
-        assert_eq!(block(RecordFlags(15)).map(|block| block.flags(0)), Ok(RecordFlags(15)));
+        assert_eq!(block(RecordFlags(63)).map(|block| block.flags(0)), Ok(RecordFlags(63)));
         assert_eq!(block(RecordFlags(128)), Err(DamagedBlock::Flags(128)));
     }
 

@@ -8,6 +8,8 @@ mod acks;
 mod clients;
 mod consumers;
 mod core;
+mod expiry;
+mod features;
 mod ground;
 mod kv;
 mod objects;
@@ -61,6 +63,24 @@ claims! {
         many_publishes_in_flight_are_acked_in_order,
         a_message_above_the_size_limit_of_its_stream_is_refused,
         headers_and_empty_payloads_are_kept,
+    }
+    expiry {
+        a_message_leaves_at_its_own_time_and_one_without_a_time_stays,
+        a_time_to_live_has_to_be_allowed_and_has_to_be_one,
+        a_message_that_never_expires_outlives_the_age_of_the_stream,
+        a_marker_stands_for_a_subject_whose_last_message_expired,
+        a_key_with_a_time_to_live_expires_and_a_watcher_sees_it,
+    }
+    features {
+        a_counter_adds_up,
+        many_clients_add_to_one_counter,
+        what_is_no_increment_is_refused,
+        a_batch_is_stored_when_it_is_committed,
+        a_batch_that_breaks_a_rule_stores_nothing,
+        a_schedule_publishes_again_and_again_until_it_is_ended,
+        a_schedule_publishes_once_and_goes,
+        subjects_are_rewritten_before_messages_are_stored,
+        what_is_stored_is_published_again,
     }
     reads {
         messages_are_read_by_sequence_and_by_subject,

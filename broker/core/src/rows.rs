@@ -25,6 +25,8 @@ pub enum RowKind {
     Exempt = 7,
     /// Stream: a subject that expired and is owed a delete marker. Key: the subject.
     Marker = 8,
+    /// Stream: a schedule in force. Key: its subject.
+    Schedule = 9,
     /// Meta: counters that belong to no single stream or node. One row, empty key.
     Meta = 16,
     /// Meta: one stream's assignment.
@@ -35,7 +37,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// Every kind, in order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::State,
         Self::Subject,
         Self::Consumer,
@@ -44,6 +46,7 @@ impl RowKind {
         Self::Expiry,
         Self::Exempt,
         Self::Marker,
+        Self::Schedule,
         Self::Meta,
         Self::MetaStream,
         Self::MetaNode,
@@ -130,7 +133,7 @@ mod tests {
     fn row_kinds_are_pinned_and_unique() {
         let numbers: Vec<u8> = RowKind::ALL.into_iter().map(|kind| kind as u8).collect();
 
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 18]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 18]);
         assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len());
         for kind in RowKind::ALL {
             assert_eq!(RowKind::from_number(kind as u8), Ok(kind));

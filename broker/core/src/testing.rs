@@ -215,6 +215,15 @@ impl Runner {
                     self.apply(&StreamCommand::Publish(block), out);
                 }
             }
+            "fire" => {
+                let due = self.bench.machine.due_schedules(now, &self.bench.view);
+                if let Some(block) = due.expect("memory does not fail") {
+                    for position in 0..block.count() {
+                        write_fired(&block, position, out);
+                    }
+                    self.apply(&StreamCommand::Publish(block), out);
+                }
+            }
             "consumer" => {
                 let base = ConsumerConfig { durable_name: words.at(1).into(), ..ConsumerConfig::default() };
                 let config = Box::new(overlaid(&base, json_of(line)));
@@ -334,6 +343,16 @@ impl Runner {
         }
         self.bench.checkpoint();
         assert_eq!(self.bench.loaded().all_rows(), self.bench.machine.all_rows(), "after {command:?}");
+    }
+}
+
+fn write_fired(block: &Block, position: u32, out: &mut String) {
+    if block.flags(position) == RecordFlags::FIRED {
+        let record = block.record(position);
+        let header = String::from_utf8_lossy(record.header).trim().replace("\r\n", " | ");
+        let (subject, payload) =
+            (String::from_utf8_lossy(record.subject), String::from_utf8_lossy(record.payload));
+        let _ = writeln!(out, "fires {subject} {header} {payload:?}");
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use levee_broker_core::stream::Reply;
+use levee_broker_core::stream::{PublishReply, Reply};
 use levee_protocol::command::StreamCommand;
+use levee_protocol::record::Block;
 use levee_protocol::time::Nanos;
 use levee_storage::kind::BLOCK;
 use tokio::sync::Notify;
@@ -20,8 +21,8 @@ const TICK_SPACING: Duration = Duration::from_millis(100);
 /// Without anything due, the ticker still looks this often, in case the clock was set.
 const TICK_IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// Proposes a `Tick` whenever one is due, and the delete markers that are owed then, until dropped. `changed` says that
-/// the next one may be sooner now.
+/// Proposes a `Tick` whenever one is due, and then what follows from the time that has passed: messages of schedules
+/// and delete markers. Until dropped. `changed` says that the next one may be sooner now.
 pub async fn run(replica: Arc<Replica>, router: Arc<Router>, clock: Clock, changed: Arc<Notify>) {
     let mut route = router.batch();
     let mut chance = Chance::new();
@@ -42,27 +43,38 @@ pub async fn run(replica: Arc<Replica>, router: Arc<Router>, clock: Clock, chang
             // A refusal means that leadership is going; the next leader ticks.
             let _ = replica.propose(&StreamCommand::Tick { now: replica.now(&clock) }).await;
         }
-        // Publishes make messages expire, too.
-        while write_markers(&replica, &clock, &mut route, &mut chance).await {}
+        // Publishes make messages expire, too, so markers may be owed without a tick.
+        for write in [due_schedules, owed_markers] {
+            while let Some(block) = write(&replica, &clock)
+                && propose(&replica, &block, &mut route, &mut chance).await
+            {}
+        }
     }
 }
 
-/// Proposes delete markers that are owed. Whether there may be more of them.
-async fn write_markers(
-    replica: &Replica,
-    clock: &Clock,
-    route: &mut RouteBatch,
-    chance: &mut Chance,
-) -> bool {
+fn owed_markers(replica: &Replica, clock: &Clock) -> Option<Block> {
     let now = replica.now(clock);
-    let Some(block) = replica.read(|machine, _| machine.owed_markers(now)) else { return false };
+    replica.read(|machine, _| machine.owed_markers(now))
+}
+
+fn due_schedules(replica: &Replica, clock: &Clock) -> Option<Block> {
+    let now = replica.now(clock);
+    replica.read(|machine, view| machine.due_schedules(now, view)).unwrap_or_else(|error| {
+        let stream = &replica.assignment().config.name;
+        tracing::error!("schedules of stream '{stream}' can't be read: {error}");
+        None
+    })
+}
+
+/// Proposes messages of the stream's own. Whether something came of it, so that there may be more.
+async fn propose(replica: &Replica, block: &Block, route: &mut RouteBatch, chance: &mut Chance) -> bool {
+    // A refusal means that leadership is going, or that the disk is full.
     let Ok((_, reply)) = replica.group().propose(BLOCK, block.as_bytes().clone()).await else { return false };
-    let composition = replica.read(|machine, _| machine.composition().cloned());
-    if let (Some(composition), Ok(reply)) = (composition, reply.downcast::<Reply>())
-        && let Reply::Publish(replies) = *reply
-    {
-        republish(route, &replica.assignment().account, (&composition, &block), &replies, chance);
+    let Ok(reply) = reply.downcast::<Reply>() else { return false };
+    let Reply::Publish(replies) = *reply else { return false };
+    if let Some(composition) = replica.read(|machine, _| machine.composition().cloned()) {
+        republish(route, &replica.assignment().account, (&composition, block), &replies, chance);
         route.flush();
     }
-    true
+    replies.iter().any(|reply| *reply != PublishReply::Outdated)
 }

@@ -110,7 +110,6 @@ pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
     let features = [
         (config.mirror.is_some(), "mirrors"),
         (!config.sources.is_empty(), "sources"),
-        (config.allow_msg_schedules, "message schedules"),
         (config.allow_batched, "batch publish"),
     ];
     features.into_iter().find(|(used, _)| *used).map(|(_, name)| name)
@@ -237,6 +236,10 @@ fn check_permissions(config: &mut StreamConfig, adjust: Adjust) -> Result<(), Ap
     if config.allow_msg_schedules && !config.allow_rollup_hdrs {
         adjust.allow("message scheduling cannot be set if roll-ups are disabled")?;
         config.allow_rollup_hdrs = true;
+    }
+    if config.allow_msg_schedules && config.deny_purge {
+        adjust.allow("message scheduling cannot be set if purges are denied")?;
+        config.deny_purge = false;
     }
     if config.deny_purge && config.allow_rollup_hdrs {
         return refuse("roll-ups require the purge permission");

@@ -205,7 +205,8 @@ impl MetaMachine {
                 | RowKind::Deleted
                 | RowKind::Expiry
                 | RowKind::Exempt
-                | RowKind::Marker => {
+                | RowKind::Marker
+                | RowKind::Schedule => {
                     return Err(Undecodable(format!("{:?} row in the meta group", row.kind)));
                 }
             }

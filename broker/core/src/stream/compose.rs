@@ -15,6 +15,7 @@ use levee_protocol::wire::headers::HeaderBuilder;
 
 use super::StreamMachine;
 use super::limits::Limits;
+use super::schedules;
 
 /// What a stream changes about messages, and what else its leader does with them.
 #[derive(Clone, Debug)]
@@ -25,6 +26,7 @@ pub struct Composition {
     ttl_min: Option<Nanos>,
     republish: Option<(Transform, Body)>,
     limits: Limits,
+    schedules: bool,
     /// Whether messages are increments of counters.
     pub counts: bool,
     /// Whether messages may be parts of atomic batches.
@@ -60,13 +62,16 @@ impl Composition {
             transform.map(|transform| (transform, if *headers_only { Body::Size } else { Body::Whole }))
         });
         let (counts, batches) = (config.allow_msg_counter, config.allow_atomic);
-        let is_needed = transform.is_some() || ttl_min.is_some() || republish.is_some() || counts || batches;
+        let schedules = config.allow_msg_schedules;
+        let is_needed =
+            transform.is_some() || ttl_min.is_some() || republish.is_some() || counts || batches || schedules;
         is_needed.then(|| Self {
             name: config.name.clone(),
             transform,
             ttl_min,
             republish,
             limits,
+            schedules,
             counts,
             batches,
         })
@@ -81,6 +86,9 @@ impl Composition {
     /// The header block with which a message is stored.
     #[must_use]
     pub fn header<'a>(&self, header: Cow<'a, [u8]>, intent: &PublishIntent<'_>) -> Cow<'a, [u8]> {
+        let is_schedule = self.schedules && intent.rare.as_ref().is_some_and(|rare| rare.schedule.is_some());
+        let rolling = if is_schedule { schedules::with_rollup(&header) } else { None };
+        let header = rolling.map_or(header, Cow::Owned);
         match (intent.ttl, self.ttl_min) {
             (Some(Ttl::After(span)), Some(least)) if span < least => {
                 let seconds = (least.0 / 1_000_000_000).to_string();

@@ -13,6 +13,7 @@
 //! | `subjects`, `deleted` | the subject index; removed sequences |
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
 //! | `batch`, [`counter`] | messages that are stored together; messages that add up |
+//! | `schedules` | messages that say when others are to be published |
 //! | `compose` | what the leader changes about a message before it is proposed |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
@@ -34,6 +35,7 @@ use self::markers::OwedMarkers;
 use self::messages::{Messages, Removals};
 use self::purge::Purge;
 use self::reads::Reads;
+use self::schedules::Schedules;
 use self::state::Settings;
 use crate::consumer::{CreateRequest, Ledger};
 
@@ -53,6 +55,7 @@ mod purge;
 mod query;
 mod reads;
 mod retention;
+mod schedules;
 mod state;
 mod subjects;
 pub mod update;
@@ -86,6 +89,8 @@ pub struct StreamMachine {
     expiries: Expiries,
     /// Subjects that are owed a delete marker.
     owed: OwedMarkers,
+    /// Schedules in force.
+    schedules: Schedules,
     window: DuplicateWindow,
     /// Message id of the last message, or empty.
     last_msg_id: String,
@@ -150,8 +155,9 @@ impl StreamMachine {
             .filter(|_| self.messages.count > 0)
             .map(|age| self.messages.oldest_aging().plus(age).max(self.ticked.plus(TICK_INTERVAL)));
         let expired = self.expiries.next_due().filter(|_| !settings.config.sealed);
+        let scheduled = self.schedules.next_due().filter(|_| !settings.config.sealed);
         let forgotten = self.window.empty_at(settings.config.duplicate_window);
-        aged.into_iter().chain(expired).chain(forgotten).min()
+        aged.into_iter().chain(expired).chain(scheduled).chain(forgotten).min()
     }
 
     /// Takes on a configuration that meta has decided. It is not checked again: meta and this log must not disagree.
@@ -241,6 +247,7 @@ impl StreamMachine {
             let due = self.expiries.take_due(self.clock, EXPIRED_PER_TICK);
             self.messages.expire(&due, &reads, &mut removals)?;
         }
+        self.schedules.forget_gone(self.clock, |seq| self.messages.is_live(seq));
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;
         self.owe_markers(&mut removals);

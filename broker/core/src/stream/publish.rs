@@ -19,6 +19,7 @@ use super::messages::Removals;
 use super::outcome::{Outcome, PublishReply, Reply};
 use super::reads::Reads;
 use super::retention;
+use super::schedules::Scheduling;
 use super::state::Settings;
 use super::view::{MessageView, ReadFailed};
 
@@ -46,10 +47,20 @@ impl StreamMachine {
                 position = last + 1;
                 continue;
             }
+            if flags == RecordFlags::CLAIM && position + 1 < block.count() {
+                let (claim, fired) = (block.record(position), block.record(position + 1));
+                let fired = (&fired, position + 1);
+                replies.push(PublishReply::Outdated);
+                replies.push(self.fire(settings, &claim, fired, &mut reads, &mut removals)?);
+                position += 2;
+                continue;
+            }
             let record = block.record(position);
             let offered = |intent| Offered { record, intent, flags, ahead: None };
             let admitted = if flags == RecordFlags::MARKER {
                 self.admit_marker(settings, &record, &reads)?
+            } else if flags == RecordFlags::CLAIM || flags == RecordFlags::FIRED {
+                Err(PublishReply::Outdated)
             } else if record.header.is_empty() {
                 self.admit(settings, &offered(&PublishIntent::default()), &reads, &mut removals)?
             } else {
@@ -99,8 +110,7 @@ impl StreamMachine {
         let bytes = record.stored_bytes(config.storage);
         let window_open = !config.duplicate_window.is_zero();
         let id = intent.msg_id.filter(|_| window_open).map(MsgId::of);
-        let mut admitted =
-            Admitted { bytes, msg_id: intent.msg_id, id, rollup: None, ttl: intent.ttl, sum: None };
+        let mut admitted = Admitted { msg_id: intent.msg_id, id, ttl: intent.ttl, ..Admitted::sized(bytes) };
         if !record.header.is_empty() {
             if let Err(error) = check_features(settings, offered) {
                 return refuse(error);
@@ -117,8 +127,14 @@ impl StreamMachine {
             if let Err(error) = self.check_sequences(record, intent, *ahead) {
                 return refuse(error);
             }
-            if let Err(error) = check_late_features(intent) {
-                return refuse(error);
+            if let Some(rare) = &intent.rare {
+                match self.check_schedule(settings, record, intent, rare) {
+                    Ok(scheduling) => admitted.scheduling = scheduling,
+                    Err(error) => return refuse(error),
+                }
+                if rare.stream_source.is_some() {
+                    return refuse(ApiError::stream_source_header_not_allowed());
+                }
             }
             if !replicated && let Some(duplicate) = self.duplicate(id, intent.msg_id, *ahead) {
                 return Ok(Err(duplicate));
@@ -137,6 +153,9 @@ impl StreamMachine {
                 Some(Rollup::Invalid(value)) => return refuse(Rollup::refused(value)),
                 Some(Rollup::Subject) => admitted.rollup = Some(Scope::Subject),
                 Some(Rollup::All) => admitted.rollup = Some(Scope::Stream),
+            }
+            if let Scheduling::Next(_) = admitted.scheduling {
+                admitted.rollup = Some(Scope::Subject);
             }
             if let Some(Err(error)) = ahead.map(|ahead| ahead.check(record, intent)) {
                 return refuse(error);
@@ -204,7 +223,7 @@ impl StreamMachine {
             return Ok(Err(PublishReply::Outdated));
         }
         let ttl = PublishIntent::parse(record.header).ok().and_then(|intent| intent.ttl);
-        Ok(Ok(Admitted { bytes, msg_id: None, id: None, rollup: None, ttl, sum: None }))
+        Ok(Ok(Admitted { ttl, ..Admitted::sized(bytes) }))
     }
 
     fn duplicate(
@@ -266,7 +285,7 @@ impl StreamMachine {
         reads: &Reads<'_>,
         removals: &mut Removals,
     ) -> Result<PublishReply, ReadFailed> {
-        let Admitted { bytes, msg_id, id, rollup, ttl, sum: _ } = admitted;
+        let Admitted { bytes, msg_id, id, rollup, ttl, sum: _, scheduling } = admitted;
         let mut before = Seq(0);
         let retention = settings.config.retention;
         let seq = if retention != RetentionPolicy::Interest
@@ -293,6 +312,7 @@ impl StreamMachine {
                     self.messages.remove_older(appended.subject, appended.seq, reads, removals)?;
                 }
             }
+            self.note_schedule(record.subject, appended.seq, scheduling, reads, removals)?;
             before = Seq(appended.before);
             Seq(appended.seq)
         } else {
@@ -326,9 +346,27 @@ pub(crate) struct Admitted<'a> {
     ttl: Option<Ttl>,
     /// Of a counter.
     sum: Option<String>,
+    scheduling: Scheduling,
 }
 
 impl Admitted<'_> {
+    fn sized(bytes: u64) -> Self {
+        Self {
+            bytes,
+            msg_id: None,
+            id: None,
+            rollup: None,
+            ttl: None,
+            sum: None,
+            scheduling: Scheduling::None,
+        }
+    }
+
+    /// A message of a schedule.
+    pub(crate) fn of_schedule(bytes: u64, ttl: Option<Ttl>, rolls_up: bool) -> Self {
+        Self { ttl, rollup: rolls_up.then_some(Scope::Subject), ..Self::sized(bytes) }
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -366,16 +404,4 @@ fn check_features(settings: &Settings, offered: &Offered<'_, '_>) -> Result<(), 
         Some(Ttl::After(_) | Ttl::Never) if !settings.config.allow_msg_ttl => Err(ApiError::ttl_disabled()),
         _ => Ok(()),
     }
-}
-
-/// Headers that are looked at after expected sequences.
-fn check_late_features(intent: &PublishIntent<'_>) -> Result<(), ApiError> {
-    let Some(rare) = &intent.rare else { return Ok(()) };
-    if rare.schedule.is_some() {
-        return Err(ApiError::schedules_disabled());
-    }
-    if rare.stream_source.is_some() {
-        return Err(ApiError::stream_source_header_not_allowed());
-    }
-    Ok(())
 }

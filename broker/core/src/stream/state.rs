@@ -16,6 +16,7 @@ use super::dedup::DuplicateWindow;
 use super::expiry::Expiries;
 use super::limits::Limits;
 use super::markers::OwedMarkers;
+use super::schedules::Schedules;
 use crate::consumer::Ledger;
 use crate::rows::{RowKind, StateRow};
 
@@ -127,6 +128,7 @@ impl StreamMachine {
         self.messages.exempt.dirty_rows(&mut rows);
         self.expiries.dirty_rows(&mut rows);
         self.owed.dirty_rows(&mut rows);
+        self.schedules.dirty_rows(&mut rows);
         rows
     }
 
@@ -141,6 +143,7 @@ impl StreamMachine {
         self.messages.exempt.all_rows(&mut rows);
         self.expiries.all_rows(&mut rows);
         self.owed.all_rows(&mut rows);
+        self.schedules.all_rows(&mut rows);
         rows.sort_unstable();
         rows
     }
@@ -161,6 +164,7 @@ impl StreamMachine {
                 RowKind::Exempt => machine.messages.exempt.load_row(&key, &value)?,
                 RowKind::Expiry => machine.expiries.load_row(&key, &value)?,
                 RowKind::Marker => machine.owed.load_row(&key),
+                RowKind::Schedule => machine.schedules.load_row(&key, &value)?,
                 RowKind::Dedup => {
                     pages.insert(key, value);
                 }
@@ -263,6 +267,7 @@ impl Default for StreamMachine {
             messages: super::messages::Messages::default(),
             expiries: Expiries::default(),
             owed: OwedMarkers::default(),
+            schedules: Schedules::default(),
             window: DuplicateWindow::default(),
             last_msg_id: String::new(),
             has_foreign_subjects: false,
