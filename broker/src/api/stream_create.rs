@@ -46,8 +46,30 @@ pub(super) fn check_replicas(cx: &Context<'_>, replicas: i32) -> Result<(), ApiE
     Ok(())
 }
 
+/// Whether what streams are promised with `max_bytes` fits into what this node may hold. Asked by the meta leader, and
+/// only for streams that every node has a replica of: for others it can not speak.
+pub(super) fn check_reservation(cx: &Context<'_>, config: &StreamConfig) -> Result<(), ApiError> {
+    let wanted = u64::try_from(config.max_bytes).unwrap_or(0);
+    let replicas = usize::try_from(config.num_replicas).unwrap_or(1);
+    let node = cx.jetstream.node();
+    let reserved = cx.jetstream.meta().read(|machine| {
+        if wanted == 0 || replicas < machine.nodes().count() {
+            return 0;
+        }
+        let others = machine.all_streams().filter(|stream| {
+            let is_same = stream.account == *cx.account && stream.config.name == config.name;
+            !is_same && stream.config.storage == config.storage && stream.replicas.contains(&node)
+        });
+        others
+            .map(|stream| u64::try_from(stream.config.max_bytes).unwrap_or(0))
+            .fold(wanted, u64::saturating_add)
+    });
+    cx.jetstream.quota().check_reserved(config.storage, reserved)
+}
+
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let config = requested_config(cx)?;
+    check_reservation(cx, &config)?;
     membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
     let command = MetaCommand::CreateStream {
         now: cx.jetstream.clock().now(),

@@ -3,16 +3,22 @@
 use std::collections::BTreeMap;
 
 use levee_broker_core::meta::MetaReply;
-use levee_protocol::api::ApiError;
+use levee_broker_core::stream::check_consumer_limits;
 use levee_protocol::api::advisory::Action;
+use levee_protocol::api::stream_config::ConsumerLimits;
+use levee_protocol::api::{ApiError, ConsumerConfig, StreamConfig};
 use levee_protocol::command::MetaCommand;
+use serde::Deserialize;
+use serde_json::json;
 
 use crate::advisory;
 use crate::api::context::{Answer, Context};
-use crate::api::{stream_create, stream_info};
+use crate::api::{self, stream_create, stream_info};
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let config = stream_create::requested_config(cx)?;
+    stream_create::check_reservation(cx, &config)?;
+    check_consumers(cx, &config).await?;
     let command = MetaCommand::UpdateStream {
         now: cx.jetstream.clock().now(),
         account: cx.account.clone(),
@@ -35,4 +41,42 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
     info.config = info.config.shown();
     Ok(cx.request.endpoint.success(&info))
+}
+
+/// Whether the stream's consumers are within the bounds that the new configuration sets for them.
+async fn check_consumers(cx: &Context<'_>, config: &StreamConfig) -> Result<(), ApiError> {
+    if config.consumer_limits == ConsumerLimits::default() {
+        return Ok(());
+    }
+    let subject = format!("$JS.API.CONSUMER.LIST.{}", config.name);
+    let mut consumers: Vec<ConsumerConfig> = Vec::new();
+    loop {
+        let body = json!({ "offset": consumers.len() }).to_string();
+        // Asked like a client would: the consumers are known where the stream is led.
+        let ask = api::answer(cx.jetstream, cx.account, subject.as_bytes(), body.as_bytes(), 1);
+        let page = Box::pin(ask).await.ok_or_else(ApiError::not_available)?;
+        let page: Page = serde_json::from_slice(&page).map_err(|_| ApiError::not_available())?;
+        if let Some(error) = page.error {
+            return Err(error);
+        }
+        let before = consumers.len();
+        consumers.extend(page.consumers.into_iter().map(|consumer| consumer.config));
+        if consumers.len() >= page.total || consumers.len() == before {
+            return check_consumer_limits(config, consumers.iter());
+        }
+    }
+}
+
+/// A page of the list of consumers.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Page {
+    error: Option<ApiError>,
+    total: usize,
+    consumers: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    config: ConsumerConfig,
 }

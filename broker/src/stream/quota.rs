@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use levee_protocol::api::StorageType;
+use levee_protocol::api::{ApiError, StorageType};
 
 use crate::jetstream::JetStream;
 
@@ -42,6 +42,19 @@ impl Quota {
             StorageType::Memory => &self.memory_reached,
         };
         reached.load(Ordering::Relaxed)
+    }
+
+    /// Whether streams of this kind may be given so many bytes in all.
+    pub fn check_reserved(&self, storage: StorageType, reserved: u64) -> Result<(), ApiError> {
+        match storage {
+            StorageType::File if self.file_max.is_some_and(|max| reserved > max) => {
+                Err(ApiError::storage_exceeded())
+            }
+            StorageType::Memory if self.memory_max.is_some_and(|max| reserved > max) => {
+                Err(ApiError::memory_exceeded())
+            }
+            StorageType::File | StorageType::Memory => Ok(()),
+        }
     }
 
     fn look(&self, file: u64, memory: u64) {
@@ -89,6 +102,9 @@ mod tests {
     fn a_bound_that_is_reached_refuses_its_kind_of_stream_until_there_is_room_again() {
         let quota = Quota::new(Some(100), None);
 
+        assert!(quota.check_reserved(StorageType::File, 100).is_ok());
+        assert_eq!(quota.check_reserved(StorageType::File, 101).map_err(|error| error.err_code), Err(10047));
+        assert!(quota.check_reserved(StorageType::Memory, u64::MAX).is_ok());
         quota.look(99, u64::MAX);
         assert!(!quota.is_reached(StorageType::File) && !quota.is_reached(StorageType::Memory));
         quota.look(100, 0);

@@ -66,7 +66,7 @@ mod tests;
 
 pub use compose::{Composition, Republished};
 pub use outcome::{Change, ConsumerCreated, Event, Outcome, PublishReply, Reply};
-pub use update::check_update;
+pub use update::{check_consumer_limits, check_update};
 pub use view::{MessageView, ReadFailed};
 
 /// Expiry by age is asked for at most this often; publishes expire on their own in between.

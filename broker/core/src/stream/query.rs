@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use levee_protocol::api::{ApiError, StreamConfig, StreamState};
+use levee_protocol::api::{StreamConfig, StreamState};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::record::Record;
 use levee_protocol::subject::Filter;
@@ -14,7 +14,6 @@ use levee_protocol::time::Timestamp;
 use super::StreamMachine;
 use super::reads::Reads;
 use super::subjects::SubjectEntry;
-use super::update::check_consumer_limits;
 use super::view::{MessageView, ReadFailed};
 use crate::consumer::{Ledger, Source};
 
@@ -214,12 +213,6 @@ impl StreamMachine {
     /// All consumers, in order of their names.
     pub fn consumers(&self) -> impl Iterator<Item = (&ConsumerName, &Ledger)> {
         self.consumers.iter()
-    }
-
-    /// Whether a new configuration's bounds for consumers would be violated by consumers that exist. Asked by the
-    /// leader before an update goes to meta, which does not know the consumers.
-    pub fn check_consumer_limits(&self, new: &StreamConfig) -> Result<(), ApiError> {
-        check_consumer_limits(new, self.consumers())
     }
 
     /// Message ids that are remembered.

@@ -3,11 +3,8 @@
 //! Meta decides an update with these rules, once; the stream's own log then adopts the result at one position, so
 //! that limits change at the same message on every replica.
 
-use levee_protocol::api::{ApiError, DiscardPolicy, RetentionPolicy, StreamConfig};
-use levee_protocol::ids::ConsumerName;
+use levee_protocol::api::{ApiError, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig};
 use levee_protocol::time::Nanos;
-
-use crate::consumer::Ledger;
 
 /// Checks a new configuration, with defaults filled in, against the one in force, and makes the changes that it
 /// implies. The order of the checks is nats-server's.
@@ -65,27 +62,25 @@ fn seal(config: &mut StreamConfig) {
     config.allow_rollup_hdrs = false;
 }
 
-/// Whether bounds for consumers would be violated by consumers that exist. Known only to the stream itself, so its
-/// leader asks before an update goes to meta.
-pub(crate) fn check_consumer_limits<'a>(
+/// Whether bounds for consumers would be violated by consumers that exist. Known only to the stream itself, so it is
+/// asked for them before an update goes to meta.
+pub fn check_consumer_limits<'a>(
     new: &StreamConfig,
-    consumers: impl Iterator<Item = (&'a ConsumerName, &'a Ledger)>,
+    consumers: impl Iterator<Item = &'a ConsumerConfig>,
 ) -> Result<(), ApiError> {
     let limits = &new.consumer_limits;
-    let violates = |ledger: &Ledger| {
-        let config = ledger.config();
+    let violates = |config: &&ConsumerConfig| {
         let inactive =
-            !limits.inactive_threshold.is_zero() && config.inactive_threshold > limits.inactive_threshold;
-        let unacked = limits.max_ack_pending > 0
-            && (config.max_ack_pending > limits.max_ack_pending || config.max_ack_pending < 0);
+            limits.inactive_threshold.0 > 0 && config.inactive_threshold > limits.inactive_threshold;
+        // nats-server lets those be that have no bound at all.
+        let unacked = limits.max_ack_pending > 0 && config.max_ack_pending > limits.max_ack_pending;
         inactive || unacked
     };
-    let violating: Vec<&str> =
-        consumers.filter(|(_, ledger)| violates(ledger)).map(|(name, _)| name.as_str()).collect();
+    let violating: Vec<&str> = consumers.filter(violates).map(|config| config.name.as_str()).collect();
     if violating.is_empty() {
         return Ok(());
     }
-    Err(ApiError::stream_invalid_config(format!(
+    Err(ApiError::stream_update_failed(format_args!(
         "change to limits violates consumers: {}",
         violating.join(", ")
     )))
@@ -159,6 +154,32 @@ mod tests {
             },
             "can not move and scale a stream in a single update",
         );
+    }
+
+    #[test]
+    fn bounds_for_consumers_hold_for_those_that_exist() {
+        let consumer = |name: &str, max_ack_pending, inactive_threshold| ConsumerConfig {
+            name: name.into(),
+            max_ack_pending,
+            inactive_threshold: Nanos::from_secs(inactive_threshold),
+            ..ConsumerConfig::default()
+        };
+        let consumers = [consumer("a", 500, 10), consumer("b", -1, 0), consumer("c", 0, 30)];
+        let check = |max_ack_pending, inactive_threshold, violating: Option<&str>| {
+            let mut config = StreamConfig::default();
+            config.consumer_limits.max_ack_pending = max_ack_pending;
+            config.consumer_limits.inactive_threshold = Nanos::from_secs(inactive_threshold);
+            let error = check_consumer_limits(&config, consumers.iter()).err();
+            let words = violating.map(|names| format!("change to limits violates consumers: {names}"));
+            assert_eq!(error.as_ref().map(|error| error.description.to_string()), words);
+            assert!(error.is_none_or(|error| error.err_code == 10069));
+        };
+
+        check(0, 0, None);
+        check(500, 30, None);
+        check(100, 0, Some("a"));
+        check(100, 10, Some("a, c"));
+        check(-5, -5, None);
     }
 
     #[test]
