@@ -66,7 +66,7 @@ impl<'a> Ahead<'a> {
 /// Where the batch that begins at `first` ends.
 pub(super) fn end_of(block: &Block, first: u32) -> u32 {
     let ends = |position: &u32| block.flags(*position).contains(RecordFlags::ENDS_BATCH);
-    (first..block.count()).find(ends).unwrap_or(block.count() - 1)
+    (first..block.count()).find(ends).unwrap_or_else(|| block.count() - 1)
 }
 
 impl StreamMachine {
@@ -85,7 +85,10 @@ impl StreamMachine {
             let record = block.record(position);
             let intent = match PublishIntent::parse(record.header) {
                 Ok(intent) => intent,
-                Err(error) => return Ok(refuse(PublishReply::Rejected(error), first..=last, replies)),
+                Err(error) => {
+                    refuse(&PublishReply::Rejected(error), first..=last, replies);
+                    return Ok(());
+                }
             };
             let offered =
                 Offered { record, intent: &intent, flags: block.flags(position), ahead: Some(&ahead) };
@@ -94,7 +97,10 @@ impl StreamMachine {
                     ahead.note(&record, &intent, message.bytes(), message.sum().map(str::to_owned));
                     admitted.push(message);
                 }
-                Err(reply) => return Ok(refuse(reply, first..=last, replies)),
+                Err(reply) => {
+                    refuse(&reply, first..=last, replies);
+                    return Ok(());
+                }
             }
         }
         for (position, message) in (first..=last).zip(admitted) {
@@ -105,6 +111,6 @@ impl StreamMachine {
     }
 }
 
-fn refuse(reply: PublishReply, positions: std::ops::RangeInclusive<u32>, replies: &mut Vec<PublishReply>) {
+fn refuse(reply: &PublishReply, positions: std::ops::RangeInclusive<u32>, replies: &mut Vec<PublishReply>) {
     replies.extend(positions.map(|_| reply.clone()));
 }

@@ -183,7 +183,7 @@ mod tests {
         check(&config, "Nats-TTL: 4s", "Nats-TTL: 4s");
         check(&config, "Nats-TTL: never", "Nats-TTL: never");
         check(&config, "A: b", "A: b");
-        check(&StreamConfig { max_msgs_per_subject: 1, ..config.clone() }, "Nats-TTL: 1s", "Nats-TTL: 1s");
+        check(&StreamConfig { max_msgs_per_subject: 1, ..config }, "Nats-TTL: 1s", "Nats-TTL: 1s");
     }
 
     #[test]

@@ -167,3 +167,63 @@ fn key(number: i64, page: u32) -> [u8; 12] {
     key[8..].copy_from_slice(&page.to_be_bytes());
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn what_is_due_comes_out_in_order_and_no_earlier() {
+        let mut expiries = Expiries::default();
+        for seq in 1..=10_u64 {
+            let due = Timestamp((1000 + (seq % 3).cast_signed() * 1000) * 1_000_000 + 1);
+            expiries.add(seq, due);
+        }
+
+        assert_eq!(expiries.next_due(), Some(Timestamp(1250 * 1_000_000)));
+        assert!(expiries.take_due(Timestamp(1249 * 1_000_000), 100).is_empty());
+        assert_eq!(expiries.take_due(Timestamp(1250 * 1_000_000), 100), [3, 6, 9]);
+        assert_eq!(expiries.take_due(Timestamp(i64::MAX), 1), [1, 4, 7, 10], "whole slots");
+        assert_eq!(expiries.take_due(Timestamp(i64::MAX), 100), [2, 5, 8]);
+        assert_eq!((expiries.count, expiries.next_due()), (0, None));
+    }
+
+    #[test]
+    fn rows_written_along_the_way_load_as_the_same_slots() {
+        let mut expiries = Expiries::default();
+        let mut rows = BTreeMap::new();
+        for seq in 1..=4000_u64 {
+            let second = if seq % 5 == 0 { (seq / 100).cast_signed() } else { 100 };
+            expiries.add(seq, Timestamp(second * 1_000_000_000));
+            if seq % 300 == 0 {
+                expiries.take_due(Timestamp((seq / 200).cast_signed() * 1_000_000_000), 1000);
+                let mut dirty = Vec::new();
+                expiries.dirty_rows(&mut dirty);
+                for row in dirty {
+                    match row.value {
+                        Some(value) => rows.insert(row.key, value),
+                        None => rows.remove(&row.key),
+                    };
+                }
+                let mut loaded = Expiries::default();
+                rows.iter().for_each(|(key, value)| loaded.load_row(key, value).unwrap());
+                loaded.loaded();
+                let all = |expiries: &Expiries| {
+                    let mut rows = Vec::new();
+                    expiries.all_rows(&mut rows);
+                    rows
+                };
+                assert_eq!(all(&loaded), all(&expiries));
+                assert_eq!(loaded.count, expiries.count);
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_rows_are_refused() {
+        assert!(Expiries::default().load_row(&[0; 3], &[1]).is_err());
+        assert!(Expiries::default().load_row(&key(1, 0), &[0xff]).is_err());
+    }
+}
