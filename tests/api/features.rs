@@ -298,3 +298,28 @@ pub(crate) async fn what_is_stored_is_published_again(ground: &Ground) -> Result
     );
     Ok(())
 }
+
+pub(crate) async fn bounds_for_consumers_hold_for_those_that_exist(ground: &Ground) -> Result<()> {
+    let stream = Bare::new(ground, "BOUNDS", json!({})).await?;
+    let name = &stream.name;
+    let consumer = json!({
+        "stream_name": name,
+        "config": {"durable_name": "wide", "ack_policy": "explicit", "max_ack_pending": 500},
+    });
+    let subject = format!("$JS.API.CONSUMER.CREATE.{name}.wide");
+    let created = stream.client.request(subject, consumer.to_string().into()).await?;
+    ensure!(!String::from_utf8_lossy(&created.payload).contains("error"), "{:?}", created.payload);
+    let update = |max_ack_pending: u64| {
+        let limits = json!({ "max_ack_pending": max_ack_pending });
+        json!({
+            "name": name, "subjects": [format!("{name}.>")], "num_replicas": ground.replicas, "consumer_limits": limits,
+        })
+    };
+
+    let refused = stream.api("STREAM.UPDATE", &update(100)).await?;
+    assert_eq!(refused["error"]["err_code"], 10069, "{refused}");
+    assert_eq!(refused["error"]["description"], "change to limits violates consumers: wide");
+    let changed = stream.api("STREAM.UPDATE", &update(500)).await?;
+    assert_eq!(changed["config"]["consumer_limits"]["max_ack_pending"], 500, "{changed}");
+    Ok(())
+}

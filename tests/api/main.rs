@@ -81,6 +81,7 @@ claims! {
         a_schedule_publishes_once_and_goes,
         subjects_are_rewritten_before_messages_are_stored,
         what_is_stored_is_published_again,
+        bounds_for_consumers_hold_for_those_that_exist,
     }
     reads {
         messages_are_read_by_sequence_and_by_subject,
