@@ -2,15 +2,21 @@
 //!
 //! A publish batch is one block; the block is the body of one Raft entry and is what lies on disk. It carries
 //! the leader's time once, the records one after another, an offset table so that one record is read without
-//! decoding the rest, and a checksum that is verified when the block leaves a disk or a network.
+//! reading the rest ([`single`]), and a checksum that is verified when the block leaves a disk or a network. So that a
+//! record that is read alone is verified as well, each has a checksum of its own, over the block's time and itself.
 //!
 //! ```text
 //! block  := version u8 | flags u8 | zero u16 | count u32 | timestamp i64 | record* | offset u32 * count | crc32c u32
-//! record := flags u8 | zero u8 | subject_len u16 | header_len u32 | payload_len u32 | subject | header | payload
+//! record := flags u8 | zero u8 | subject_len u16 | header_len u32 | payload_len u32 | crc32c u32
+//!           | subject | header | payload
 //! ```
+//!
+//! Version 1 had no checksum in its records; such blocks are read whole.
 //!
 //! All numbers are little endian; offsets count from the start of the block. The flags of a record are
 //! [`RecordFlags`]; those of the block are zero.
+
+pub mod single;
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,9 +24,11 @@ use crate::api::StorageType;
 use crate::ids::Seq;
 use crate::time::Timestamp;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_RECORD_CHECKSUMS: u8 = 1;
 const BLOCK_HEAD_BYTES: usize = 16;
-const RECORD_HEAD_BYTES: usize = 12;
+const RECORD_HEAD_BYTES: usize = 16;
+const RECORD_HEAD_BYTES_WITHOUT_CHECKSUM: usize = 12;
 const CHECKSUM_BYTES: usize = 4;
 
 /// Collects the messages of one publish batch.
@@ -61,6 +69,8 @@ impl BlockBuilder {
         self.bytes.extend_from_slice(&subject_len.to_le_bytes());
         self.bytes.extend_from_slice(&header_len.to_le_bytes());
         self.bytes.extend_from_slice(&payload_len.to_le_bytes());
+        // Its checksum, which needs the block's time.
+        self.bytes.extend_from_slice(&[0; CHECKSUM_BYTES]);
         self.bytes.extend_from_slice(subject);
         self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(payload);
@@ -91,6 +101,13 @@ impl BlockBuilder {
         self.bytes[0] = VERSION;
         self.bytes[4..8].copy_from_slice(&count.to_le_bytes());
         self.bytes[8..16].copy_from_slice(&now.0.to_le_bytes());
+        let mut end = self.bytes.len();
+        for start in self.offsets.iter().rev().map(|offset| *offset as usize) {
+            let checksum = single::checksum(now, &self.bytes[start..end]);
+            let at = start + single::CHECKSUM_AT;
+            self.bytes[at..at + CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
+            end = start;
+        }
         self.bytes.reserve(self.offsets.len() * 4 + CHECKSUM_BYTES);
         for offset in &self.offsets {
             self.bytes.extend_from_slice(&offset.to_le_bytes());
@@ -175,9 +192,7 @@ impl Block {
         if bytes.len() < BLOCK_HEAD_BYTES + CHECKSUM_BYTES {
             return Err(DamagedBlock::Short);
         }
-        if bytes[0] != VERSION {
-            return Err(DamagedBlock::Version(bytes[0]));
-        }
+        let head_bytes = record_head_bytes(bytes[0]).ok_or(DamagedBlock::Version(bytes[0]))?;
         let body = bytes.len() - CHECKSUM_BYTES;
         if crc32c::crc32c(&bytes[..body]) != u32_at(&bytes, body) {
             return Err(DamagedBlock::Checksum);
@@ -191,7 +206,7 @@ impl Block {
         let mut expected = BLOCK_HEAD_BYTES;
         for position in 0..count as usize {
             let start = u32_at(&bytes, table + position * 4) as usize;
-            if start != expected || start + RECORD_HEAD_BYTES > table {
+            if start != expected || start + head_bytes > table {
                 return Err(DamagedBlock::Layout);
             }
             if bytes[start] & !RecordFlags::KNOWN != 0 {
@@ -202,7 +217,7 @@ impl Block {
                 + u64::from(u32_at(&bytes, start + 8));
             expected = usize::try_from(lens)
                 .ok()
-                .and_then(|lens| (start + RECORD_HEAD_BYTES).checked_add(lens))
+                .and_then(|lens| (start + head_bytes).checked_add(lens))
                 .filter(|end| *end <= table)
                 .ok_or(DamagedBlock::Layout)?;
         }
@@ -273,8 +288,9 @@ impl Block {
 
     fn layout(&self, position: u32) -> (usize, usize, usize, usize) {
         let start = self.start(position);
+        let head_bytes = record_head_bytes(self.bytes[0]).unwrap_or(RECORD_HEAD_BYTES);
         (
-            start + RECORD_HEAD_BYTES,
+            start + head_bytes,
             u16_at(&self.bytes, start + 2) as usize,
             u32_at(&self.bytes, start + 4) as usize,
             u32_at(&self.bytes, start + 8) as usize,
@@ -348,6 +364,14 @@ pub fn stored_bytes(storage: StorageType, subject_len: usize, header_len: usize,
         (StorageType::Memory, _) => 16,
     };
     (text + overhead) as u64
+}
+
+fn record_head_bytes(version: u8) -> Option<usize> {
+    match version {
+        VERSION => Some(RECORD_HEAD_BYTES),
+        VERSION_WITHOUT_RECORD_CHECKSUMS => Some(RECORD_HEAD_BYTES_WITHOUT_CHECKSUM),
+        _ => None,
+    }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

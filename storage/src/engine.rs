@@ -3,15 +3,22 @@
 //! Two implementations: `rocks/` in production, `memory.rs` in tests and simulation. Everything above this
 //! trait is the same code for both.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
-use crate::values::Place;
+use crate::values::{Place, Segment};
 
 /// Reading. The engine itself shows the newest state, a snapshot the state at its creation.
 pub(crate) trait View: Send + Sync {
     fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error>;
+
+    /// The same, to be read in parts.
+    fn open_value(&self, table: Table, key: &[u8]) -> Result<Option<Value>, Error> {
+        Ok(self.read(table, key)?.map(Value::Whole))
+    }
 
     /// Rows of the range in order. A cursor shows the state at its creation, whatever is written later.
     fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a>;
@@ -45,6 +52,33 @@ pub(crate) trait Engine: View + 'static {
     fn disk_free(&self) -> Result<u64, Error>;
 
     fn disk_usage(&self) -> Result<DiskUsage, Error>;
+}
+
+/// A value of which only parts may be wanted.
+pub(crate) enum Value {
+    /// All of it is here.
+    Whole(Bytes),
+    /// It lies in a segment, which stays readable.
+    Placed(Arc<Segment>, Place),
+}
+
+impl Value {
+    /// Some bytes of it; `None` if it does not reach so far.
+    pub(crate) fn part(&self, from: usize, len: usize) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Whole(value) => {
+                let end = from.checked_add(len).filter(|end| *end <= value.len());
+                Ok(end.map(|end| value.slice(from..end)))
+            }
+            Self::Placed(segment, place) => match place.part(from, len) {
+                Some(part) => segment
+                    .read(part)
+                    .map(Some)
+                    .map_err(|error| Error::Engine(format!("value segment {}: {error}", place.segment))),
+                None => Ok(None),
+            },
+        }
+    }
 }
 
 /// Which way a cursor goes and how much it reads ahead.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use levee_protocol::ids::Seq;
+use levee_protocol::record::single::{self, Wanted};
 use levee_protocol::record::{Block, Record, RecordRef};
 use levee_protocol::time::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -30,6 +31,8 @@ use crate::moments::{self, Moment};
 use crate::storage::Storage;
 
 /// Rows that a scan fetches under one lock.
+/// Smaller blocks are read whole and kept: their other records may be asked for next.
+const SINGLE_BYTES_MIN: u32 = 32 << 10;
 const ROWS_PER_LOOK: usize = 64;
 /// The first look is a short one: many scans end in their first block.
 const ROWS_FIRST_LOOK: usize = 4;
@@ -86,6 +89,9 @@ impl MessageStore {
             let Some(row) = row else { return self.kept(space, kept, seq) };
             if row.is_dead(seq.0) {
                 return Ok(None);
+            }
+            if let Some(record) = self.single(space, &row, seq)? {
+                return Ok(Some(record));
             }
             if let Some(block) = self.block(space, &row)? {
                 return Ok(Some(block.record_owned(row.position(seq.0), seq)));
@@ -195,6 +201,28 @@ impl MessageStore {
         let mut index = self.index.write();
         *index = Index::load(self.storage.engine(), self.group.space())?;
         Ok(())
+    }
+
+    /// One record of a large block that is not in memory, without reading the rest of it. `None` where that is not the
+    /// way: the block is near, small, of an older version, or gone.
+    fn single(&self, space: Space, row: &BlockRow, seq: Seq) -> Result<Option<Record>, Error> {
+        if row.size < SINGLE_BYTES_MIN || self.is_near(space, row) {
+            return Ok(None);
+        }
+        let Some(value) = self.storage.engine().open_value(Table::Blocks, &space.numbered(row.log_index))?
+        else {
+            return Ok(None);
+        };
+        let position = row.position(seq.0);
+        let wanted = Wanted { block_bytes: row.size as usize, count: row.count, position, seq };
+        single::read(wanted, &mut |from, len| value.part(from, len))?.map_err(|error| {
+            Error::damaged(self.group.id, Table::Blocks, format!("block {}", row.log_index), error)
+        })
+    }
+
+    fn is_near(&self, space: Space, row: &BlockRow) -> bool {
+        self.storage.cache().find(space, row.log_index).is_some()
+            || self.group.tail_block(row.log_index).is_some()
     }
 
     /// The block of a row: from the cache, from the log's tail if it is not written yet, from the disk.

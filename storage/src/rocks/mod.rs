@@ -18,7 +18,7 @@ use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Snapshot, WriteBa
 
 use self::cursor::{BlocksCursor, RocksCursor, ValueReader, read_options};
 use self::setup::{database_options, family_options, places_options};
-use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, View, WriteSet};
+use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, Value, View, WriteSet};
 use crate::error::Error;
 use crate::keys::{self, KeyRange, Table};
 use crate::mark::SyncMark;
@@ -194,14 +194,14 @@ impl RocksEngine {
         row.map(|row| place_of(key, &row)).transpose()
     }
 
-    fn read_block(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+    fn open_block(&self, key: &[u8]) -> Result<Option<Value>, Error> {
         for _ in 0..MOVES_MAX {
             let Some(place) = self.place(key)? else {
                 let value = self.db.get_pinned_cf(self.family(Table::Blocks), key)?;
-                return Ok(value.map(|value| Bytes::copy_from_slice(&value)));
+                return Ok(value.map(|value| Value::Whole(Bytes::copy_from_slice(&value))));
             };
-            if let Some(value) = found(key, place, self.values.read(place))? {
-                return Ok(Some(value));
+            if let Some(segment) = self.values.segment(place) {
+                return Ok(Some(Value::Placed(segment, place)));
             }
         }
         match self.place(key)? {
@@ -254,10 +254,22 @@ impl RocksEngine {
 impl View for RocksEngine {
     fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
         if table == Table::Blocks {
-            return self.read_block(key);
+            return match self.open_block(key)? {
+                Some(Value::Placed(segment, place)) => found(key, place, segment.read(place).map(Some)),
+                Some(Value::Whole(value)) => Ok(Some(value)),
+                None => Ok(None),
+            };
         }
         let value = self.db.get_pinned_cf(self.family(table), key)?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn open_value(&self, table: Table, key: &[u8]) -> Result<Option<Value>, Error> {
+        if table == Table::Blocks {
+            self.open_block(key)
+        } else {
+            Ok(self.read(table, key)?.map(Value::Whole))
+        }
     }
 
     fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a> {

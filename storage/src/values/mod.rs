@@ -20,8 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use self::segment::{Appender, Segment};
+use self::segment::Appender;
 use crate::sealed::Fields;
+
+pub(crate) use self::segment::Segment;
 
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -38,6 +40,13 @@ impl Place {
         row[8..16].copy_from_slice(&self.offset.to_le_bytes());
         row[16..].copy_from_slice(&self.len.to_le_bytes());
         row
+    }
+
+    /// Where some bytes of the value lie, if it has them.
+    pub(crate) fn part(self, from: usize, len: usize) -> Option<Self> {
+        from.checked_add(len).filter(|end| *end <= self.len as usize)?;
+        let len = u32::try_from(len).ok()?;
+        Some(Self { segment: self.segment, offset: self.offset + from as u64, len })
     }
 
     pub(crate) fn decode(row: &[u8]) -> Option<Self> {
@@ -111,10 +120,14 @@ impl ValueLog {
         Arc::clone(&self.segments.read())
     }
 
+    /// The segment of a place, or `None` if it is gone.
+    pub(crate) fn segment(&self, place: Place) -> Option<Arc<Segment>> {
+        self.segments.read().get(&place.segment).cloned()
+    }
+
     /// The value at a place, or `None` if its segment is gone: the value was moved or removed meanwhile.
     pub(crate) fn read(&self, place: Place) -> io::Result<Option<Bytes>> {
-        let segment = self.segments.read().get(&place.segment).cloned();
-        segment.map(|segment| segment.read(place)).transpose()
+        self.segment(place).map(|segment| segment.read(place)).transpose()
     }
 
     /// Bytes of all segments.
