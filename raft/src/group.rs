@@ -21,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::Config;
 use crate::error::{Error, ProposeError};
 use crate::leadership::Leadership;
-use crate::proposals::{Proposal, Waiting};
+use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
 use crate::state_machine::{Applied, Floors};
 use crate::types::{Fatal, Proposed, Raft, TypeConfig};
@@ -123,27 +123,43 @@ impl Group {
     ///
     /// Never blocks: when the group's queue is full the proposal is refused.
     pub fn propose(&self, kind: u8, payload: Bytes) -> Proposal {
+        let (then, proposal) = Proposal::new();
+        self.propose_then(kind, payload, then);
+        proposal
+    }
+
+    /// Proposes an entry like [`propose`](Self::propose); `then` is called once with what became of it, in the order
+    /// of the log for what was applied. It runs where the entry is applied, or within this call if the proposal is
+    /// refused: it must not block.
+    pub fn propose_then(&self, kind: u8, payload: Bytes, then: Then) {
+        if let Err((then, error)) = self.try_propose(kind, payload, then) {
+            then(Err(error));
+        }
+    }
+
+    fn try_propose(&self, kind: u8, payload: Bytes, then: Then) -> Result<(), (Then, ProposeError)> {
         let core = &*self.0;
         if *core.stopping.borrow() != Stopping::No {
-            return Proposal::refused(ProposeError::Stopped);
+            return Err((then, ProposeError::Stopped));
         }
         if *core.majority_lost.borrow() {
-            return Proposal::refused(ProposeError::NotLeader { leader: None });
+            return Err((then, ProposeError::NotLeader { leader: None }));
         }
         let room = if kind == BLOCK { Room::Messages } else { Room::SmallEntries };
         if core.storage.room(room).is_err() {
-            return Proposal::refused(ProposeError::NoRoom);
+            return Err((then, ProposeError::NoRoom));
         }
-        let (answer, proposal) = core.waiting.register();
+        let (answer, ticket) = core.waiting.register(then);
         let write = core.raft.client_write_ff(Proposed { kind, payload }, Some(answer));
         // Polled once, here: with room in the queue the first poll puts the proposal there, which is what makes the
         // order of calls the order in the log. Unconstrained, because tokio would otherwise let a task that did a
         // lot wait on a queue that has room.
         match tokio::task::unconstrained(write).now_or_never() {
-            Some(Ok(())) => proposal,
-            Some(Err(_)) => Proposal::refused(ProposeError::Stopped),
-            None => Proposal::refused(ProposeError::Full),
+            Some(Ok(())) => core.waiting.queued(ticket),
+            Some(Err(_)) => core.waiting.answer(ticket, Err(ProposeError::Stopped)),
+            None => core.waiting.answer(ticket, Err(ProposeError::Full)),
         }
+        Ok(())
     }
 
     /// Returns when this node has applied everything that was committed anywhere before the call, and was still the

@@ -26,16 +26,21 @@ use crate::types::TypeConfig;
 /// What a proposal resolves to: its log index and what the machine replied.
 pub type Outcome = Result<(u64, Reply), ProposeError>;
 
+/// Called once with what became of a proposal.
+pub type Then = Box<dyn FnOnce(Outcome) + Send>;
+
 /// A proposal under way. Dropping it does not take it back.
 #[derive(Debug)]
 pub struct Proposal(oneshot::Receiver<Outcome>);
 
 impl Proposal {
-    /// A proposal that was refused before it got anywhere.
-    pub(crate) fn refused(error: ProposeError) -> Self {
+    /// Both ends of one.
+    pub(crate) fn new() -> (Then, Self) {
         let (sender, receiver) = oneshot::channel();
-        let _ = sender.send(Err(error));
-        Self(receiver)
+        let then = move |outcome| {
+            let _ = sender.send(outcome);
+        };
+        (Box::new(then), Self(receiver))
     }
 }
 
@@ -49,39 +54,78 @@ impl Future for Proposal {
 }
 
 /// Who waits for which proposal of one group.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Waiting(Mutex<Tickets>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Tickets {
     last: u64,
-    open: HashMap<u64, oneshot::Sender<Outcome>>,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    then: Then,
+    way: Way,
+}
+
+/// How far a proposal got.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Way {
+    /// The caller still tries to queue it.
+    Offered,
+    /// It was dropped meanwhile; the caller knows why.
+    Dropped,
+    /// openraft has it.
+    Queued,
 }
 
 impl Waiting {
-    /// Registers one proposal: the half that openraft keeps and the half the proposer awaits.
-    pub(crate) fn register<T>(self: &Arc<Self>) -> (Answer<T>, Proposal) {
-        let (sender, receiver) = oneshot::channel();
+    /// Registers one proposal: the half that openraft keeps, and its ticket.
+    pub(crate) fn register<T>(self: &Arc<Self>, then: Then) -> (Answer<T>, u64) {
         let mut tickets = self.0.lock();
         tickets.last += 1;
         let ticket = tickets.last;
-        tickets.open.insert(ticket, sender);
+        tickets.open.insert(ticket, Open { then, way: Way::Offered });
         drop(tickets);
-        (Answer { waiting: Some(Arc::clone(self)), ticket, result: PhantomData }, Proposal(receiver))
+        (Answer { waiting: Some(Arc::clone(self)), ticket, result: PhantomData }, ticket)
     }
 
     /// Releases everybody with "outcome unknown".
     pub(crate) fn release_all(&self, leader: Option<NodeId>) {
         let open = std::mem::take(&mut self.0.lock().open);
-        for sender in open.into_values() {
-            let _ = sender.send(Err(ProposeError::Unknown { leader }));
+        for Open { then, .. } in open.into_values() {
+            then(Err(ProposeError::Unknown { leader }));
         }
     }
 
-    fn answer(&self, ticket: u64, outcome: Outcome) {
-        let sender = self.0.lock().open.remove(&ticket);
-        if let Some(sender) = sender {
-            let _ = sender.send(outcome);
+    /// openraft took the proposal: from now on it is dropped only with the group.
+    pub(crate) fn queued(&self, ticket: u64) {
+        let mut tickets = self.0.lock();
+        let Some(open) = tickets.open.get_mut(&ticket) else { return };
+        let was_dropped = open.way == Way::Dropped;
+        open.way = Way::Queued;
+        drop(tickets);
+        if was_dropped {
+            self.answer(ticket, Err(ProposeError::Stopped));
+        }
+    }
+
+    fn dropped(&self, ticket: u64) {
+        let mut tickets = self.0.lock();
+        let Some(open) = tickets.open.get_mut(&ticket) else { return };
+        if open.way == Way::Offered {
+            open.way = Way::Dropped;
+            return;
+        }
+        drop(tickets);
+        self.answer(ticket, Err(ProposeError::Stopped));
+    }
+
+    /// Answers a proposal that was not answered yet.
+    pub(crate) fn answer(&self, ticket: u64, outcome: Outcome) {
+        let open = self.0.lock().open.remove(&ticket);
+        if let Some(Open { then, .. }) = open {
+            then(outcome);
         }
     }
 }
@@ -112,7 +156,7 @@ impl<T: Send + 'static> Responder<TypeConfig, T> for Answer<T> {
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
         if let Some(waiting) = self.waiting.take() {
-            waiting.answer(self.ticket, Err(ProposeError::Stopped));
+            waiting.dropped(self.ticket);
         }
     }
 }

@@ -2,22 +2,22 @@
 //! log line per message; one lock per read chunk of a publisher.
 //!
 //! Whatever waits when a proposal can leave is one block: batches grow with load and a lone publish never
-//! waits for company. A few proposals are in flight at a time, so that the leader's sync overlaps replication.
-//! A full queue stops the publisher's socket (decision 9); nothing is dropped.
+//! waits for company, nor for a task: its publisher's session proposes it, and whoever applies it answers. Under
+//! load the ingest's task does both, and always for streams that do not store messages as they come. A few proposals are in flight at a time, so that the leader's sync overlaps
+//! replication. A full queue stops the publisher's socket (decision 9); nothing is dropped.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use futures::StreamExt;
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::FuturesOrdered;
-use levee_broker_core::stream::{PublishReply, Reply};
+use levee_broker_core::stream::{Composition, PublishReply, Reply};
 use levee_protocol::api::{ApiError, PubAck, stored_header};
 use levee_protocol::ids::AccountName;
 use levee_protocol::record::BlockBuilder;
-use levee_raft::ProposeError;
+use levee_raft::{Outcome, ProposeError};
 use levee_storage::kind::BLOCK;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::jetstream::JetStream;
@@ -29,20 +29,32 @@ use crate::stream::compose::{Acks, Composed, Composer};
 /// Proposals of one stream that may wait for their sync and majority at the same time. One measured 657k
 /// messages a second on three in-process nodes, two and more 760k to 1.1M.
 const IN_FLIGHT_MAX: usize = 4;
+/// Beyond this many, a proposal waits for company: each costs the same, whatever is in it.
+const SMALL_IN_FLIGHT_MAX: usize = 2;
+/// A block of this size needs no company.
+const SMALL_MESSAGES: usize = 256;
+const SMALL_BYTES: usize = 128 * 1024;
 /// A block is closed when it holds this many messages or bytes.
 const BLOCK_MESSAGES_MAX: usize = 2048;
 const BLOCK_BYTES_MAX: usize = 1024 * 1024;
 /// A publisher's socket is no longer read while this much waits.
 const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const QUEUE_MESSAGES_MAX: usize = 100_000;
+/// Read chunks in a block that are answered where it is applied. With more, writing to their clients would hold up
+/// what is applied next.
+const ANSWERED_AT_ONCE_MAX: usize = 4;
 
 /// The queue of publishes in front of a stream's log, on its leader.
 pub struct Ingest {
+    stream: PubAckStream,
+    replica: Weak<Replica>,
+    jetstream: Weak<JetStream>,
     queue: Mutex<Queue>,
-    /// Something waits.
+    /// Something waits: to be proposed, or to be answered.
     ready: Notify,
     /// There is room again.
     room: Notify,
+    answering: Mutex<Answering>,
 }
 
 #[derive(Default)]
@@ -50,6 +62,7 @@ struct Queue {
     waiting: VecDeque<Arrived>,
     messages: usize,
     bytes: usize,
+    in_flight: usize,
     /// The leader is gone: what comes now is not answered, and its publishers try again.
     closed: bool,
 }
@@ -59,15 +72,22 @@ struct Arrived {
     batch: Inbound,
 }
 
-/// Publishes, and what became of their block.
-type Answered = (Asked, Result<(u64, levee_raft::Reply), ProposeError>);
-
 /// What a block was made of.
 enum Asked {
     /// Messages as they came: a record for each.
     Plain(Vec<Arrived>),
     /// What a composer made of them.
     Composed(Box<Composed>),
+}
+
+/// What is on its way back to publishers.
+#[derive(Default)]
+struct Answering {
+    /// Blocks whose outcome is known, in order.
+    known: VecDeque<(Asked, Outcome)>,
+    /// Made when it is first needed: most streams of a large node are quiet.
+    route: Option<RouteBatch>,
+    text: Vec<u8>,
 }
 
 /// Why a publish can't be answered with a PubAck of its own.
@@ -81,8 +101,16 @@ enum Refused {
 impl Ingest {
     /// An empty queue.
     #[must_use]
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { queue: Mutex::new(Queue::default()), ready: Notify::new(), room: Notify::new() })
+    pub fn new(stream: PubAckStream, replica: &Arc<Replica>, jetstream: &Arc<JetStream>) -> Arc<Self> {
+        Arc::new(Self {
+            stream,
+            replica: Arc::downgrade(replica),
+            jetstream: Arc::downgrade(jetstream),
+            queue: Mutex::new(Queue::default()),
+            ready: Notify::new(),
+            room: Notify::new(),
+            answering: Mutex::default(),
+        })
     }
 
     /// Queues a read chunk's publishes, in order. A future comes back when the queue is full: whoever reads the
@@ -91,21 +119,19 @@ impl Ingest {
         let mut queue = self.queue.lock();
         queue.push(account, batch);
         let full = queue.is_full();
-        drop(queue);
-        self.ready.notify_one();
+        self.propose_or_wake(queue);
         full.then(|| Arc::clone(self).wait_for_room())
     }
 
     /// Queues publishes that came from another node, whose link can not be made to wait; gives them back when the
     /// queue is full.
-    pub fn accept_bounded(&self, account: &AccountName, batch: Inbound) -> Result<(), Inbound> {
+    pub fn accept_bounded(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Result<(), Inbound> {
         let mut queue = self.queue.lock();
         if queue.is_full() {
             return Err(batch);
         }
         queue.push(account, batch);
-        drop(queue);
-        self.ready.notify_one();
+        self.propose_or_wake(queue);
         Ok(())
     }
 
@@ -127,102 +153,80 @@ impl Ingest {
         })
     }
 
-    /// Proposes and answers until the group stops or this is dropped.
-    pub async fn run(
-        self: Arc<Self>,
-        stream: PubAckStream,
-        replica: Arc<Replica>,
-        jetstream: Arc<JetStream>,
-    ) {
-        let clock = jetstream.clock();
-        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Answered>>::new();
-        let mut route = jetstream.router().batch();
+    /// Proposes and answers what was left to it, until it is dropped.
+    pub async fn run(self: Arc<Self>) {
+        let Some(jetstream) = self.jetstream.upgrade() else { return };
         let mut composer = Composer::new(&jetstream);
+        drop(jetstream);
         loop {
-            let composition = replica.read(|machine, _| machine.composition().cloned());
-            // A sum follows from the one before, so that one has to be applied.
-            let counts = composition.as_ref().is_some_and(|composition| composition.counts);
-            let in_flight_max = if counts { 1 } else { IN_FLIGHT_MAX };
-            while in_flight.len() < in_flight_max
-                && let Some(batches) = self.take()
-            {
-                if jetstream.quota().is_reached(replica.assignment().config.storage) {
-                    let asked = Asked::Plain(batches);
-                    in_flight.push_back(Box::pin(async move { (asked, Err(ProposeError::NoRoom)) }));
-                    continue;
-                }
-                if let Some(composition) = &composition {
-                    let now = replica.now(clock);
-                    let arrived = batches.into_iter().map(|arrived| (arrived.account, arrived.batch));
-                    let (composed, at_once) = replica.read(|machine, view| {
-                        composer.compose(&stream, composition, (machine, view), arrived, now)
-                    });
-                    if !no_acks(&replica) {
-                        at_once.send(&stream, &mut route);
-                    }
-                    if let Some(composed) = composed {
-                        let proposal = replica.group().propose(BLOCK, composed.block.as_bytes().clone());
-                        let asked = Asked::Composed(Box::new(composed));
-                        in_flight.push_back(Box::pin(async move { (asked, proposal.await) }));
-                    }
-                    continue;
-                }
-                let mut block =
-                    BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
-                for Arrived { batch, .. } in &batches {
-                    for item in &batch.items {
-                        block.push(
-                            batch.subject(item),
-                            &stored_header(batch.header(item)),
-                            batch.payload(item),
-                        );
-                    }
-                }
-                let block = block.finish(replica.now(clock));
-                let proposal = replica.group().propose(BLOCK, block.as_bytes().clone());
-                let asked = Asked::Plain(batches);
-                in_flight.push_back(Box::pin(async move { (asked, proposal.await) }));
-            }
             let expiry = composer.next_expiry();
+            // Both are cancel safe.
             tokio::select! {
-                biased;
-                Some((asked, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    // A publish that carries a bad expectation is not told either.
-                    let no_ack = no_acks(&replica);
-                    match asked {
-                        Asked::Plain(batches) if !no_ack => stream.answer(&mut route, &batches, outcome),
-                        Asked::Plain(_) => {}
-                        Asked::Composed(composed) => {
-                            let acks = if no_ack { Acks::None } else { Acks::Sent };
-                            let Some(replies) = replies_or_error(outcome, composed.block.count()) else { continue };
-                            self.put_back(composer.answer(&stream, &mut route, &composed, &replies, acks));
-                        }
-                    }
-                }
-                () = self.ready.notified(), if in_flight.len() < in_flight_max => {}
+                () = self.ready.notified() => {}
                 () = tokio::time::sleep_until(expiry.unwrap_or_else(monotonic)), if expiry.is_some() => {
-                    composer.expire(&replica.assignment().account, &stream.name);
+                    let Some(replica) = self.replica.upgrade() else { return };
+                    composer.expire(&replica.assignment().account, &self.stream.name);
+                }
+            }
+            // The next block first: its sync takes longer than answers do.
+            loop {
+                while self.propose_next(&mut composer) {}
+                if !self.answer_next(&mut composer) {
+                    break;
                 }
             }
         }
     }
 
-    /// Puts back what has to be proposed again, in front of what came later.
-    fn put_back(&self, again: VecDeque<(AccountName, Inbound)>) {
-        let mut queue = self.queue.lock();
-        for (account, batch) in again.into_iter().rev() {
-            if queue.closed {
-                return;
-            }
-            queue.messages += batch.items.len();
-            queue.bytes += batch.chunk.len();
-            queue.waiting.push_front(Arrived { account, batch });
+    /// With nothing in flight the caller proposes; what a publisher sends next finds this in flight or answered, so
+    /// its messages stay in order.
+    fn propose_or_wake(self: &Arc<Self>, queue: MutexGuard<'_, Queue>) {
+        let is_idle = queue.in_flight == 0;
+        drop(queue);
+        if !(is_idle && self.propose_here()) {
+            self.ready.notify_one();
         }
+    }
+
+    /// Proposes from the caller's task. False if something is left to the ingest's.
+    fn propose_here(self: &Arc<Self>) -> bool {
+        let Some(replica) = self.replica.upgrade() else { return true };
+        if replica.read(|machine, _| machine.composition().is_some()) {
+            return false;
+        }
+        let mut queue = self.queue.lock();
+        if queue.in_flight > 0 {
+            return false;
+        }
+        let batches = self.take(&mut queue);
+        let is_all = queue.waiting.is_empty();
+        drop(queue);
+        if let Some(batches) = batches {
+            self.propose(&replica, batches);
+        }
+        is_all
+    }
+
+    fn propose_next(self: &Arc<Self>, composer: &mut Composer) -> bool {
+        let Some(replica) = self.replica.upgrade() else { return false };
+        let composition = replica.read(|machine, _| machine.composition().cloned());
+        let mut queue = self.queue.lock();
+        // A sum follows from the one before, so that one has to be applied.
+        let waits = queue.in_flight > 0 && composition.as_ref().is_some_and(|composition| composition.counts);
+        if waits || !queue.may_propose() {
+            return false;
+        }
+        let Some(batches) = self.take(&mut queue) else { return false };
+        drop(queue);
+        match composition {
+            Some(composition) => self.propose_composed(&replica, &composition, composer, batches),
+            None => self.propose(&replica, batches),
+        }
+        true
     }
 
     /// What the next block is made of: everything that waits, up to the size of a block.
-    fn take(&self) -> Option<Vec<Arrived>> {
-        let mut queue = self.queue.lock();
+    fn take(&self, queue: &mut Queue) -> Option<Vec<Arrived>> {
         let (mut messages, mut bytes) = (0, 0);
         let mut taken = Vec::new();
         while messages < BLOCK_MESSAGES_MAX
@@ -239,7 +243,130 @@ impl Ingest {
         if was_full && !queue.is_full() {
             self.room.notify_waiters();
         }
-        (!taken.is_empty()).then_some(taken)
+        if taken.is_empty() {
+            return None;
+        }
+        queue.in_flight += 1;
+        Some(taken)
+    }
+
+    fn propose(self: &Arc<Self>, replica: &Replica, batches: Vec<Arrived>) {
+        let Some(jetstream) = self.jetstream.upgrade() else { return };
+        if jetstream.quota().is_reached(replica.assignment().config.storage) {
+            return self.done(Asked::Plain(batches), Err(ProposeError::NoRoom));
+        }
+        let mut block = BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
+        for Arrived { batch, .. } in &batches {
+            for item in &batch.items {
+                block.push(batch.subject(item), &stored_header(batch.header(item)), batch.payload(item));
+            }
+        }
+        let block = block.finish(replica.now(jetstream.clock()));
+        self.propose_block(replica, block.as_bytes().clone(), Asked::Plain(batches));
+    }
+
+    fn propose_composed(
+        self: &Arc<Self>,
+        replica: &Replica,
+        composition: &Arc<Composition>,
+        composer: &mut Composer,
+        batches: Vec<Arrived>,
+    ) {
+        let Some(jetstream) = self.jetstream.upgrade() else { return };
+        if jetstream.quota().is_reached(replica.assignment().config.storage) {
+            return self.done(Asked::Plain(batches), Err(ProposeError::NoRoom));
+        }
+        let now = replica.now(jetstream.clock());
+        let arrived = batches.into_iter().map(|arrived| (arrived.account, arrived.batch));
+        let (composed, at_once) = replica
+            .read(|machine, view| composer.compose(&self.stream, composition, (machine, view), arrived, now));
+        if !no_acks(replica) {
+            let mut answering = self.answering.lock();
+            let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
+            at_once.send(&self.stream, route);
+        }
+        match composed {
+            Some(composed) => {
+                let block = composed.block.as_bytes().clone();
+                self.propose_block(replica, block, Asked::Composed(Box::new(composed)));
+            }
+            // Nothing of it goes to the log now.
+            None => self.queue.lock().landed(),
+        }
+    }
+
+    fn propose_block(self: &Arc<Self>, replica: &Replica, block: Bytes, asked: Asked) {
+        let ingest = Arc::clone(self);
+        let then = Box::new(move |outcome| ingest.done(asked, outcome));
+        replica.group().propose_then(BLOCK, block, then);
+    }
+
+    /// What became of a block is known, in the order of blocks.
+    fn done(&self, asked: Asked, outcome: Outcome) {
+        let mut answering = self.answering.lock();
+        let left_to_task = match asked {
+            Asked::Plain(batches) if batches.len() <= ANSWERED_AT_ONCE_MAX && answering.known.is_empty() => {
+                self.answer(&mut answering, &batches, outcome);
+                false
+            }
+            asked => {
+                answering.known.push_back((asked, outcome));
+                true
+            }
+        };
+        drop(answering);
+        let mut queue = self.queue.lock();
+        queue.landed();
+        if left_to_task || queue.may_propose() {
+            drop(queue);
+            self.ready.notify_one();
+        }
+    }
+
+    fn answer_next(&self, composer: &mut Composer) -> bool {
+        let mut answering = self.answering.lock();
+        let Some((asked, outcome)) = answering.known.pop_front() else { return false };
+        match asked {
+            Asked::Plain(batches) => self.answer(&mut answering, &batches, outcome),
+            Asked::Composed(composed) => {
+                let (Some(replica), Some(jetstream)) = (self.replica.upgrade(), self.jetstream.upgrade())
+                else {
+                    return false;
+                };
+                let acks = if no_acks(&replica) { Acks::None } else { Acks::Sent };
+                let Some(replies) = replies_or_error(outcome, composed.block.count()) else { return true };
+                let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
+                let again = composer.answer(&self.stream, route, &composed, &replies, acks);
+                drop(answering);
+                self.put_back(again);
+            }
+        }
+        true
+    }
+
+    /// Puts back what has to be proposed again, in front of what came later.
+    fn put_back(&self, again: VecDeque<(AccountName, Inbound)>) {
+        let mut queue = self.queue.lock();
+        for (account, batch) in again.into_iter().rev() {
+            if queue.closed {
+                return;
+            }
+            queue.messages += batch.items.len();
+            queue.bytes += batch.chunk.len();
+            queue.waiting.push_front(Arrived { account, batch });
+        }
+    }
+
+    fn answer(&self, answering: &mut Answering, batches: &[Arrived], outcome: Outcome) {
+        let (Some(replica), Some(jetstream)) = (self.replica.upgrade(), self.jetstream.upgrade()) else {
+            return;
+        };
+        // A publish that carries a bad expectation is not told either.
+        if no_acks(&replica) {
+            return;
+        }
+        let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
+        self.stream.answer(route, &mut answering.text, batches, outcome);
     }
 }
 
@@ -256,6 +383,17 @@ impl Queue {
 
     fn is_full(&self) -> bool {
         self.bytes >= QUEUE_BYTES_MAX || self.messages >= QUEUE_MESSAGES_MAX
+    }
+
+    /// A proposal is no longer in flight. What was proposed before the queue was closed counts nowhere.
+    fn landed(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    fn may_propose(&self) -> bool {
+        let is_small = self.messages < SMALL_MESSAGES && self.bytes < SMALL_BYTES;
+        !self.waiting.is_empty()
+            && self.in_flight < if is_small { SMALL_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX }
     }
 }
 
@@ -291,16 +429,10 @@ impl PubAckStream {
         }
     }
 
-    fn answer(
-        &self,
-        route: &mut RouteBatch,
-        batches: &[Arrived],
-        outcome: Result<(u64, levee_raft::Reply), ProposeError>,
-    ) {
+    fn answer(&self, route: &mut RouteBatch, text: &mut Vec<u8>, batches: &[Arrived], outcome: Outcome) {
         let messages = batches.iter().map(|arrived| arrived.batch.items.len()).sum::<usize>();
         let messages = u32::try_from(messages).expect("a block is bounded");
         let Some(replies) = replies_or_error(outcome, messages) else { return };
-        let mut text = Vec::with_capacity(128);
         let mut replies = replies.into_iter();
         for Arrived { account, batch } in batches {
             for item in &batch.items {
@@ -310,8 +442,8 @@ impl PubAckStream {
                     continue;
                 }
                 text.clear();
-                self.encode(&reply, ("", "", 0), &mut text);
-                route.send(account, to, MessageRef { subject: to, payload: &text, ..MessageRef::default() });
+                self.encode(&reply, ("", "", 0), text);
+                route.send(account, to, MessageRef { subject: to, payload: text, ..MessageRef::default() });
             }
         }
         route.flush();
@@ -323,10 +455,7 @@ fn no_acks(replica: &Replica) -> bool {
 }
 
 /// A reply for each of `count` records, or `None` if nobody can say.
-fn replies_or_error(
-    outcome: Result<(u64, levee_raft::Reply), ProposeError>,
-    count: u32,
-) -> Option<Vec<PublishReply>> {
+fn replies_or_error(outcome: Outcome, count: u32) -> Option<Vec<PublishReply>> {
     match replies_of(outcome) {
         Ok(replies) => Some(replies),
         Err(Refused::Silently) => None,
@@ -334,7 +463,7 @@ fn replies_or_error(
     }
 }
 
-fn replies_of(outcome: Result<(u64, levee_raft::Reply), ProposeError>) -> Result<Vec<PublishReply>, Refused> {
+fn replies_of(outcome: Outcome) -> Result<Vec<PublishReply>, Refused> {
     let (_, reply) = outcome.map_err(|error| match error {
         ProposeError::NoRoom => Refused::With(ApiError::insufficient_resources()),
         ProposeError::Full => Refused::With(ApiError::too_many_requests()),

@@ -83,26 +83,23 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
 
 impl Leader {
     fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>, epoch: u64, doubt: &Arc<Notify>) {
+        let acks = PubAckStream {
+            name: replica.assignment().config.name.clone(),
+            domain: jetstream.domain().to_owned(),
+        };
         let leader = Arc::new(Self {
             epoch,
             in_doubt: AtomicBool::new(false),
             replica: Arc::downgrade(replica),
             jetstream: Arc::downgrade(jetstream),
-            ingest: Ingest::new(),
+            ingest: Ingest::new(acks, replica, jetstream),
             progress: Collector::new(),
             drivers: RwLock::new(BTreeMap::new()),
             tick_changed: Arc::new(Notify::new()),
             assignment_changed: Arc::new(Notify::new()),
             tasks: tasks::Scope::default(),
         });
-        let acks = PubAckStream {
-            name: replica.assignment().config.name.clone(),
-            domain: jetstream.domain().to_owned(),
-        };
-        leader.tasks.spawn(
-            "stream ingest",
-            Arc::clone(&leader.ingest).run(acks, Arc::clone(replica), Arc::clone(jetstream)),
-        );
+        leader.tasks.spawn("stream ingest", Arc::clone(&leader.ingest).run());
         leader.tasks.spawn(
             "stream ticker",
             ticker::run(
