@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod codec;
+mod commits;
 mod config;
 mod error;
 mod group;

@@ -17,6 +17,7 @@ use openraft::raft::{SnapshotResponse, StreamAppendResult, TransferLeaderRequest
 use openraft::{EmptyNode, OptionalSend, RPCTypes};
 
 use crate::codec::{self, Malformed, Writer as _};
+use crate::commits::CommitsAlong;
 use crate::config::Config;
 use crate::messages::{Failure, Kind};
 use crate::state_machine::SnapshotData;
@@ -207,6 +208,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
     {
         let link = self.clone();
         let in_flight = self.network.config.appends_in_flight.max(1);
+        let input = CommitsAlong::new(input, self.network.config.commit_delay);
         // `buffered` polls the requests in order and yields the results in order.
         let results: BoxStream<'s, _> =
             Box::pin(input.map(move |request| Self::append(&link, request)).buffered(in_flight));
