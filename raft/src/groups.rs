@@ -12,6 +12,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use crate::beats::{self, Beats};
 use crate::checkpoints::{self, Dirty};
 use crate::codec;
 use crate::config::Config;
@@ -21,6 +22,7 @@ use crate::leadership;
 use crate::log_store::LogStore;
 use crate::machine::ReplicatedMachine;
 use crate::network::{Links, Network};
+use crate::pace::Pace;
 use crate::proposals::Waiting;
 use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
@@ -45,14 +47,15 @@ pub enum Birth {
 pub struct Groups {
     node: NodeId,
     storage: Arc<Storage>,
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) config: Arc<Config>,
     durable: Arc<openraft::Config>,
     volatile: Arc<openraft::Config>,
     open: RwLock<HashMap<GroupId, Slot>>,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) suspects: Arc<Suspects>,
-    this: Weak<Self>,
+    pub(crate) beats: Arc<Beats>,
+    pub(crate) this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
 }
@@ -81,12 +84,14 @@ impl Groups {
             open: RwLock::default(),
             dirty: Arc::default(),
             suspects: Arc::default(),
+            beats: Arc::new(Beats::new(config.election_max)),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
         });
         let receiver: Weak<dyn Receiver> = groups.this.clone();
         groups.transport.start(receiver);
         spawn("checkpoints", checkpoints::run(groups.this.clone()));
+        spawn("beats", beats::run(groups.this.clone(), config.heartbeat));
         groups
     }
 
@@ -168,6 +173,9 @@ impl Groups {
             applied,
             leadership: leadership::channel(),
             majority_lost: watch::Sender::new(false),
+            beats: Arc::clone(&self.beats),
+            pace: Mutex::new(Pace::new()),
+            parked: Mutex::default(),
             stopping: watch::Sender::new(Stopping::No),
             unborn: AtomicBool::new(unborn),
             closing,
@@ -257,6 +265,8 @@ impl Groups {
     /// connection broke and its address refuses new ones; callers may have better means to know.
     pub fn peer_down(&self, node: NodeId) {
         self.suspects.add(node);
+        self.beats.forget(node);
+        self.peer_silent(node, Duration::ZERO);
         let mut candidates: Vec<(usize, Group)> = Vec::new();
         self.for_each(|group| {
             if let Some(turn) = turn_after(group, node) {

@@ -137,6 +137,76 @@ async fn a_silent_leader_is_replaced_by_timeout_and_stops_calling_itself_leading
     assert!(!held.contains(&payload("stuck")), "the new leader's log wins");
 }
 
+/// Waits until no replica of the group ticks: beats between the nodes stand for its heartbeats.
+async fn covered(cluster: &Cluster, group: GroupId) {
+    until("the group to be covered on every node", || {
+        cluster.nodes.values().all(|node| node.group(group).status().covered).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_covered_group_takes_proposals_after_a_long_rest() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "one").await.unwrap();
+    covered(&cluster, GROUP).await;
+    let term = cluster.nodes[&leader].group(GROUP).status().raft_term;
+
+    // Nobody answers this leader meanwhile, so the lease that openraft asks for runs out.
+    tokio::time::sleep(quick().election_max * 3).await;
+
+    put(&cluster.nodes[&leader].group(GROUP), "two").await.unwrap();
+    cluster.nodes[&leader].group(GROUP).read_barrier().await.unwrap();
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+    assert_eq!(cluster.nodes[&leader].group(GROUP).status().raft_term, term, "nobody stood for election");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_covered_group_elects_when_its_leader_falls_silent() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let old = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&old].group(GROUP), "before").await.unwrap();
+    covered(&cluster, GROUP).await;
+
+    cluster.network.isolate(NodeId(old));
+    until("another leader", || {
+        cluster.nodes.iter().find_map(|(number, node)| {
+            (*number != old && node.group(GROUP).leadership().borrow().leading).then_some(())
+        })
+    })
+    .await;
+    until("the old leader to notice", || {
+        (!cluster.nodes[&old].group(GROUP).leadership().borrow().leading).then_some(())
+    })
+    .await;
+    cluster.network.heal();
+
+    put_somewhere(&cluster, GROUP, "after").await;
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("before"), payload("after")]);
+    covered(&cluster, GROUP).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_comes_back_learns_the_leader_of_a_covered_group() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "one").await.unwrap();
+    covered(&cluster, GROUP).await;
+
+    let follower = (1..=3).find(|number| *number != leader).unwrap();
+    let disk = cluster.kill(follower);
+    cluster.start(follower, disk);
+    cluster.nodes.get_mut(&follower).unwrap().open(GROUP, Birth::Existing).await;
+
+    covered(&cluster, GROUP).await;
+    let seen = cluster.nodes[&follower].group(GROUP).leadership().borrow().leader;
+    assert_eq!(seen, Some(NodeId(cluster.leader(GROUP).await)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_silence_of_everybody_does_not_depose_the_leader_for_good() {
     let mut cluster = Cluster::new(3, quick());
