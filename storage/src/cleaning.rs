@@ -111,15 +111,16 @@ impl MessageStore {
     fn empty_mostly_dead(self: &Arc<Self>, purged_index: u64, report: &mut CleanReport) -> Result<(), Error> {
         let candidates: Vec<u64> =
             self.index.read().candidates.iter().take(CANDIDATES_PER_CALL).copied().collect();
-        report.more |= candidates.len() == CANDIDATES_PER_CALL;
-        let mut bytes = 0;
-        for first_seq in candidates {
+        let (before, mut bytes) = (report.cleaned_blocks, 0);
+        for first_seq in &candidates {
             if bytes >= BYTES_PER_CALL {
                 report.more = true;
                 break;
             }
-            bytes += self.empty(first_seq, purged_index, report)?;
+            bytes += self.empty(*first_seq, purged_index, report)?;
         }
+        // Candidates that may not be emptied yet are looked at again when more is purged, not at once.
+        report.more |= candidates.len() == CANDIDATES_PER_CALL && report.cleaned_blocks > before;
         Ok(())
     }
 

@@ -63,6 +63,13 @@ pub(crate) enum Value {
 }
 
 impl Value {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Whole(value) => value.len(),
+            Self::Placed(_, place) => place.len as usize,
+        }
+    }
+
     /// Some bytes of it; `None` if it does not reach so far.
     pub(crate) fn part(&self, from: usize, len: usize) -> Result<Option<Bytes>, Error> {
         match self {

@@ -30,9 +30,9 @@ use crate::keys::{self, KeyRange, Space, Table};
 use crate::moments::{self, Moment};
 use crate::storage::Storage;
 
-/// Rows that a scan fetches under one lock.
 /// Smaller blocks are read whole and kept: their other records may be asked for next.
 const SINGLE_BYTES_MIN: u32 = 32 << 10;
+/// Rows that a scan fetches under one lock.
 const ROWS_PER_LOOK: usize = 64;
 /// The first look is a short one: many scans end in their first block.
 const ROWS_FIRST_LOOK: usize = 4;
@@ -213,6 +213,9 @@ impl MessageStore {
         else {
             return Ok(None);
         };
+        if value.len() != row.size as usize {
+            return Ok(None);
+        }
         let position = row.position(seq.0);
         let wanted = Wanted { block_bytes: row.size as usize, count: row.count, position, seq };
         single::read(wanted, &mut |from, len| value.part(from, len))?.map_err(|error| {

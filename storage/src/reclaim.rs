@@ -72,6 +72,13 @@ impl Reclaimer {
     }
 }
 
+impl Reclaimer {
+    /// Lets it end by itself.
+    pub(crate) fn detach(mut self) {
+        self.thread = None;
+    }
+}
+
 impl Drop for Reclaimer {
     fn drop(&mut self) {
         self.requests = None;

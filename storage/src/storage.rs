@@ -381,7 +381,14 @@ impl Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         self.queue.close();
-        drop(self.reclaimer.take());
+        let writer = match &self.pump {
+            Pump::Thread(Some(thread)) => Some(thread.thread().id()),
+            _ => None,
+        };
+        if let Some(reclaimer) = self.reclaimer.take() {
+            // It may wait for the writer, which must not wait for it.
+            if writer == Some(std::thread::current().id()) { reclaimer.detach() } else { drop(reclaimer) }
+        }
         match &mut self.pump {
             Pump::Thread(thread) => {
                 // The last handle may be dropped by a callback, on the writer's own thread.

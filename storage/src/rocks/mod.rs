@@ -23,8 +23,8 @@ use crate::error::Error;
 use crate::keys::{self, KeyRange, Table};
 use crate::mark::SyncMark;
 use crate::moments::{self, Moment};
-use crate::options::{Options, Payloads};
-use crate::values::{Place, ValueLog};
+use crate::options::{Options, Payloads, RESERVE_BYTES_MIN};
+use crate::values::{Census, Place, ValueLog};
 
 /// The column family of places in the value log, with the keys of `blocks`.
 const PLACES: &str = "places";
@@ -53,6 +53,7 @@ pub(crate) struct RocksEngine {
     db: DB,
     values: ValueLog,
     payloads: Payloads,
+    reserve_bytes: u64,
     /// Whether a block was removed since cleaning looked.
     removed: AtomicBool,
     dir: PathBuf,
@@ -88,6 +89,7 @@ impl RocksEngine {
             db,
             values,
             payloads: options.payloads,
+            reserve_bytes: options.reserve_bytes.max(RESERVE_BYTES_MIN),
             removed: AtomicBool::new(true),
             dir: dir.to_path_buf(),
             mark,
@@ -100,9 +102,14 @@ impl RocksEngine {
     /// Fills two files that RocksDB will write its log over. Without them the first syncs of a process, and those
     /// after each switch to a new file, would cost about twice as much.
     fn prepare_logs(&self, bytes: usize) -> Result<(), Error> {
+        let needed = self.reserve_bytes + (PREPARED_LOGS * bytes) as u64;
+        if bytes == 0 || self.disk_free()? < needed {
+            // A full disk must not keep a node from starting: deleting is what frees it.
+            return Ok(());
+        }
         let filler = vec![0; FILLER_BYTES.min(bytes)];
         for _ in 0..PREPARED_LOGS {
-            for _ in 0..bytes / filler.len().max(1) {
+            for _ in 0..bytes / filler.len() {
                 let mut batch = WriteBatch::default();
                 // In the log and nowhere else.
                 batch.put_log_data(&filler);
@@ -153,9 +160,11 @@ impl RocksEngine {
         self.values.append(&bulk).map_err(|error| Error::Engine(format!("value log: {error}")))
     }
 
-    fn rocks_batch(&self, set: &WriteSet, places: Vec<Place>) -> Result<WriteBatch, Error> {
+    /// The set for RocksDB, and whether it removes blocks.
+    fn rocks_batch(&self, set: &WriteSet, places: Vec<Place>) -> Result<(WriteBatch, bool), Error> {
         let in_values = places.len();
         let mut places = places.into_iter();
+        let mut removes = false;
         let mut batch = WriteBatch::with_capacity_bytes(if in_values > 0 { 4096 } else { set.bytes + 64 });
         for operation in &set.operations {
             match operation {
@@ -169,14 +178,14 @@ impl RocksEngine {
                     batch.delete_cf(self.family(*table), key);
                     if *table == Table::Blocks {
                         batch.delete_cf(self.places(), key);
-                        self.removed.store(true, Ordering::Relaxed);
+                        removes = true;
                     }
                 }
                 Operation::DeleteRange { table, range } => {
                     batch.delete_range_cf(self.family(*table), &range.from, &range.to);
                     if *table == Table::Blocks {
                         batch.delete_range_cf(self.places(), &range.from, &range.to);
-                        self.removed.store(true, Ordering::Relaxed);
+                        removes = true;
                     }
                 }
                 Operation::Move { key, from, to } => {
@@ -186,7 +195,7 @@ impl RocksEngine {
                 }
             }
         }
-        Ok(batch)
+        Ok((batch, removes))
     }
 
     fn place(&self, key: &[u8]) -> Result<Option<Place>, Error> {
@@ -230,6 +239,42 @@ impl RocksEngine {
             Ok(())
         })?;
         self.move_values(survivors, write)
+    }
+
+    /// Removes empty segments, and moves survivors out of a few of the emptiest. Says whether it moved any.
+    fn clean_some(&self, write: &mut dyn FnMut(WriteSet) -> Result<(), Error>) -> Result<bool, Error> {
+        let census = self.count_values()?;
+        self.remove_dead(&census)?;
+        let victims = self.values.victims(&census);
+        // Copies need room before they give any back.
+        if victims.is_empty() || self.disk_free()? < self.reserve_bytes {
+            return Ok(false);
+        }
+        self.move_survivors(|segment| victims.contains(&segment), write)?;
+        moments::reached(Moment::ValuesMoved);
+        self.remove_dead(&self.count_values()?)?;
+        Ok(true)
+    }
+
+    fn count_values(&self) -> Result<Census, Error> {
+        let mut census = self.values.census();
+        self.each_place(&mut |_, place| {
+            census.count(place);
+            Ok(())
+        })?;
+        Ok(census)
+    }
+
+    fn remove_dead(&self, census: &Census) -> Result<(), Error> {
+        if !self.values.has_dead(census) {
+            return Ok(());
+        }
+        // The removal of their values may not be on the disk yet, and a place must never point to nothing.
+        self.db.flush_wal(true)?;
+        moments::reached(Moment::SegmentsEmpty);
+        self.values.remove_dead(census).map_err(|error| Error::Engine(format!("value log: {error}")))?;
+        moments::reached(Moment::SegmentsRemoved);
+        Ok(())
     }
 
     fn move_values(
@@ -293,7 +338,12 @@ impl Engine for RocksEngine {
         }
         let mut how = WriteOptions::default();
         how.set_sync(durability == Durability::Synced);
-        self.db.write_opt(self.rocks_batch(&set, places)?, &how)?;
+        let (batch, removes) = self.rocks_batch(&set, places)?;
+        self.db.write_opt(batch, &how)?;
+        // After the write: whoever clears it must see what it stands for.
+        if removes {
+            self.removed.store(true, Ordering::Release);
+        }
         if durability == Durability::Synced {
             self.mark
                 .advance(self.db.latest_sequence_number())
@@ -323,30 +373,15 @@ impl Engine for RocksEngine {
     }
 
     fn clean_values(&self, write: &mut dyn FnMut(WriteSet) -> Result<(), Error>) -> Result<(), Error> {
-        if !self.removed.swap(false, Ordering::Relaxed) {
+        if !self.removed.swap(false, Ordering::Acquire) {
             return Ok(());
         }
-        let failed = |error: io::Error| Error::Engine(format!("value log: {error}"));
-        let mut census = self.values.census();
-        self.each_place(&mut |_, place| {
-            census.count(place);
-            Ok(())
-        })?;
-        if self.values.has_dead(&census) {
-            // The removal of their values may not be on the disk yet, and a place must never point to nothing.
-            self.db.flush_wal(true)?;
-            moments::reached(Moment::SegmentsEmpty);
-            self.values.remove_dead(&census).map_err(failed)?;
-            moments::reached(Moment::SegmentsRemoved);
+        let cleaned = self.clean_some(write);
+        if !matches!(cleaned, Ok(false)) {
+            // There is more, or it is tried again.
+            self.removed.store(true, Ordering::Release);
         }
-        let victims = self.values.victims(&census);
-        if !victims.is_empty() {
-            self.move_survivors(|segment| victims.contains(&segment), write)?;
-            moments::reached(Moment::ValuesMoved);
-            // They are empty now, which the next look finds.
-            self.removed.store(true, Ordering::Relaxed);
-        }
-        Ok(())
+        cleaned.map(drop)
     }
 
     fn disk_free(&self) -> Result<u64, Error> {

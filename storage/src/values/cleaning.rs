@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use bytes::Bytes;
+
 use super::segment::Appender;
 use super::{Place, ValueLog};
 
@@ -37,9 +39,10 @@ impl Census {
 impl ValueLog {
     /// Begins a count. Values in segments that are sealed now can only become fewer.
     pub(crate) fn census(&self) -> Census {
+        // Before the appenders are looked at: a segment that is begun in between must not be taken for a sealed one.
+        let segments = self.segments();
         let appended = [self.active.lock(), self.copies.lock()]
             .map(|appender| appender.as_ref().map(|appender| appender.segment().number));
-        let segments = self.segments();
         let sealed = segments.keys().filter(|number| !appended.contains(&Some(**number)));
         Census { live: sealed.map(|number| (*number, 0)).collect() }
     }
@@ -55,7 +58,8 @@ impl ValueLog {
         census.live.iter().filter(|(_, live)| **live == 0).try_for_each(|(number, _)| self.remove(*number))
     }
 
-    /// The emptiest segments whose survivors should move, if there is too much garbage.
+    /// The emptiest segments whose survivors should move, if there is too much garbage. At most about a segment of
+    /// survivors at a time, so that copying needs little room and ends soon.
     pub(crate) fn victims(&self, census: &Census) -> BTreeSet<u64> {
         let segments = self.segments();
         let mut sealed: Vec<(u64, u64, u64)> = census
@@ -66,12 +70,15 @@ impl ValueLog {
         let mut all: u64 = sealed.iter().map(|(_, _, bytes)| bytes).sum();
         let mut garbage = sealed.iter().map(|(_, live, bytes)| bytes.saturating_sub(*live)).sum::<u64>();
         let mut victims = BTreeSet::new();
+        let mut survivors = 0;
         if garbage < GARBAGE_SEGMENTS_MIN * self.segment_bytes {
             return victims;
         }
         sealed.sort_by_key(|(_, live, bytes)| live * 1000 / (*bytes).max(1));
         for (number, live, bytes) in sealed {
-            if garbage * 100 <= all * GARBAGE_PERCENT_MAX {
+            survivors += live;
+            let enough = garbage * 100 <= all * GARBAGE_PERCENT_MAX;
+            if enough || (survivors > self.segment_bytes && !victims.is_empty()) {
                 break;
             }
             victims.insert(number);
@@ -82,9 +89,15 @@ impl ValueLog {
     }
 
     /// Copies values to a segment for survivors and returns where the copies lie, on stable storage. `None` stands for
-    /// a value that is gone.
+    /// a value that is gone, or that cannot be read: it stays where it is, and its segment with it.
     pub(crate) fn copy(&self, places: &[Place]) -> io::Result<Vec<Option<Place>>> {
-        let values = places.iter().map(|place| self.read(*place)).collect::<io::Result<Vec<_>>>()?;
+        let read = |place: &Place| {
+            self.read(*place).unwrap_or_else(|error| {
+                tracing::error!(segment = place.segment, offset = place.offset, %error, "a value cannot be read");
+                None
+            })
+        };
+        let values: Vec<Option<Bytes>> = places.iter().map(read).collect();
         let mut copies = self.copies.lock();
         if copies.as_ref().is_some_and(|copies| copies.segment().bytes() >= self.segment_bytes) {
             *copies = None;

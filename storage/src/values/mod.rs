@@ -12,6 +12,7 @@ mod cleaning;
 mod segment;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use self::segment::Appender;
-use crate::sealed::Fields;
+use crate::sealed::{Fields, seal, unseal};
 
+pub(crate) use self::cleaning::Census;
 pub(crate) use self::segment::Segment;
 
 /// Where a value lies.
@@ -34,12 +36,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn encode(self) -> [u8; 20] {
-        let mut row = [0; 20];
-        row[..8].copy_from_slice(&self.segment.to_le_bytes());
-        row[8..16].copy_from_slice(&self.offset.to_le_bytes());
-        row[16..].copy_from_slice(&self.len.to_le_bytes());
-        row
+    pub(crate) fn encode(self) -> Bytes {
+        let mut row = Vec::with_capacity(24);
+        row.extend_from_slice(&self.segment.to_le_bytes());
+        row.extend_from_slice(&self.offset.to_le_bytes());
+        row.extend_from_slice(&self.len.to_le_bytes());
+        seal(row)
     }
 
     /// Where some bytes of the value lie, if it has them.
@@ -50,7 +52,7 @@ impl Place {
     }
 
     pub(crate) fn decode(row: &[u8]) -> Option<Self> {
-        let mut fields = Fields(row);
+        let mut fields = Fields(unseal(row)?);
         let place = Self { segment: fields.u64()?, offset: fields.u64()?, len: fields.u32()? };
         fields.end()?;
         Some(place)
@@ -76,6 +78,9 @@ impl ValueLog {
     /// Opens or creates the log in `dir`. A segment that is not full is continued.
     pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
+        if let Some(parent) = dir.parent() {
+            File::open(parent)?.sync_all()?;
+        }
         let mut segments = BTreeMap::new();
         for file in std::fs::read_dir(dir)? {
             let path = file?.path();
@@ -145,11 +150,10 @@ impl ValueLog {
 
     /// Forgets a segment and removes its file. Readers that hold the segment keep reading it.
     fn remove(&self, number: u64) -> io::Result<()> {
-        let removed = Arc::make_mut(&mut self.segments.write()).remove(&number);
-        match removed {
-            Some(segment) => segment.delete(&self.dir),
-            None => Ok(()),
-        }
+        let Some(segment) = self.segments().get(&number).cloned() else { return Ok(()) };
+        segment.delete(&self.dir)?;
+        Arc::make_mut(&mut self.segments.write()).remove(&number);
+        Ok(())
     }
 }
 

@@ -82,9 +82,8 @@ impl Appender {
     /// Begins a file. It and its name are on stable storage when this returns.
     pub(crate) fn create(dir: &Path, number: u64) -> io::Result<Self> {
         let path = path(dir, number);
-        let file = open_synced(&path, true)?;
         let mut buffer = AlignedBuffer::default();
-        file.write_all_at(buffer.fill(&[&head(number)]), 0)?;
+        let file = open_synced(&path, &mut buffer, number)?;
         File::open(dir)?.sync_all()?;
         let bytes = AtomicU64::new(ALIGNMENT as u64);
         let segment = Arc::new(Segment { number, file: File::open(&path)?, bytes });
@@ -93,11 +92,8 @@ impl Appender {
 
     /// Continues a file behind whatever a crash may have left at its end.
     pub(crate) fn resume(dir: &Path, segment: Arc<Segment>) -> io::Result<Self> {
-        let file = open_synced(&path(dir, segment.number), false)?;
         let mut buffer = AlignedBuffer::default();
-        if segment.bytes() < ALIGNMENT as u64 {
-            file.write_all_at(buffer.fill(&[&head(segment.number)]), 0)?;
-        }
+        let file = open_synced(&path(dir, segment.number), &mut buffer, segment.number)?;
         let end = segment.bytes().max(ALIGNMENT as u64).next_multiple_of(ALIGNMENT as u64);
         segment.bytes.store(end, Ordering::Release);
         Ok(Self { segment, file, buffer })
@@ -135,20 +131,19 @@ fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:020}.{ENDING}"))
 }
 
-/// File systems in memory refuse direct I/O; there the page cache is the disk anyway.
-fn open_synced(path: &Path, create: bool) -> io::Result<File> {
-    let open = |flags: OFlags| {
-        let flags = (flags | OFlags::DSYNC).bits();
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(create).custom_flags(i32::try_from(flags).unwrap_or(0));
-        options.open(path)
+/// Opens or creates a file and writes its head. Some file systems refuse direct I/O, when a file is opened or when it
+/// is written; there the page cache has to do.
+fn open_synced(path: &Path, buffer: &mut AlignedBuffer, number: u64) -> io::Result<File> {
+    let head = head(number);
+    let mut open = |flags: OFlags| -> io::Result<File> {
+        let flags = i32::try_from((flags | OFlags::DSYNC).bits()).unwrap_or(0);
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
+        file.write_all_at(buffer.fill(&[&head]), 0)?;
+        Ok(file)
     };
     match open(OFlags::DIRECT) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-            if create {
-                // Created, then refused.
-                let _ = std::fs::remove_file(path);
-            }
             open(OFlags::empty())
         }
         opened => opened,

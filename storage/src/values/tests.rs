@@ -57,7 +57,7 @@ fn a_full_segment_is_left_and_one_that_is_not_full_is_continued() {
 fn what_a_crash_left_at_the_end_of_a_segment_harms_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let before = append(&ValueLog::open(dir.path(), SEGMENT_BYTES).unwrap(), 1, 5000);
-    let file = fs::File::options().write(true).open(dir.path().join(format!("{:020}.values", 1))).unwrap();
+    let file = File::options().write(true).open(dir.path().join(format!("{:020}.values", 1))).unwrap();
     file.write_all_at(&[9; 777], file.metadata().unwrap().len()).unwrap();
 
     let log = ValueLog::open(dir.path(), SEGMENT_BYTES).unwrap();
