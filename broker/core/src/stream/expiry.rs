@@ -29,7 +29,7 @@ pub(crate) struct Expiries {
     /// Entries in all slots.
     count: u64,
     dirty: BTreeSet<i64>,
-    /// Rows of slots that are gone or became shorter: slot and page.
+    /// Rows of slots that are gone or may have become shorter: slot and page.
     gone: BTreeSet<(i64, u32)>,
 }
 
@@ -70,6 +70,8 @@ impl Expiries {
         }
         self.count -= due.len() as u64;
         due.sort_unstable();
+        // Rows that were left behind when a slot became shorter may list a message twice.
+        due.dedup();
         due
     }
 
@@ -84,8 +86,8 @@ impl Expiries {
             slot.seqs.retain(|seq| messages.is_live(*seq));
             count += slot.seqs.len() as u64;
             if slot.seqs.len() < before {
-                let shorter = pages(slot.seqs.len())..pages(slot.written);
-                self.gone.extend(shorter.map(|page| (*number, page)));
+                // All of them: how short the slot is by the next checkpoint is not known yet.
+                self.gone.extend((0..pages(slot.written)).map(|page| (*number, page)));
                 slot.written = 0;
                 self.dirty.insert(*number);
             }
@@ -172,7 +174,13 @@ fn key(number: i64, page: u32) -> [u8; 12] {
 mod tests {
     use std::collections::BTreeMap;
 
+    use levee_protocol::api::StreamConfig;
+    use levee_protocol::command::StreamCommand;
+    use levee_protocol::ids::Seq;
+    use levee_protocol::record::BlockBuilder;
+
     use super::*;
+    use crate::testing::Bench;
 
     #[test]
     fn what_is_due_comes_out_in_order_and_no_earlier() {
@@ -219,6 +227,49 @@ mod tests {
                 assert_eq!(loaded.count, expiries.count);
             }
         }
+    }
+
+    #[test]
+    fn a_slot_that_is_swept_twice_between_checkpoints_leaves_no_rows_behind() {
+        let now = Timestamp(0);
+        let mut bench = Bench::default();
+        let config = StreamConfig {
+            name: "S".into(),
+            subjects: vec!["s".into()],
+            max_msgs: -1,
+            max_bytes: -1,
+            max_msgs_per_subject: -1,
+            allow_msg_ttl: true,
+            ..StreamConfig::default()
+        };
+        bench.apply(&StreamCommand::Configure { now, created: now, config: Box::new(config) });
+        let mut block = BlockBuilder::default();
+        for _ in 0..6000 {
+            block.push(b"s", b"NATS/1.0\r\nNats-TTL: 1h\r\n\r\n", b"");
+        }
+        bench.apply(&StreamCommand::Publish(block.finish(now)));
+        bench.checkpoint();
+
+        for (seqs, left) in [(1..=4000, 2000), (4001..=5000, 1000)] {
+            for seq in seqs {
+                bench.apply(&StreamCommand::DeleteMessage { now, seq: Seq(seq) });
+            }
+            bench.apply(&StreamCommand::Tick { now });
+            assert_eq!(bench.machine.expiries.count, left);
+        }
+        bench.checkpoint();
+        assert_eq!(bench.loaded().all_rows(), bench.machine.all_rows());
+    }
+
+    #[test]
+    fn a_message_that_rows_list_twice_comes_out_once() {
+        let mut expiries = Expiries::default();
+        expiries.load_row(&key(1, 0), &[1, 1]).unwrap();
+        expiries.load_row(&key(1, 1), &[2]).unwrap();
+        expiries.loaded();
+
+        assert_eq!(expiries.take_due(Timestamp(i64::MAX), 100), [1, 2]);
+        assert_eq!(expiries.count, 0);
     }
 
     #[test]
