@@ -9,13 +9,16 @@ use std::borrow::Cow;
 use levee_protocol::api::{ApiError, PublishIntent, Republish, StreamConfig, SubjectTransform, Ttl};
 use levee_protocol::ids::Seq;
 use levee_protocol::record::RecordRef;
-use levee_protocol::subject::Transform;
+use levee_protocol::subject::{Subject, Transform};
 use levee_protocol::time::Nanos;
 use levee_protocol::wire::headers::HeaderBuilder;
 
 use super::StreamMachine;
 use super::limits::Limits;
 use super::schedules;
+
+/// Longest subject that a transform may make, in bytes: about what a client can send in one line.
+const SUBJECT_BYTES_MAX: usize = 4096;
 
 /// What a stream changes about messages, and what else its leader does with them.
 #[derive(Clone, Debug)]
@@ -77,9 +80,13 @@ impl Composition {
         })
     }
 
-    /// The subject under which a message is stored.
+    /// The subject under which a message is stored: its own where a transform makes none that is valid.
     pub fn subject<'a>(&self, subject: &'a [u8], draw: &mut dyn FnMut() -> u64) -> Cow<'a, [u8]> {
-        let changed = self.transform.as_ref().and_then(|transform| transform.apply(subject, draw));
+        let changed = self
+            .transform
+            .as_ref()
+            .and_then(|transform| transform.apply(subject, draw))
+            .filter(|changed| is_sound(changed));
         changed.map_or(Cow::Borrowed(subject), Cow::Owned)
     }
 
@@ -111,7 +118,7 @@ impl Composition {
         self.republish.is_some()
     }
 
-    /// A stored message as it is published again, if it is.
+    /// A stored message as it is published again, if it is. Not under its own subject: it could come back.
     pub fn republished(
         &self,
         record: &RecordRef<'_>,
@@ -119,7 +126,7 @@ impl Composition {
         draw: &mut dyn FnMut() -> u64,
     ) -> Option<Republished> {
         let (transform, body) = self.republish.as_ref()?;
-        let subject = transform.apply(record.subject, draw)?;
+        let subject = transform.apply(record.subject, draw).filter(|subject| is_sound(subject))?;
         let mut header = HeaderBuilder::from_block(record.header);
         header
             .push("Nats-Stream", &self.name)
@@ -132,6 +139,11 @@ impl Composition {
         }
         Some(Republished { subject, header: header.finish(), with_body: *body == Body::Whole })
     }
+}
+
+/// Whether a subject that was made may be used.
+fn is_sound(subject: &[u8]) -> bool {
+    subject.len() <= SUBJECT_BYTES_MAX && Subject::parse(subject).is_ok()
 }
 
 impl StreamMachine {
@@ -184,6 +196,29 @@ mod tests {
         check(&config, "Nats-TTL: never", "Nats-TTL: never");
         check(&config, "A: b", "A: b");
         check(&StreamConfig { max_msgs_per_subject: 1, ..config }, "Nats-TTL: 1s", "Nats-TTL: 1s");
+    }
+
+    #[test]
+    fn a_subject_that_would_not_be_valid_is_not_made() {
+        let long = "x".repeat(SUBJECT_BYTES_MAX / 2);
+        let dest = String::from("d.$1.$1");
+        let config = StreamConfig {
+            subject_transform: Some(SubjectTransform { src: "s.*".into(), dest: dest.clone() }),
+            republish: Some(Republish { src: "s.*".into(), dest, headers_only: false }),
+            ..StreamConfig::default()
+        };
+        let composition = composition(config).unwrap();
+        let check = |subject: &str, made: Option<&str>| {
+            let stored = composition.subject(subject.as_bytes(), &mut || 0);
+            assert_eq!(stored, made.unwrap_or(subject).as_bytes());
+            let record =
+                RecordRef { timestamp: Timestamp(0), subject: subject.as_bytes(), header: b"", payload: b"" };
+            let again = composition.republished(&record, (Seq(1), Seq(0)), &mut || 0);
+            assert_eq!(again.map(|again| again.subject), made.map(|made| made.as_bytes().to_vec()));
+        };
+
+        check("s.a", Some("d.a.a"));
+        check(&format!("s.{long}"), None);
     }
 
     #[test]
