@@ -31,7 +31,7 @@ impl Schedule {
         let invalid = ApiError::schedule_pattern_invalid;
         let pattern = pattern.trim();
         if let Some(time) = pattern.strip_prefix("@at ") {
-            let time = Timestamp::parse(time.trim()).ok().filter(|_| zone.is_none() && time.contains('T'));
+            let time = once(time.trim()).filter(|_| zone.is_none());
             return time.map(Self::At).ok_or_else(invalid);
         }
         if let Some(span) = pattern.strip_prefix("@every ") {
@@ -77,6 +77,14 @@ impl Schedule {
             Self::Cron(cron) => cron.next(now),
         }
     }
+}
+
+/// The time of `@at`. One that is too late for a `Timestamp` is the last one there is.
+fn once(text: &str) -> Option<Timestamp> {
+    let time = Timestamp::parse(text).ok().filter(|_| text.contains('T'))?;
+    // A time that does not fit reads as `ZERO`; which way it does not, the four digits of the year say.
+    let is_late = time == Timestamp::ZERO && text.get(..4).is_some_and(|year| year > "2000");
+    Some(if is_late { Timestamp(i64::MAX) } else { time })
 }
 
 fn whole_second(time: Timestamp) -> Timestamp {
@@ -264,6 +272,18 @@ mod tests {
         assert_eq!(code("@hourly", "Nowhere/Else"), Err(10223));
         assert_eq!(code("@every 1h", "UTC"), Err(10189));
         assert_eq!(code("@at 2050-01-01T00:00:00Z", "UTC"), Err(10189));
+    }
+
+    #[test]
+    fn times_that_do_not_fit_are_the_first_or_the_last_there_is() {
+        for (text, expected) in [
+            ("@at 0001-01-01T00:00:00Z", Timestamp::ZERO),
+            ("@at 1600-01-01T00:00:00Z", Timestamp::ZERO),
+            ("@at 2262-04-12T00:00:00Z", Timestamp(i64::MAX)),
+            ("@at 9999-12-31T23:59:59Z", Timestamp(i64::MAX)),
+        ] {
+            assert_eq!(Schedule::parse(text, None).unwrap(), Schedule::At(expected), "{text}");
+        }
     }
 
     #[test]

@@ -252,6 +252,7 @@ impl StreamMachine {
         self.messages.settle(&reads)?;
         self.owe_markers(&mut removals);
         self.expiries.sweep(&self.messages);
+        self.schedules.sweep(&self.messages);
         Ok(Outcome::removed(removals, Reply::None))
     }
 

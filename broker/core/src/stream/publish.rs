@@ -85,6 +85,7 @@ impl StreamMachine {
         self.messages.settle(&reads)?;
         self.owe_markers(&mut removals);
         self.expiries.sweep(&self.messages);
+        self.schedules.sweep(&self.messages);
         let accepted = reads.into_accepted();
         Ok(Outcome::stored(Seq(first_seq), block.count(), &accepted, removals, Reply::Publish(replies)))
     }

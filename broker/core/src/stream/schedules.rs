@@ -17,7 +17,7 @@ use levee_protocol::wire::headers::{HeaderBlock, HeaderBuilder};
 
 use super::StreamMachine;
 use super::limits::Wanted;
-use super::messages::Removals;
+use super::messages::{Messages, Removals};
 use super::outcome::PublishReply;
 use super::publish::Admitted;
 use super::reads::Reads;
@@ -27,6 +27,10 @@ use crate::rows::{RowKind, RowReader, StateRow};
 
 /// Messages of schedules in one block.
 const FIRED_MAX: usize = 256;
+/// A block of them is not added to once it has so many bytes.
+const FIRED_BYTES_MAX: usize = 1 << 20;
+/// Fewer schedules than this are not worth a look for those whose message is gone.
+const SWEEP_MIN: usize = 1024;
 /// What `Nats-Schedule-Next` says when there is no next time.
 const PURGE: &str = "purge";
 
@@ -42,8 +46,8 @@ pub(crate) struct Schedules {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Pending {
     seq: u64,
-    /// The last time that was claimed.
-    claimed: Timestamp,
+    /// The last time that was claimed. `None` while none was.
+    claimed: Option<Timestamp>,
     next: Timestamp,
 }
 
@@ -59,7 +63,7 @@ impl Schedules {
     /// A message was stored that is a schedule.
     pub(crate) fn set(&mut self, subject: &[u8], seq: u64, next: Timestamp) {
         self.remove(subject);
-        self.put(subject.into(), Pending { seq, claimed: Timestamp::ZERO, next });
+        self.put(subject.into(), Pending { seq, claimed: None, next });
     }
 
     /// The subject has no schedule in force any more.
@@ -81,15 +85,27 @@ impl Schedules {
         }
     }
 
+    /// Forgets schedules whose message is gone, if there are more of them than messages.
+    pub(crate) fn sweep(&mut self, messages: &Messages) {
+        if self.subjects.len() < SWEEP_MIN || (self.subjects.len() as u64) / 2 < messages.count {
+            return;
+        }
+        let gone = self.subjects.iter().filter(|(_, pending)| !messages.is_live(pending.seq));
+        let gone: Vec<Box<[u8]>> = gone.map(|(subject, _)| subject.clone()).collect();
+        for subject in gone {
+            self.remove(&subject);
+        }
+    }
+
     /// Whether the claim is in order; then it is noted.
     fn claim(&mut self, subject: &[u8], claim: Claim) -> bool {
         let Some(pending) = self.subjects.get(subject).copied() else { return false };
-        if pending.seq != claim.seq || claim.due <= pending.claimed {
+        if pending.seq != claim.seq || pending.claimed.is_some_and(|claimed| claim.due <= claimed) {
             return false;
         }
         self.remove(subject);
         if let Some(next) = claim.next {
-            self.put(subject.into(), Pending { claimed: claim.due, next, ..pending });
+            self.put(subject.into(), Pending { claimed: Some(claim.due), next, ..pending });
         }
         true
     }
@@ -119,6 +135,7 @@ impl Schedules {
         let mut reader = RowReader::new(RowKind::Schedule, value);
         let seq = u64::from_le_bytes(reader.bytes()?);
         let claimed = Timestamp(i64::from_le_bytes(reader.bytes()?));
+        let claimed = (claimed != Timestamp::ZERO).then_some(claimed);
         let next = Timestamp(i64::from_le_bytes(reader.bytes()?));
         self.due.insert((next, key.into()));
         self.subjects.insert(key.into(), Pending { seq, claimed, next });
@@ -128,7 +145,9 @@ impl Schedules {
 
 impl Pending {
     fn encode(&self) -> Vec<u8> {
-        [self.seq.to_le_bytes(), self.claimed.0.to_le_bytes(), self.next.0.to_le_bytes()].concat()
+        // Only `@at` can be due at `ZERO`, and nothing is left of it once that is claimed.
+        let claimed = self.claimed.unwrap_or(Timestamp::ZERO);
+        [self.seq.to_le_bytes(), claimed.0.to_le_bytes(), self.next.0.to_le_bytes()].concat()
     }
 }
 
@@ -325,6 +344,9 @@ impl StreamMachine {
         let mut block = BlockBuilder::default();
         let due = self.schedules.due.iter().take_while(|(next, _)| *next <= now).take(FIRED_MAX);
         for (next, subject) in due {
+            if block.bytes() >= FIRED_BYTES_MAX {
+                break;
+            }
             if let Some(pending) = self.schedules.subjects.get(subject)
                 && self.messages.is_live(pending.seq)
             {
@@ -385,4 +407,117 @@ pub(crate) fn with_rollup(header: &[u8]) -> Option<Vec<u8>> {
     let mut rolling = HeaderBuilder::from_block(header);
     rolling.push("Nats-Rollup", "sub");
     Some(rolling.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use levee_protocol::api::{PurgeRequest, StreamConfig};
+    use levee_protocol::command::StreamCommand;
+    use levee_protocol::ids::Seq;
+    use levee_protocol::subject::Filter;
+
+    use super::*;
+    use crate::testing::Bench;
+
+    fn bench() -> Bench {
+        let now = Timestamp(0);
+        let mut bench = Bench::default();
+        let config = StreamConfig {
+            name: "S".into(),
+            subjects: vec!["s.>".into(), "out".into()],
+            max_msgs: -1,
+            max_bytes: -1,
+            max_msgs_per_subject: -1,
+            allow_msg_schedules: true,
+            allow_rollup_hdrs: true,
+            ..StreamConfig::default()
+        };
+        bench.apply(&StreamCommand::Configure { now, created: now, config: Box::new(config) });
+        bench
+    }
+
+    fn publish(bench: &mut Bench, pattern: &str, count: usize, payload: &[u8]) {
+        let header = format!("NATS/1.0\r\nNats-Schedule: {pattern}\r\nNats-Schedule-Target: out\r\n\r\n");
+        let mut block = BlockBuilder::default();
+        for number in 0..count {
+            block.push(format!("s.{number}").as_bytes(), header.as_bytes(), payload);
+        }
+        bench.apply(&StreamCommand::Publish(block.finish(Timestamp(0))));
+    }
+
+    fn due(bench: &Bench, now: Timestamp) -> Option<Block> {
+        bench.machine.due_schedules(now, &bench.view).unwrap()
+    }
+
+    fn restart(bench: &mut Bench) {
+        bench.checkpoint();
+        bench.machine = bench.loaded();
+    }
+
+    #[test]
+    fn a_block_of_large_messages_ends_early_and_the_rest_follow() {
+        let mut bench = bench();
+        publish(&mut bench, "@at 1970-01-01T00:00:01Z", 3, &vec![b'x'; FIRED_BYTES_MAX / 2]);
+
+        let now = Timestamp(2_000_000_000);
+        for fired in [2, 1] {
+            let block = due(&bench, now).unwrap();
+            assert_eq!(block.count(), fired * 2, "a claim and a message each");
+            bench.apply(&StreamCommand::Publish(block));
+        }
+        assert_eq!(due(&bench, now), None);
+    }
+
+    #[test]
+    fn a_time_that_no_clock_shows_is_at_once_or_never() {
+        for restarts in [false, true] {
+            let mut bench = bench();
+            publish(&mut bench, "@at 1600-01-01T00:00:00Z", 1, b"past");
+            if restarts {
+                restart(&mut bench);
+            }
+            let block = due(&bench, Timestamp(0)).unwrap();
+            bench.apply(&StreamCommand::Publish(block));
+            assert_eq!(bench.view.records().map(|record| &*record.payload).collect::<Vec<_>>(), [b"past"]);
+            assert_eq!(bench.machine.last_for(&Filter::parse("out").unwrap()), Some(Seq(2)));
+            assert_eq!(bench.machine.next_tick(), None);
+        }
+
+        let mut bench = bench();
+        publish(&mut bench, "@at 2300-01-01T00:00:00Z", 1, b"future");
+        assert_eq!(bench.machine.next_tick(), Some(Timestamp(i64::MAX)));
+        assert_eq!(due(&bench, Timestamp(i64::MAX - 1)), None);
+    }
+
+    #[test]
+    fn a_time_is_claimed_once() {
+        let mut bench = bench();
+        publish(&mut bench, "@every 1s", 1, b"x");
+        let block = due(&bench, Timestamp(1_000_000_000)).unwrap();
+        bench.apply(&StreamCommand::Publish(block.clone()));
+        restart(&mut bench);
+        let before = bench.machine.state();
+        bench.apply(&StreamCommand::Publish(block));
+        assert_eq!(bench.machine.state(), before);
+    }
+
+    #[test]
+    fn schedules_whose_messages_are_gone_are_forgotten_when_they_are_most() {
+        let now = Timestamp(0);
+        let mut bench = bench();
+        publish(&mut bench, "@at 2200-01-01T00:00:00Z", SWEEP_MIN, b"x");
+        let held = |bench: &Bench| bench.machine.schedules.subjects.len();
+        let kept = SWEEP_MIN / 2;
+        let request = PurgeRequest { seq: (SWEEP_MIN - kept) as u64, ..PurgeRequest::default() };
+        bench.apply(&StreamCommand::Purge { now, request });
+        bench.apply(&StreamCommand::Tick { now });
+        assert_eq!(held(&bench), SWEEP_MIN, "not yet twice as many as messages");
+
+        bench.apply(&StreamCommand::DeleteMessage { now, seq: Seq(SWEEP_MIN as u64) });
+        bench.apply(&StreamCommand::Tick { now });
+        assert_eq!(held(&bench) as u64, bench.machine.messages.count);
+        assert_eq!(bench.machine.schedules.due.len(), held(&bench));
+        bench.checkpoint();
+        assert_eq!(bench.loaded().all_rows(), bench.machine.all_rows());
+    }
 }
