@@ -27,10 +27,20 @@ pub async fn run(replica: Arc<Replica>, router: Arc<Router>, clock: Clock, chang
     let mut route = router.batch();
     let mut chance = Chance::new();
     loop {
-        let due = replica.read(|machine, _| machine.next_tick());
-        let wait = due.map_or(TICK_IDLE_MAX, |due| {
-            due.since(clock.now()).max(Nanos::ZERO).to_std().clamp(TICK_SPACING, TICK_IDLE_MAX)
-        });
+        // Before the first sleep, too: the leader before may have left some. And publishes make messages expire, so
+        // markers may be owed without a tick.
+        for write in [due_schedules, owed_markers] {
+            while let Some(block) = write(&replica, &clock)
+                && propose(&replica, &block, &mut route, &mut chance).await
+            {}
+        }
+        let (due, owes) = replica.read(|machine, _| (machine.next_tick(), machine.owes_markers()));
+        let wait = match due {
+            // What could not be proposed is tried again.
+            _ if owes => TICK_SPACING,
+            Some(due) => due.since(clock.now()).max(Nanos::ZERO).to_std().clamp(TICK_SPACING, TICK_IDLE_MAX),
+            None => TICK_IDLE_MAX,
+        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = changed.notified() => {
@@ -42,12 +52,6 @@ pub async fn run(replica: Arc<Replica>, router: Arc<Router>, clock: Clock, chang
         if replica.read(|machine, _| machine.next_tick()).is_some_and(|due| due <= now) {
             // A refusal means that leadership is going; the next leader ticks.
             let _ = replica.propose(&StreamCommand::Tick { now: replica.now(&clock) }).await;
-        }
-        // Publishes make messages expire, too, so markers may be owed without a tick.
-        for write in [due_schedules, owed_markers] {
-            while let Some(block) = write(&replica, &clock)
-                && propose(&replica, &block, &mut route, &mut chance).await
-            {}
         }
     }
 }

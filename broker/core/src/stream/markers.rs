@@ -66,6 +66,12 @@ impl OwedMarkers {
 }
 
 impl StreamMachine {
+    /// Whether a subject is owed a marker.
+    #[must_use]
+    pub fn owes_markers(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
     /// The markers that are owed, as the leader proposes them; not necessarily all. `None` when none are.
     #[must_use]
     pub fn owed_markers(&self, now: Timestamp) -> Option<Block> {
