@@ -71,25 +71,31 @@ impl Piece {
 
     /// The message as it would arrive, with this reply subject.
     fn inbound(&self, reply: &[u8]) -> Inbound {
-        let mut chunk = Vec::new();
+        self.copied(reply, &self.composed_header())
+    }
+
+    /// The message in a buffer of exactly its size.
+    fn copied(&self, reply: &[u8], header: &[u8]) -> Inbound {
+        let (subject, payload) = (self.subject(), self.payload());
+        let mut chunk = Vec::with_capacity(subject.len() + reply.len() + header.len() + payload.len());
         let mut put = |part: &[u8]| {
             let start = chunk.len() as u32;
             chunk.extend_from_slice(part);
             Span { start, end: chunk.len() as u32 }
         };
         let item = InboundItem {
-            subject: put(self.subject()),
+            subject: put(subject),
             reply: put(reply),
-            header: put(&self.composed_header()),
-            payload: put(self.payload()),
+            header: put(header),
+            payload: put(payload),
         };
         Inbound { chunk: chunk.into(), items: vec![item] }
     }
 
-    /// The same in a buffer of its own, so that one that waits does not keep all that was read with it.
+    /// The same in a buffer of its own, so that one that waits keeps no more than it is counted for.
     fn detached(self) -> Self {
-        let inbound = Inbound { chunk: self.chunk, items: vec![self.item] }.compacted();
-        Self { item: inbound.items[0], chunk: inbound.chunk, ..self }
+        let Inbound { chunk, items } = self.copied(self.item.reply.of(&self.chunk), self.header());
+        Self { item: items[0], chunk, ..self }
     }
 }
 
