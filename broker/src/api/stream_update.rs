@@ -8,6 +8,7 @@ use levee_protocol::api::advisory::Action;
 use levee_protocol::api::stream_config::ConsumerLimits;
 use levee_protocol::api::{ApiError, ConsumerConfig, StreamConfig};
 use levee_protocol::command::MetaCommand;
+use levee_protocol::ids::StreamName;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -17,7 +18,9 @@ use crate::api::{self, stream_create, stream_info};
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let config = stream_create::requested_config(cx)?;
-    stream_create::check_reservation(cx, &config)?;
+    if asks_for_more(cx, &config) {
+        stream_create::check_reservation(cx, &config)?;
+    }
     check_consumers(cx, &config).await?;
     let command = MetaCommand::UpdateStream {
         now: cx.jetstream.clock().now(),
@@ -41,6 +44,15 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
     info.config = info.config.shown();
     Ok(cx.request.endpoint.success(&info))
+}
+
+/// Whether the stream is promised more bytes than now. Others may be updated even if the bounds are exceeded.
+fn asks_for_more(cx: &Context<'_>, config: &StreamConfig) -> bool {
+    cx.jetstream.meta().read(|machine| {
+        let name = StreamName::parse(&config.name).ok();
+        let current = name.and_then(|name| machine.stream(cx.account, &name));
+        current.is_none_or(|current| config.max_bytes > current.config.max_bytes)
+    })
 }
 
 /// Whether the stream's consumers are within the bounds that the new configuration sets for them.
