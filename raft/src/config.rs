@@ -101,6 +101,8 @@ impl Config {
             api_channel_size: Some(self.group_queue as u64),
             notification_channel_size: Some(self.group_queue as u64),
             state_machine_channel_size: Some(256),
+            // Statistics that nobody asks for, a ring of this size for each of six stages of each group.
+            log_stage_capacity: Some(16),
             api_batch_capacity: 256,
             // Followers start receiving an append while the leader's own sync is under way.
             broadcast_submitted_on_append: Some(true),
