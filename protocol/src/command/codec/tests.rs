@@ -202,7 +202,7 @@ fn bytes_of_stream_commands_are_pinned() {
         builder.push(b"a", b"", b"x");
         builder.finish(Timestamp(1))
     };
-    assert_eq!(block.as_bytes()[0], 1, "the version of a block is what tells it from other commands");
+    assert_eq!(block.as_bytes()[0], 2, "the version of a block is what tells it from other commands");
 }
 
 #[test]
