@@ -31,7 +31,7 @@ const PLACES: &str = "places";
 /// Smaller values stay in RocksDB: a place is not worth it.
 const VALUE_BYTES_MIN: usize = 4 << 10;
 /// Writes with less than this in such values stay in RocksDB as a whole: the value log is a second file to sync.
-const BULK_BYTES_MIN: usize = 64 << 10;
+const BULK_BYTES_MIN: usize = 16 << 10;
 /// What cleaning copies between two writes.
 const COPY_BYTES: usize = 4 << 20;
 /// Files of the write-ahead log that are filled when a store is opened, one to be written over after the other.
