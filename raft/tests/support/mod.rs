@@ -94,9 +94,9 @@ pub fn quick() -> Config {
     Config {
         heartbeat: Duration::from_millis(150),
         // A busy machine keeps a leader's thread waiting for some hundred milliseconds.
-        election_min: Duration::from_millis(600),
-        election_max: Duration::from_millis(900),
-        majority_lost_after: Duration::from_millis(1800),
+        election_min: Duration::from_millis(1200),
+        election_max: Duration::from_millis(1800),
+        majority_lost_after: Duration::from_millis(3600),
         checkpoint_after: Duration::from_millis(100),
         ..Config::default()
     }
