@@ -6,7 +6,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use levee_protocol::ids::{GroupId, NodeId};
+use levee_protocol::ids::GroupId;
 use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
@@ -130,9 +130,9 @@ fn purge_to(group: &Group, floors: Floors) -> u64 {
     if metrics.state != ServerState::Leader {
         return ordinary;
     }
-    let live = |node: &NodeId| {
+    let live = |node| {
         let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(node)).and_then(|at| *at);
-        group.0.silent_for(*node, heard.map(|at| at.elapsed())).is_some_and(|age| age < LIVE_WITHIN)
+        heard.is_some_and(|at| at.elapsed() < LIVE_WITHIN)
     };
     let replicas = metrics.replication.iter().flatten();
     let needed = replicas

@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
         Err(Malformed("number"))
     }
 
-    pub(crate) fn count(&mut self) -> Result<u64, Malformed> {
+    fn count(&mut self) -> Result<u64, Malformed> {
         let count = self.number()?;
         if count > COUNT_MAX { Err(Malformed("count")) } else { Ok(count) }
     }
@@ -109,10 +109,6 @@ impl<'a> Reader<'a> {
     /// The rest of the message is the head of a snapshot.
     pub(crate) fn rest_as_meta(self) -> Result<SnapshotMeta, Malformed> {
         decode_meta(self.0)
-    }
-
-    pub(crate) fn is_at_end(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// The message must be used up: what is left over was not written by us.

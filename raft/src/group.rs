@@ -1,6 +1,6 @@
 //! A group on this node: propose, read, watch the leadership, change the members.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,16 +18,12 @@ use openraft::{EmptyNode, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::beats::Beats;
 use crate::config::Config;
 use crate::error::{Error, ProposeError};
 use crate::leadership::Leadership;
-use crate::lease::Parked;
-use crate::pace::Pace;
 use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
 use crate::state_machine::{Applied, Floors};
-use crate::tasks::spawn;
 use crate::types::{Fatal, Proposed, Raft, TypeConfig};
 
 /// A handle to one group of this node. Clones are the same group.
@@ -53,10 +49,6 @@ pub(crate) struct GroupCore {
     pub(crate) applied: Arc<Applied>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) majority_lost: watch::Sender<bool>,
-    pub(crate) beats: Arc<Beats>,
-    pub(crate) pace: Mutex<Pace>,
-    /// Proposals that wait for the lease to be renewed.
-    pub(crate) parked: Mutex<VecDeque<Parked>>,
     pub(crate) stopping: watch::Sender<Stopping>,
     /// Set while this node has not been told, by a leader that knows it as a learner, what the log holds: until
     /// then its empty log must not be counted in an election.
@@ -90,8 +82,6 @@ pub struct GroupStatus {
     pub voters: BTreeSet<NodeId>,
     /// Members that only follow.
     pub learners: BTreeSet<NodeId>,
-    /// Beats between the nodes stand for the group's own heartbeats and election timers.
-    pub covered: bool,
     /// The other members as the leader sees them; empty on others.
     pub replicas: Vec<ReplicaStatus>,
     /// Why the group stopped on this node, if it did.
@@ -142,27 +132,12 @@ impl Group {
     /// of the log for what was applied. It runs where the entry is applied, or within this call if the proposal is
     /// refused: it must not block.
     pub fn propose_then(&self, kind: u8, payload: Bytes, then: Then) {
-        let mut parked = self.0.parked.lock();
-        if !parked.is_empty() || self.0.is_lease_stale() {
-            parked.push_back(Parked { kind, payload, then });
-            if parked.len() == 1 {
-                let group = self.clone();
-                spawn("renew lease", async move { group.renew_and_propose().await });
-            }
-            return;
-        }
-        drop(parked);
         if let Err((then, error)) = self.try_propose(kind, payload, then) {
             then(Err(error));
         }
     }
 
-    pub(crate) fn try_propose(
-        &self,
-        kind: u8,
-        payload: Bytes,
-        then: Then,
-    ) -> Result<(), (Then, ProposeError)> {
+    fn try_propose(&self, kind: u8, payload: Bytes, then: Then) -> Result<(), (Then, ProposeError)> {
         let core = &*self.0;
         if *core.stopping.borrow() != Stopping::No {
             return Err((then, ProposeError::Stopped));
@@ -219,7 +194,6 @@ impl Group {
     /// The group as this node sees it now.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
-        let covered = self.0.is_covered();
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         let members = metrics.membership_config.membership();
@@ -237,7 +211,6 @@ impl Group {
             purged: self.0.log.purged().map(|id| id.index),
             voters: members.voter_ids().collect(),
             learners: members.learner_ids().collect(),
-            covered,
             replicas: replicas
                 .map(|(node, matched)| ReplicaStatus {
                     node: *node,
@@ -245,10 +218,10 @@ impl Group {
                     lag: last
                         .map_or(0, |last| last + 1)
                         .saturating_sub(matched.as_ref().map_or(0, |id| id.index + 1)),
-                    silent_for: self.0.silent_for(
-                        *node,
-                        heard.and_then(|heard| heard.get(node)).and_then(|at| *at).map(|at| at.elapsed()),
-                    ),
+                    silent_for: heard
+                        .and_then(|heard| heard.get(node))
+                        .and_then(|at| *at)
+                        .map(|at| at.elapsed()),
                 })
                 .collect(),
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
@@ -276,7 +249,6 @@ impl Group {
     ///
     /// The node must have the group open. The wait has no limit of its own; what was added stays when it is given up.
     pub async fn add_learner(&self, node: NodeId) -> Result<(), Error> {
-        self.0.renew_lease().await;
         match self.0.raft.add_learner(node, EmptyNode::new(), true).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.change_refused(error)),
@@ -293,7 +265,6 @@ impl Group {
         for node in voters.difference(&members) {
             self.add_learner(*node).await?;
         }
-        self.0.renew_lease().await;
         match self.0.raft.change_membership(voters, false).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.change_refused(error)),
@@ -392,6 +363,35 @@ impl GroupCore {
             // openraft answers these when it learns what became of them, which can be never.
             self.waiting.release_all(now.leader);
         }
+    }
+
+    /// A leader that is the only member has nobody to send heartbeats to and nobody to lose an election to.
+    pub(crate) fn set_ticking(&self, server: &openraft::metrics::RaftServerMetrics<TypeConfig>) {
+        let alone = server.membership_config.nodes().count() == 1;
+        self.raft.runtime_config().tick(!(alone && server.state == ServerState::Leader));
+    }
+
+    /// Notices when a leader's majority went silent, and when it came back.
+    pub(crate) fn check_majority(&self) {
+        let lost = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let alone = metrics.membership_config.voter_ids().count() <= 1;
+            metrics.state == ServerState::Leader
+                && !alone
+                && metrics
+                    .last_quorum_acked
+                    .as_ref()
+                    .is_some_and(|at| at.elapsed() > self.config.majority_lost_after)
+        };
+        self.majority_lost.send_if_modified(|known| {
+            let changed = *known != lost;
+            if changed && lost {
+                tracing::warn!(group = %self.id, "no majority answers; this leader stops serving until one does");
+            }
+            *known = lost;
+            changed
+        });
     }
 
     /// Whether this node has a vote in the group.

@@ -12,7 +12,6 @@ use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use crate::beats::{self, Beats};
 use crate::checkpoints::{self, Dirty};
 use crate::codec;
 use crate::config::Config;
@@ -22,7 +21,6 @@ use crate::leadership;
 use crate::log_store::LogStore;
 use crate::machine::ReplicatedMachine;
 use crate::network::{Links, Network};
-use crate::pace::Pace;
 use crate::proposals::Waiting;
 use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
@@ -47,15 +45,14 @@ pub enum Birth {
 pub struct Groups {
     node: NodeId,
     storage: Arc<Storage>,
-    pub(crate) transport: Arc<dyn Transport>,
+    transport: Arc<dyn Transport>,
     pub(crate) config: Arc<Config>,
     durable: Arc<openraft::Config>,
     volatile: Arc<openraft::Config>,
     open: RwLock<HashMap<GroupId, Slot>>,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) suspects: Arc<Suspects>,
-    pub(crate) beats: Arc<Beats>,
-    pub(crate) this: Weak<Self>,
+    this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
 }
@@ -84,14 +81,12 @@ impl Groups {
             open: RwLock::default(),
             dirty: Arc::default(),
             suspects: Arc::default(),
-            beats: Arc::new(Beats::new(config.election_max)),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
         });
         let receiver: Weak<dyn Receiver> = groups.this.clone();
         groups.transport.start(receiver);
         spawn("checkpoints", checkpoints::run(groups.this.clone()));
-        spawn("beats", beats::run(groups.this.clone(), config.heartbeat));
         groups
     }
 
@@ -173,9 +168,6 @@ impl Groups {
             applied,
             leadership: leadership::channel(),
             majority_lost: watch::Sender::new(false),
-            beats: Arc::clone(&self.beats),
-            pace: Mutex::new(Pace::new()),
-            parked: Mutex::default(),
             stopping: watch::Sender::new(Stopping::No),
             unborn: AtomicBool::new(unborn),
             closing,
@@ -265,8 +257,6 @@ impl Groups {
     /// connection broke and its address refuses new ones; callers may have better means to know.
     pub fn peer_down(&self, node: NodeId) {
         self.suspects.add(node);
-        self.beats.forget(node);
-        self.peer_silent(node, Duration::ZERO);
         let mut candidates: Vec<(usize, Group)> = Vec::new();
         self.for_each(|group| {
             if let Some(turn) = turn_after(group, node) {

@@ -37,16 +37,15 @@ pub(crate) fn follow(core: &Arc<GroupCore>) {
     let mut majority = core.majority_lost.subscribe();
     let core = Arc::downgrade(core);
     spawn("leadership", async move {
-        let mut known: Option<ServerMetrics> = None;
         loop {
-            let seen = server.borrow_and_update().clone();
-            let now = leadership(&seen, own.borrow_and_update().as_ref(), *majority.borrow_and_update());
+            let now = leadership(
+                &server.borrow_and_update(),
+                own.borrow_and_update().as_ref(),
+                *majority.borrow_and_update(),
+            );
             let Some(group) = core.upgrade() else { return };
             group.set_leadership(now);
-            if known.as_ref() != Some(&seen) {
-                group.changed(&seen);
-                known = Some(seen);
-            }
+            group.set_ticking(&server.borrow_watched());
             drop(group);
             tokio::select! {
                 changed = server.changed() => if changed.is_err() { break },

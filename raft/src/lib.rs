@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod beats;
 mod checkpoints;
 mod codec;
 mod commits;
@@ -10,12 +9,10 @@ mod error;
 mod group;
 mod groups;
 mod leadership;
-mod lease;
 mod log_store;
 mod machine;
 mod messages;
 mod network;
-mod pace;
 mod proposals;
 mod receive;
 mod state_machine;

@@ -23,8 +23,6 @@ pub(crate) enum Kind {
     SnapshotChunk = 6,
     /// It is complete: install. Answer: the receiver's vote.
     SnapshotEnd = 7,
-    /// A node lives, and these groups it covers. Answer: those of them that the receiver sees otherwise.
-    Beat = 8,
     /// An answer: the request failed.
     Failed = 255,
 }
@@ -39,7 +37,6 @@ impl Kind {
             Self::SnapshotBegin,
             Self::SnapshotChunk,
             Self::SnapshotEnd,
-            Self::Beat,
             Self::Failed,
         ]
         .into_iter()

@@ -48,8 +48,6 @@ enum Refused {
     Unborn,
     #[error("this member lost its log; remove it from the group and add it again")]
     Lost,
-    #[error("its leader lives")]
-    Led,
     #[error("no such snapshot transfer")]
     NoTransfer,
     #[error("storage: {0}")]
@@ -59,11 +57,7 @@ enum Refused {
 impl Receiver for Groups {
     fn receive(&self, from: NodeId, frame: Frame) -> Answering {
         self.suspects.clear(from);
-        self.beats.heard(from);
         let (group, kind) = (frame.group, frame.kind);
-        if kind == Kind::Beat as u8 {
-            return ready(self.beat_received(from, &frame));
-        }
         let answering =
             self.group(group).ok_or(Refused::NotOpen).and_then(|open| self.take(&open.0, from, frame));
         answering.unwrap_or_else(|refused| {
@@ -98,7 +92,7 @@ impl Groups {
             }
             Kind::SnapshotChunk => snapshot_chunk(group, frame),
             Kind::SnapshotEnd => snapshot_end(group, &frame.head),
-            Kind::Beat | Kind::Failed => Err(Refused::UnknownKind(frame.kind)),
+            Kind::Failed => Err(Refused::UnknownKind(frame.kind)),
         }
     }
 }
@@ -143,7 +137,6 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
         return Err(Refused::Unborn);
     }
     let (id, raft, suspects) = (group.id, group.raft.clone(), Arc::clone(suspects));
-    let group = Arc::clone(group);
     let leader = group.leadership.borrow().leader;
     let candidate = request.vote.leader_id().node_id;
     Ok(Box::pin(async move {
@@ -154,9 +147,6 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
         {
             let limit = if suspected { SUSPICION_WAIT } else { std::time::Duration::ZERO };
             request.leadership_transfer |= suspects.wait_for(leader, limit).await;
-        }
-        if !request.leadership_transfer && group.is_led(candidate) {
-            return Failure::frame(id, &Refused::Led);
         }
         match raft.vote(request).await {
             Ok(response) => answer(id, Kind::Vote, codec::encode_vote_response(&response)),
@@ -169,9 +159,6 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
     let (request, _) = codec::decode_vote_request(head)?;
     if group.unborn.load(Ordering::Acquire) {
         return Err(Refused::Unborn);
-    }
-    if group.is_led(request.vote.leader_id().node_id) {
-        return Err(Refused::Led);
     }
     let (id, raft) = (group.id, group.raft.clone());
     Ok(Box::pin(async move {
