@@ -11,7 +11,7 @@ pub mod reconcile;
 
 use std::sync::{Arc, OnceLock};
 
-use levee_broker_core::meta::{MetaMachine, MetaReply};
+use levee_broker_core::meta::{MetaMachine, MetaReply, Touched};
 use levee_protocol::command::MetaCommand;
 use levee_protocol::ids::GroupId;
 use levee_raft::{Group, ProposeError};
@@ -55,6 +55,11 @@ impl Meta {
     /// Looks at the state.
     pub fn read<T>(&self, look: impl FnOnce(&MetaMachine) -> T) -> T {
         look(&self.machine.read())
+    }
+
+    /// Streams that changed since this was last called. For the one who follows them.
+    fn take_touched(&self) -> Touched {
+        self.machine.write().take_touched()
     }
 
     /// Moves whenever the state has changed.

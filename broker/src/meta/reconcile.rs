@@ -1,10 +1,11 @@
 //! Makes this node hold the stream replicas that meta assigns to it: opens what is new, closes and deletes what
 //! is gone, hands changed assignments on. Runs on every node, driven by changes of the meta state.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use levee_broker_core::meta::Touched;
 use levee_protocol::api::StorageType;
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::GroupId;
@@ -20,9 +21,20 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Follows the meta state for as long as the node runs.
 pub async fn run(jetstream: Arc<JetStream>) {
     let mut changes = jetstream.meta().changes();
+    let mut left = BTreeSet::new();
     loop {
-        let complete = reconcile(&jetstream).await;
-        if complete {
+        let touched = match jetstream.meta().take_touched() {
+            Touched::Groups(groups) => groups,
+            Touched::All => all_groups(&jetstream),
+        };
+        // What was left goes last, so that a stream that can't be opened does not keep others waiting.
+        let again = std::mem::take(&mut left);
+        for group in touched.iter().chain(again.difference(&touched)) {
+            if !settle(&jetstream, *group).await {
+                left.insert(*group);
+            }
+        }
+        if left.is_empty() {
             if changes.changed().await.is_err() {
                 return;
             }
@@ -35,51 +47,50 @@ pub async fn run(jetstream: Arc<JetStream>) {
     }
 }
 
-/// One pass. False when something is left to try again.
-async fn reconcile(jetstream: &Arc<JetStream>) -> bool {
+/// Groups of streams that exist, that were known, or that are open here.
+fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
+    let mut groups: BTreeSet<_> =
+        jetstream.meta().read(|machine| machine.all_streams().map(|assignment| assignment.group).collect());
+    groups.extend(jetstream.directory().groups());
+    groups.extend(jetstream.replicas().iter().map(|replica| replica.group_id()));
+    groups
+}
+
+/// Makes this node what meta says of one group. False when something is left to try again.
+async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
     let node = jetstream.node();
-    let (all, mine) = jetstream.meta().read(|machine| {
-        let all: Vec<StreamAssignment> = machine.all_streams().cloned().collect();
-        let mine: BTreeMap<GroupId, StreamAssignment> = all
-            .iter()
-            .filter(|assignment| assignment.replicas.contains(&node))
-            .map(|assignment| (assignment.group, assignment.clone()))
-            .collect();
-        (all, mine)
-    });
-    jetstream.directory().replace(&all);
-
-    let mut complete = true;
-    for gone in jetstream.replicas().into_iter().filter(|replica| !mine.contains_key(&replica.group_id())) {
-        // A replica that meta moved elsewhere stays until the group's leader has taken it out of the voters.
-        let deleted = !all.iter().any(|assignment| assignment.group == gone.group_id());
-        if deleted || !gone.group().status().voters.contains(&node) {
-            close(jetstream, &gone).await;
-        } else {
-            complete = false;
+    let assignment = jetstream.meta().read(|machine| machine.stream_of_group(group).cloned());
+    jetstream.directory().adopt(group, assignment.as_ref());
+    let replica = jetstream.replica(group);
+    let deleted = assignment.is_none();
+    match (assignment.filter(|assignment| assignment.replicas.contains(&node)), replica) {
+        (None, None) => true,
+        (None, Some(gone)) => {
+            // A replica that meta moved elsewhere stays until the group's leader has taken it out of the voters.
+            let done = deleted || !gone.group().status().voters.contains(&node);
+            if done {
+                close(jetstream, &gone).await;
+            }
+            done
         }
-    }
-
-    for assignment in mine.into_values() {
-        match jetstream.replica(assignment.group) {
-            Some(replica) => {
-                if *replica.assignment() != assignment {
-                    replica.assign(assignment);
-                    if let Some(leader) = replica.leader() {
-                        leader.assignment_changed();
-                    }
+        (Some(assignment), Some(replica)) => {
+            if *replica.assignment() != assignment {
+                replica.assign(assignment);
+                if let Some(leader) = replica.leader() {
+                    leader.assignment_changed();
                 }
             }
-            None => {
-                let name = assignment.config.name.clone();
-                if let Err(error) = open(jetstream, assignment).await {
-                    tracing::error!("stream '{name}' can't be opened on this server: {error}");
-                    complete = false;
-                }
+            true
+        }
+        (Some(assignment), None) => {
+            let name = assignment.config.name.clone();
+            let opened = open(jetstream, assignment).await;
+            if let Err(error) = &opened {
+                tracing::error!("stream '{name}' can't be opened on this server: {error}");
             }
+            opened.is_ok()
         }
     }
-    complete
 }
 
 async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Result<(), OpenFailed> {

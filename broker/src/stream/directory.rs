@@ -3,7 +3,7 @@
 //! Streams come from the meta state. Leaders come from this node's own groups and from what leaders announce to
 //! everybody; the highest Raft term wins. A belief may be stale: whoever gets a message it does not lead drops it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use levee_protocol::command::meta::StreamAssignment;
@@ -22,7 +22,15 @@ pub struct Directory {
 #[derive(Default)]
 struct Streams {
     by_account: HashMap<AccountName, AccountStreams>,
-    revisions: HashMap<GroupId, u64>,
+    by_group: HashMap<GroupId, Known>,
+}
+
+/// One stream, as it was taken on.
+struct Known {
+    revision: u64,
+    account: AccountName,
+    name: String,
+    subjects: Vec<String>,
 }
 
 #[derive(Default)]
@@ -54,28 +62,25 @@ impl Directory {
         }
     }
 
-    /// Takes on the streams of the meta state.
-    pub fn replace(&self, assignments: &[StreamAssignment]) {
-        let mut streams = Streams::default();
-        for assignment in assignments {
-            streams.revisions.insert(assignment.group, assignment.revision);
-            let account = streams.by_account.entry(assignment.account.clone()).or_default();
-            account.by_name.insert(assignment.config.name.clone(), assignment.group);
-            for subject in &assignment.config.subjects {
-                account.captures.insert(subject.as_bytes(), assignment.group);
-            }
+    /// Takes on what the meta state says of one stream; `None` for a deleted one.
+    pub fn adopt(&self, group: GroupId, assignment: Option<&StreamAssignment>) {
+        let mut streams = self.streams.write();
+        let was_known = streams.forget(group);
+        if let Some(assignment) = assignment {
+            streams.learn(assignment);
         }
-        let before = std::mem::replace(&mut *self.streams.write(), streams);
-        let exists: HashSet<GroupId> = assignments.iter().map(|known| known.group).collect();
+        drop(streams);
         // Only what is known to be deleted is forgotten: a leader may announce itself before we hear of its stream.
-        let mut leaders = self.leaders.write();
-        for group in before.by_account.values().flat_map(|account| account.by_name.values()) {
-            if !exists.contains(group) {
-                leaders.remove(group);
-            }
+        if was_known && assignment.is_none() {
+            self.leaders.write().remove(&group);
         }
-        drop(leaders);
         self.moved();
+    }
+
+    /// All groups that streams were taken on of.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.streams.read().by_group.keys().copied().collect()
     }
 
     /// The stream that captures a subject.
@@ -90,14 +95,14 @@ impl Directory {
     /// Whether this node has taken on at least that revision of a stream, and knows who leads it: publishes find it.
     #[must_use]
     pub fn is_reachable(&self, group: GroupId, revision: u64) -> bool {
-        let known = self.streams.read().revisions.get(&group).is_some_and(|known| *known >= revision);
+        let known = self.streams.read().by_group.get(&group).is_some_and(|known| known.revision >= revision);
         known && self.leader(group).is_some()
     }
 
     /// Whether this node has taken on that a stream is deleted.
     #[must_use]
     pub fn is_gone(&self, group: GroupId) -> bool {
-        !self.streams.read().revisions.contains_key(&group)
+        !self.streams.read().by_group.contains_key(&group)
     }
 
     /// The group of a stream.
@@ -154,9 +159,86 @@ impl Directory {
     }
 }
 
+impl Streams {
+    fn forget(&mut self, group: GroupId) -> bool {
+        let Some(known) = self.by_group.remove(&group) else { return false };
+        if let Some(account) = self.by_account.get_mut(&known.account) {
+            // Its name may have gone to a newer stream already.
+            if account.by_name.get(&known.name) == Some(&group) {
+                account.by_name.remove(&known.name);
+            }
+            for subject in &known.subjects {
+                account.captures.remove(subject.as_bytes(), |captured| *captured == group);
+            }
+        }
+        true
+    }
+
+    fn learn(&mut self, assignment: &StreamAssignment) {
+        let account = self.by_account.entry(assignment.account.clone()).or_default();
+        account.by_name.insert(assignment.config.name.clone(), assignment.group);
+        for subject in &assignment.config.subjects {
+            account.captures.insert(subject.as_bytes(), assignment.group);
+        }
+        let known = Known {
+            revision: assignment.revision,
+            account: assignment.account.clone(),
+            name: assignment.config.name.clone(),
+            subjects: assignment.config.subjects.clone(),
+        };
+        self.by_group.insert(assignment.group, known);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn assignment(group: u64, name: &str, subject: &str) -> StreamAssignment {
+        StreamAssignment {
+            account: AccountName::global(),
+            group: GroupId(group),
+            config: levee_protocol::api::StreamConfig {
+                name: name.to_owned(),
+                subjects: vec![subject.to_owned()],
+                ..Default::default()
+            },
+            created: levee_protocol::time::Timestamp::ZERO,
+            replicas: vec![NodeId(1)],
+            revision: 1,
+            replicas_changed: false,
+        }
+    }
+
+    #[test]
+    fn a_stream_is_found_while_it_exists_and_its_name_may_go_to_another() {
+        let directory = Directory::new();
+        let account = AccountName::global();
+        directory.adopt(GroupId(20), Some(&assignment(20, "ORDERS", "orders.>")));
+        assert_eq!(directory.group(&account, "ORDERS"), Some(GroupId(20)));
+        assert_eq!(directory.capturing(&account, b"orders.1"), Some(GroupId(20)));
+
+        // News of the new stream may be taken on before those of the deleted one.
+        directory.adopt(GroupId(21), Some(&assignment(21, "ORDERS", "new.orders.>")));
+        directory.adopt(GroupId(20), None);
+
+        assert_eq!(directory.group(&account, "ORDERS"), Some(GroupId(21)));
+        assert_eq!(directory.capturing(&account, b"orders.1"), None);
+        assert_eq!(directory.capturing(&account, b"new.orders.1"), Some(GroupId(21)));
+        assert!(directory.is_gone(GroupId(20)));
+    }
+
+    #[test]
+    fn other_subjects_replace_those_before() {
+        let directory = Directory::new();
+        let account = AccountName::global();
+        directory.adopt(GroupId(20), Some(&assignment(20, "ORDERS", "orders.>")));
+
+        directory.adopt(GroupId(20), Some(&assignment(20, "ORDERS", "sales.>")));
+
+        assert_eq!(directory.capturing(&account, b"orders.1"), None);
+        assert_eq!(directory.capturing(&account, b"sales.1"), Some(GroupId(20)));
+    }
 
     #[test]
     fn a_higher_raft_term_wins_and_a_lower_one_is_ignored() {

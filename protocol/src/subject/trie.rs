@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use foldhash::fast::RandomState;
 use memchr::memchr;
 
-use super::{ANY, TAIL, has_wildcard, tokens};
+use super::{ANY, TAIL, collides, has_wildcard, tokens};
 
 /// Filters and the values registered under them. One filter may have many values, equal ones too.
 ///
@@ -120,6 +120,54 @@ impl<V> Trie<V> {
     #[must_use]
     pub fn has_match(&self, subject: &[u8]) -> bool {
         self.walk(subject, |_| ControlFlow::Break(())).is_break()
+    }
+
+    /// Whether some subject matches both `filter` and a filter with a value for which `counts` says so.
+    #[must_use]
+    pub fn has_collision(&self, filter: &[u8], mut counts: impl FnMut(&V) -> bool) -> bool {
+        if !has_wildcard(filter) {
+            let visit = |values: &[V]| {
+                if values.iter().any(&mut counts) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            return self.walk(filter, visit).is_break();
+        }
+        let mut counts = |values: &Values<V>| values.as_slice().iter().any(&mut counts);
+        self.literals.iter().any(|(literal, values)| collides(filter, literal) && counts(values))
+            || self.has_collision_in_tree(filter, counts)
+    }
+
+    fn has_collision_in_tree(&self, filter: &[u8], mut counts: impl FnMut(&Values<V>) -> bool) -> bool {
+        let mut ways = vec![(ROOT, Rest::Tokens(filter))];
+        while let Some((index, rest)) = ways.pop() {
+            let node = &self.nodes[index as usize];
+            let (is_here, is_tail) = match rest {
+                Rest::Nothing => (true, false),
+                Rest::Tokens(_) => (false, true),
+                Rest::Anything => (true, true),
+            };
+            if (is_here && counts(&node.here)) || (is_tail && counts(&node.tail)) {
+                return true;
+            }
+            let (token, next) = match rest {
+                Rest::Nothing => continue,
+                Rest::Anything | Rest::Tokens(TAIL) => (ANY, Rest::Anything),
+                Rest::Tokens(tokens) => match memchr(b'.', tokens) {
+                    Some(dot) => (&tokens[..dot], Rest::Tokens(&tokens[dot + 1..])),
+                    None => (tokens, Rest::Nothing),
+                },
+            };
+            ways.extend(node.any.map(|child| (child, next)));
+            if token == ANY {
+                node.literals.for_each(|_, child| ways.push((child, next)));
+            } else {
+                ways.extend(node.literals.find(token).map(|child| (child, next)));
+            }
+        }
+        false
     }
 
     /// Visits all values with their filters, those of one filter in a row.
@@ -294,6 +342,15 @@ fn split_tail(filter: &[u8]) -> (Option<&[u8]>, Tail) {
         [before @ .., b'.', b'>'] => (Some(before), Tail::Yes),
         _ => (Some(filter), Tail::No),
     }
+}
+
+/// What is left of a filter on the way down the tree.
+#[derive(Clone, Copy)]
+enum Rest<'a> {
+    Nothing,
+    Tokens(&'a [u8]),
+    /// Its `>` has taken a token and takes all that follow.
+    Anything,
 }
 
 /// A prefix of wildcard filters.

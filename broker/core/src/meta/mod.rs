@@ -25,7 +25,7 @@ use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::NodeId;
 use levee_protocol::time::Timestamp;
 
-pub use state::MetaMachine;
+pub use state::{MetaMachine, Touched};
 
 /// The answer to a meta command.
 #[derive(Clone, Debug, PartialEq)]

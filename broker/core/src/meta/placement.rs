@@ -15,18 +15,25 @@ pub struct Load {
 }
 
 impl Load {
-    /// Counts the replica sets of all streams. The first of each set is its preferred leader.
-    pub fn of<'a>(sets: impl IntoIterator<Item = &'a [NodeId]>) -> Self {
-        let mut load = Self::default();
-        for set in sets {
-            for node in set {
-                *load.replicas.entry(*node).or_default() += 1;
-            }
-            if let Some(leader) = set.first() {
-                *load.leads.entry(*leader).or_default() += 1;
-            }
+    /// Counts the replica set of one more stream. The first of the set is its preferred leader.
+    pub fn add(&mut self, set: &[NodeId]) {
+        for node in set {
+            *self.replicas.entry(*node).or_default() += 1;
         }
-        load
+        if let Some(leader) = set.first() {
+            *self.leads.entry(*leader).or_default() += 1;
+        }
+    }
+
+    /// Takes back what [`add`](Self::add) did.
+    pub fn remove(&mut self, set: &[NodeId]) {
+        let mut less = |counts: fn(&mut Self) -> &mut BTreeMap<NodeId, u64>, node| {
+            if let Some(count) = counts(self).get_mut(node) {
+                *count = count.saturating_sub(1);
+            }
+        };
+        set.iter().for_each(|node| less(|load| &mut load.replicas, node));
+        set.first().into_iter().for_each(|leader| less(|load| &mut load.leads, leader));
     }
 
     fn replicas(&self, node: NodeId) -> u64 {
@@ -88,10 +95,25 @@ mod tests {
         ids(numbers).into_iter().collect()
     }
 
+    fn load(sets: &[Vec<NodeId>]) -> Load {
+        let mut load = Load::default();
+        sets.iter().for_each(|set| load.add(set));
+        load
+    }
+
+    #[test]
+    fn what_is_taken_back_does_not_count() {
+        let mut load = load(&[ids(&[1, 2]), ids(&[2, 3])]);
+
+        load.remove(&ids(&[2, 3]));
+
+        assert_eq!(choose(2, &candidates(&[1, 2, 3]), &load), Some(ids(&[2, 3])));
+    }
+
     #[test]
     fn replicas_go_to_the_nodes_with_fewest_and_ties_to_the_smaller_id() {
         let sets = [ids(&[1, 2]), ids(&[1])];
-        let load = Load::of(sets.iter().map(Vec::as_slice));
+        let load = load(&sets);
 
         assert_eq!(choose(1, &candidates(&[1, 2, 3, 4]), &load), Some(ids(&[3])));
         assert_eq!(choose(3, &candidates(&[1, 2, 3, 4]), &load), Some(ids(&[2, 3, 4])));
@@ -103,7 +125,7 @@ mod tests {
         let mut sets: Vec<Vec<NodeId>> = Vec::new();
 
         for _ in 0..6 {
-            let load = Load::of(sets.iter().map(Vec::as_slice));
+            let load = load(&sets);
             sets.push(choose(3, &candidates(&[1, 2, 3]), &load).expect("three nodes"));
         }
 

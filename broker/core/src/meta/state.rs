@@ -9,6 +9,7 @@ use levee_protocol::subject::Trie;
 use levee_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::placement::Load;
 use crate::rows::{RowKind, StateRow};
 
 /// First byte of every row's value. Persisted: a new layout gets a new number, and old ones stay readable.
@@ -24,12 +25,24 @@ pub struct MetaMachine {
     pub(super) nodes: BTreeMap<NodeId, NodeRegistration>,
     streams: BTreeMap<AccountName, BTreeMap<StreamName, StreamAssignment>>,
     /// Which stream captures a subject. Follows from `streams`.
-    captures: BTreeMap<AccountName, Trie<StreamName>>,
+    pub(super) captures: BTreeMap<AccountName, Trie<StreamName>>,
     /// Follows from `streams`.
     groups: BTreeMap<GroupId, StreamKey>,
+    /// Follows from `streams`.
+    pub(super) load: Load,
+    touched: Touched,
     dirty_counters: bool,
     dirty_nodes: BTreeSet<NodeId>,
     dirty_streams: BTreeSet<StreamKey>,
+}
+
+/// Streams that changed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Touched {
+    /// Any of them, deleted ones included.
+    All,
+    /// The streams of these groups were created, changed or deleted.
+    Groups(BTreeSet<GroupId>),
 }
 
 /// What belongs to no single stream or node.
@@ -56,6 +69,8 @@ impl MetaMachine {
             streams: BTreeMap::new(),
             captures: BTreeMap::new(),
             groups: BTreeMap::new(),
+            load: Load::default(),
+            touched: Touched::All,
             dirty_counters: false,
             dirty_nodes: BTreeSet::new(),
             dirty_streams: BTreeSet::new(),
@@ -103,11 +118,23 @@ impl MetaMachine {
         self.nodes.get(&id)
     }
 
+    /// Streams that changed since this was last called.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::replace(&mut self.touched, Touched::Groups(BTreeSet::new()))
+    }
+
+    fn touch(&mut self, group: GroupId) {
+        if let Touched::Groups(groups) = &mut self.touched {
+            groups.insert(group);
+        }
+    }
+
     /// Adds or replaces a stream.
     pub(super) fn put_stream(&mut self, assignment: StreamAssignment, name: &StreamName) {
         let key = (assignment.account.clone(), name.clone());
         self.take_stream(&key);
         self.index(&key, &assignment);
+        self.touch(assignment.group);
         self.streams.entry(key.0.clone()).or_default().insert(key.1.clone(), assignment);
         self.dirty_streams.insert(key);
     }
@@ -115,6 +142,8 @@ impl MetaMachine {
     pub(super) fn take_stream(&mut self, key: &StreamKey) -> Option<StreamAssignment> {
         let assignment = self.streams.get_mut(&key.0)?.remove(&key.1)?;
         self.groups.remove(&assignment.group);
+        self.load.remove(&assignment.replicas);
+        self.touch(assignment.group);
         if let Some(captures) = self.captures.get_mut(&key.0) {
             for subject in &assignment.config.subjects {
                 captures.remove(subject.as_bytes(), |name| *name == key.1);
@@ -220,6 +249,7 @@ impl MetaMachine {
 
     fn index(&mut self, key: &StreamKey, assignment: &StreamAssignment) {
         self.groups.insert(assignment.group, key.clone());
+        self.load.add(&assignment.replicas);
         let captures = self.captures.entry(key.0.clone()).or_default();
         for subject in &assignment.config.subjects {
             captures.insert(subject.as_bytes(), key.1.clone());

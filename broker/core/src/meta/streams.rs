@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use levee_protocol::api::{ApiError, Placement, StreamConfig};
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::{AccountName, NodeId, StreamName};
-use levee_protocol::subject;
 use levee_protocol::time::Timestamp;
 
-use super::placement::{self, Load};
+use super::placement;
 use super::{MetaMachine, MetaReply};
 use crate::stream::check_update;
 
@@ -32,8 +31,7 @@ impl MetaMachine {
         self.check_overlap(account, &name, &config)?;
         let count = replica_count(&config);
         let candidates = self.candidates(config.placement.as_ref(), alive)?;
-        let replicas =
-            placement::choose(count, &candidates, &self.current_load()).ok_or_else(no_suitable_peers)?;
+        let replicas = placement::choose(count, &candidates, &self.load).ok_or_else(no_suitable_peers)?;
         let assignment = StreamAssignment {
             account: account.clone(),
             group: self.take_group(),
@@ -66,7 +64,7 @@ impl MetaMachine {
         if scaled || moved {
             let count = replica_count(&config);
             let candidates = self.candidates(config.placement.as_ref(), alive)?;
-            let resized = placement::resize(&replicas_before, count, &candidates, &self.current_load());
+            let resized = placement::resize(&replicas_before, count, &candidates, &self.load);
             assignment.replicas = resized.ok_or_else(no_suitable_peers)?;
         }
         if assignment.config == config && assignment.replicas == replicas_before {
@@ -97,13 +95,9 @@ impl MetaMachine {
         name: &StreamName,
         config: &StreamConfig,
     ) -> Result<(), ApiError> {
-        let others = self.streams(account).filter(|other| other.config.name != name.as_str());
-        for taken in others.flat_map(|other| &other.config.subjects) {
-            if config.subjects.iter().any(|own| subject::collides(own.as_bytes(), taken.as_bytes())) {
-                return Err(ApiError::stream_subject_overlap());
-            }
-        }
-        Ok(())
+        let Some(captures) = self.captures.get(account) else { return Ok(()) };
+        let is_taken = |own: &String| captures.has_collision(own.as_bytes(), |other| other != name);
+        if config.subjects.iter().any(is_taken) { Err(ApiError::stream_subject_overlap()) } else { Ok(()) }
     }
 
     /// Nodes that a stream may be placed on. Nodes have no tags yet, so asking for one finds none.
@@ -121,10 +115,6 @@ impl MetaMachine {
             )));
         }
         Ok(alive.iter().copied().filter(|node| self.nodes.contains_key(node)).collect())
-    }
-
-    fn current_load(&self) -> Load {
-        Load::of(self.all_streams().map(|assignment| assignment.replicas.as_slice()))
     }
 }
 

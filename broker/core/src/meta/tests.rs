@@ -217,3 +217,26 @@ fn keep(stored: &mut std::collections::BTreeMap<(RowKind, Vec<u8>), StateRow>, r
         }
     }
 }
+
+#[test]
+fn who_follows_the_streams_hears_of_each_that_changed() {
+    let mut meta = cluster(1);
+    assert_eq!(meta.take_touched(), Touched::All, "whoever starts knows nothing");
+    let touched = |meta: &mut MetaMachine| match meta.take_touched() {
+        Touched::Groups(groups) => groups.into_iter().map(|group| group.0).collect::<Vec<_>>(),
+        Touched::All => panic!("only some changed"),
+    };
+
+    create(&mut meta, &config("A", &["a"], 1), &[1]);
+    create(&mut meta, &config("B", &["b"], 1), &[1]);
+    assert_eq!(touched(&mut meta), [16, 17]);
+    update(&mut meta, &config("B", &["b", "c"], 1), &[1]);
+    assert_eq!(touched(&mut meta), [17]);
+    delete(&mut meta, "A");
+    assert_eq!(touched(&mut meta), [16]);
+    refusal(create(&mut meta, &config("C", &["b"], 1), &[1]));
+    assert_eq!(touched(&mut meta), [0_u64; 0]);
+
+    let mut loaded = MetaMachine::load(meta.all_rows().into_iter()).unwrap();
+    assert_eq!(loaded.take_touched(), Touched::All);
+}

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::subject::matches;
+use crate::subject::{collides, matches};
 
 fn trie(filters: &[&'static str]) -> Trie<&'static str> {
     let mut trie = Trie::new();
@@ -151,6 +151,26 @@ fn any_subject() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #[test]
+    fn a_trie_finds_the_same_collisions_as_a_list_of_filters(
+        filters in prop::collection::vec(any_filter(), 0..6),
+        asked in prop::collection::vec(any_filter(), 20),
+        left_out in 0..6_usize,
+    ) {
+        let mut trie = Trie::new();
+        for (number, filter) in filters.iter().enumerate() {
+            trie.insert(filter.as_bytes(), number);
+        }
+
+        for one in asked {
+            let expected = filters.iter().enumerate().any(|(number, filter)| {
+                number != left_out && collides(one.as_bytes(), filter.as_bytes())
+            });
+            let found = trie.has_collision(one.as_bytes(), |number| *number != left_out);
+            prop_assert_eq!(found, expected, "{} among {:?}", one, &filters);
+        }
+    }
+
     #[test]
     fn a_trie_agrees_with_a_list_of_filters(
         steps in prop::collection::vec((any_filter(), 0..4_u8, prop::bool::weighted(0.7)), 0..60),
