@@ -80,9 +80,7 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound
                     let item = &call.items[0];
                     let subject = call.subject(item);
                     let answer = match required_level(call.header(item)) {
-                        Ok(()) => {
-                            answer(&jetstream, &from.account, subject, call.payload(item), HOPS_MAX).await
-                        }
+                        Ok(()) => answer(&jetstream, &from.account, subject, call.payload(item)).await,
                         Err(error) => {
                             parse(&jetstream, subject).map(|request| request.endpoint.failure(&error))
                         }
@@ -103,39 +101,63 @@ fn send(jetstream: &JetStream, account: &AccountName, to: &[u8], payload: &[u8])
     route.send(account, to, MessageRef { subject: to, reply: &[], header: &[], payload });
 }
 
-/// Answers a call, wherever it has to be answered. `hops` is how often it may still travel.
+/// Answers a client's call, wherever it has to be answered.
 async fn answer(
     jetstream: &Arc<JetStream>,
     account: &AccountName,
     subject: &[u8],
     body: &[u8],
-    hops: u8,
 ) -> Option<Vec<u8>> {
-    let request = parse(jetstream, subject)?;
     let begun = clock::monotonic();
-    let answer = loop {
-        let answer = match home(jetstream, account, &request) {
-            Home::Here => {
-                let cx = Context { jetstream, account, request, body };
-                handle(&cx).await
-            }
-            Home::At(node) if hops > 0 => match call(jetstream, node, account, subject, body, hops - 1).await
-            {
-                Ok(answer) if answer.is_empty() => Err(ApiError::not_available()),
-                Ok(answer) => return Some(answer.into()),
-                Err(_) => Err(ApiError::not_available()),
-            },
-            Home::At(_) | Home::Unknown => Err(ApiError::not_available()),
-        };
+    loop {
+        let answer = try_once(jetstream, account, subject, body, HOPS_MAX).await?;
         let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
         // Never begun again after the client may have given up: by then it may have decided otherwise.
-        if !no_leader || begun.elapsed() >= LEADER_PATIENCE || hops < HOPS_MAX {
-            break answer;
+        if no_leader && begun.elapsed() < LEADER_PATIENCE {
+            tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
+            continue;
         }
-        tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
+        return Some(match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                jetstream.count_api(true);
+                parse(jetstream, subject)?.endpoint.failure(&error)
+            }
+        });
+    }
+}
+
+/// Answers a call here or has it answered where it belongs. `hops` is how often it may still travel. The error is only
+/// ever that nobody can answer it now; `None` if it is no call.
+async fn try_once(
+    jetstream: &Arc<JetStream>,
+    account: &AccountName,
+    subject: &[u8],
+    body: &[u8],
+    hops: u8,
+) -> Option<Result<Vec<u8>, ApiError>> {
+    let request = parse(jetstream, subject)?;
+    let endpoint = request.endpoint;
+    let answer = match home(jetstream, account, &request) {
+        Home::Here => handle(&Context { jetstream, account, request, body }).await,
+        Home::At(node) if hops > 0 => {
+            // A peer answers with nothing when it can't answer now.
+            let answer = call(jetstream, node, account, subject, body, hops - 1).await;
+            return Some(match answer {
+                Ok(answer) if !answer.is_empty() => Ok(answer.into()),
+                Ok(_) | Err(_) => Err(ApiError::not_available()),
+            });
+        }
+        Home::At(_) | Home::Unknown => Err(ApiError::not_available()),
     };
-    jetstream.count_api(answer.is_err());
-    Some(answer.unwrap_or_else(|error| request.endpoint.failure(&error)))
+    let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
+    if !no_leader {
+        jetstream.count_api(answer.is_err());
+    }
+    Some(match answer {
+        Err(error) if !no_leader => Ok(endpoint.failure(&error)),
+        answer => answer,
+    })
 }
 
 enum Home {
@@ -193,10 +215,13 @@ async fn call(
     jetstream.peers().call(node, CALL_API, frame.freeze(), CALL_TIMEOUT).await
 }
 
-/// Answers a peer's call. Empty when it does not decode or nobody would answer it.
+/// Answers a peer's call. Empty when it does not decode, or when nobody can answer it now: the peer tries again.
 pub async fn answer_peer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
     let Some((hops, account, subject, body)) = decode_call(frame) else { return Bytes::new() };
-    answer(&jetstream, &account, &subject, &body, hops).await.map(Bytes::from).unwrap_or_default()
+    match try_once(&jetstream, &account, &subject, &body, hops).await {
+        Some(Ok(answer)) => answer.into(),
+        Some(Err(_)) | None => Bytes::new(),
+    }
 }
 
 fn decode_call(mut frame: Bytes) -> Option<(u8, AccountName, Bytes, Bytes)> {
