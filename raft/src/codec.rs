@@ -111,6 +111,10 @@ impl<'a> Reader<'a> {
         decode_meta(self.0)
     }
 
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The message must be used up: what is left over was not written by us.
     pub(crate) fn end(self) -> Result<(), Malformed> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed("message: bytes are left over")) }

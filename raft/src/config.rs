@@ -5,20 +5,24 @@ use std::time::Duration;
 /// Settings shared by all groups of a node. The defaults suit nodes of one site; change the times together.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How often a leader shows signs of life when it has nothing to send. Default 200 ms.
+    /// How often nodes that share groups show each other that they live. Default 200 ms.
     pub heartbeat: Duration,
-    /// Shortest silence after which a follower stands for election, and never below twice the heartbeat. Default
-    /// 600 ms.
+    /// Shortest pause between two tries of a node to become the leader of a group. Default 600 ms.
     pub election_min: Duration,
-    /// Longest silence; each follower draws between the two. Default 900 ms.
+    /// Longest pause, and the silence after which a node is not believed to live: groups that it leads elect. At
+    /// least three heartbeats. Default 900 ms.
     pub election_max: Duration,
+    /// How often the leader of a quiet group asks its members whether they still follow. Every group costs this much
+    /// though nothing is lost without it: dead and silent nodes are noticed by `heartbeat`, and openraft's own election
+    /// timers, three to four times this long, catch what that misses. Default 5 s.
+    pub group_heartbeat: Duration,
     /// A leader that heard from no majority for this long stops calling itself leading, so that clients are told
     /// instead of left waiting. Default 1800 ms; at least two `election_max`.
     pub majority_lost_after: Duration,
     /// How long an append may go unanswered before its connection is taken for stuck. Generous, because a slow
     /// disk answers late and repeating the append makes it later. Default 15 s.
     pub append_timeout: Duration,
-    /// How long the next candidate waits for the one before it, when the leader's process died. Default 120 ms.
+    /// How long the next candidate waits for the one before it, when a leader is gone. Default 120 ms.
     pub candidate_stagger: Duration,
     /// How long followers may learn later than the leader that messages are committed, so that the news goes along
     /// with what is appended next. Default 10 ms; zero tells them at once.
@@ -60,6 +64,7 @@ impl Default for Config {
             heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(600),
             election_max: Duration::from_millis(900),
+            group_heartbeat: Duration::from_secs(5),
             majority_lost_after: Duration::from_millis(1800),
             append_timeout: Duration::from_secs(15),
             candidate_stagger: Duration::from_millis(120),
@@ -88,9 +93,9 @@ impl Config {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         openraft::Config {
             cluster_name: "levee".to_owned(),
-            heartbeat_interval: millis(self.heartbeat),
-            election_timeout_min: millis(self.election_min),
-            election_timeout_max: millis(self.election_max).max(millis(self.election_min) + 1),
+            heartbeat_interval: millis(self.group_heartbeat),
+            election_timeout_min: millis(self.group_heartbeat * 3),
+            election_timeout_max: millis(self.group_heartbeat * 4),
             install_snapshot_timeout: millis(self.snapshot_timeout),
             max_payload_entries: self.append_entries.max(1),
             // Checkpoints and purges are ours; openraft's own policy would build one every few thousand entries.

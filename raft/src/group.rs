@@ -1,9 +1,8 @@
 //! A group on this node: propose, read, watch the leadership, change the members.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::Config;
 use crate::error::{Error, ProposeError};
 use crate::leadership::Leadership;
+use crate::peers::Peers;
 use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
 use crate::state_machine::{Applied, Floors};
@@ -49,6 +49,11 @@ pub(crate) struct GroupCore {
     pub(crate) applied: Arc<Applied>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) majority_lost: watch::Sender<bool>,
+    /// When that was last noticed and not over.
+    pub(crate) majority_lost_since: Mutex<Option<tokio::time::Instant>>,
+    /// The term in which the leader that is known does not lead any more; 0 for none.
+    pub(crate) doubted: AtomicU64,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) stopping: watch::Sender<Stopping>,
     /// Set while this node has not been told, by a leader that knows it as a learner, what the log holds: until
     /// then its empty log must not be counted in an election.
@@ -97,7 +102,7 @@ pub struct ReplicaStatus {
     pub matched: Option<u64>,
     /// Entries of the leader's log it is not known to have.
     pub lag: u64,
-    /// How long ago it last answered; `None` if it never did.
+    /// How long nothing came from it; `None` if it never answered in this group.
     pub silent_for: Option<Duration>,
 }
 
@@ -198,7 +203,7 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let members = metrics.membership_config.membership();
         let last = metrics.last_log_index;
-        let next = |next: &std::sync::atomic::AtomicU64| next.load(Ordering::Acquire).checked_sub(1);
+        let next = |next: &AtomicU64| next.load(Ordering::Acquire).checked_sub(1);
         let heard = metrics.heartbeat.as_ref();
         let replicas = metrics.replication.iter().flatten().filter(|(node, _)| **node != self.0.node);
         GroupStatus {
@@ -221,7 +226,7 @@ impl Group {
                     silent_for: heard
                         .and_then(|heard| heard.get(node))
                         .and_then(|at| *at)
-                        .map(|at| at.elapsed()),
+                        .map(|at| at.elapsed().min(self.0.peers.silent_for(*node))),
                 })
                 .collect(),
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
@@ -373,42 +378,42 @@ impl GroupCore {
 
     /// Notices when a leader's majority went silent, and when it came back.
     pub(crate) fn check_majority(&self) {
-        let lost = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let alone = metrics.membership_config.voter_ids().count() <= 1;
-            metrics.state == ServerState::Leader
-                && !alone
-                && metrics
-                    .last_quorum_acked
-                    .as_ref()
-                    .is_some_and(|at| at.elapsed() > self.config.majority_lost_after)
-        };
-        self.majority_lost.send_if_modified(|known| {
-            let changed = *known != lost;
-            if changed && lost {
-                tracing::warn!(group = %self.id, "no majority answers; this leader stops serving until one does");
-            }
-            *known = lost;
-            changed
-        });
-    }
-
-    /// Whether this node has a vote in the group.
-    pub(crate) fn is_voter(&self) -> bool {
-        self.raft
-            .server_metrics()
-            .borrow_watched()
-            .membership_config
-            .voter_ids()
-            .any(|voter| voter == self.node)
-    }
-
-    /// Stands for election now, without asking first.
-    pub(crate) fn stand(&self) -> impl Future<Output = ()> + Send + use<> {
-        let raft = self.raft.clone();
-        async move {
-            let _ = raft.trigger().elect(false).await;
+        let mut since = self.majority_lost_since.lock();
+        let lost = self.is_majority_lost(*since);
+        if lost && since.is_none() {
+            *since = Some(tokio::time::Instant::now());
+            tracing::warn!(group = %self.id, "no majority answers; this leader stops serving until one does");
+        } else if !lost {
+            *since = None;
         }
+        drop(since);
+        self.majority_lost.send_if_modified(|known| std::mem::replace(known, lost) != lost);
+    }
+
+    /// Whether nodes that are a majority are silent, or do not answer in this group. Once it was lost, only answers
+    /// in this group bring it back: nodes that come back may have another leader by now.
+    fn is_majority_lost(&self, since: Option<tokio::time::Instant>) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return false;
+        }
+        let limit = self.config.majority_lost_after;
+        let (mut voters, mut heard) = (0, 0);
+        for voter in metrics.membership_config.voter_ids() {
+            voters += 1;
+            heard += usize::from(voter == self.node || self.peers.silent_for(voter) <= limit);
+        }
+        if voters <= 1 {
+            return false;
+        }
+        let limit = since.map_or(limit + 2 * self.config.group_heartbeat, |since| since.elapsed());
+        let is_unanswered = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > limit);
+        2 * heard <= voters || is_unanswered
+    }
+
+    pub(crate) fn has_member(&self, node: NodeId) -> bool {
+        let server = self.raft.server_metrics();
+        server.borrow_watched().membership_config.nodes().any(|(member, _)| *member == node)
     }
 }

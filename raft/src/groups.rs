@@ -2,25 +2,26 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_storage::{EntryLog, Error as StorageError, Storage, Sync};
-use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use crate::checkpoints::{self, Dirty};
 use crate::codec;
 use crate::config::Config;
+use crate::elections;
 use crate::error::Error;
 use crate::group::{Group, GroupCore, Stopping};
 use crate::leadership;
 use crate::log_store::LogStore;
 use crate::machine::ReplicatedMachine;
 use crate::network::{Links, Network};
+use crate::peers::Peers;
 use crate::proposals::Waiting;
 use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
@@ -45,13 +46,14 @@ pub enum Birth {
 pub struct Groups {
     node: NodeId,
     storage: Arc<Storage>,
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) config: Arc<Config>,
     durable: Arc<openraft::Config>,
     volatile: Arc<openraft::Config>,
     open: RwLock<HashMap<GroupId, Slot>>,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) suspects: Arc<Suspects>,
+    pub(crate) peers: Arc<Peers>,
     this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
@@ -81,12 +83,14 @@ impl Groups {
             open: RwLock::default(),
             dirty: Arc::default(),
             suspects: Arc::default(),
+            peers: Arc::new(Peers::new(config.election_max)),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
         });
         let receiver: Weak<dyn Receiver> = groups.this.clone();
         groups.transport.start(receiver);
         spawn("checkpoints", checkpoints::run(groups.this.clone()));
+        spawn("elections", elections::run(groups.this.clone()));
         groups
     }
 
@@ -168,6 +172,9 @@ impl Groups {
             applied,
             leadership: leadership::channel(),
             majority_lost: watch::Sender::new(false),
+            majority_lost_since: Mutex::new(None),
+            doubted: AtomicU64::new(0),
+            peers: Arc::clone(&self.peers),
             stopping: watch::Sender::new(Stopping::No),
             unborn: AtomicBool::new(unborn),
             closing,
@@ -256,29 +263,8 @@ impl Groups {
     /// Voters skip the dead leader's lease only if they saw it die themselves. The transport calls this when a
     /// connection broke and its address refuses new ones; callers may have better means to know.
     pub fn peer_down(&self, node: NodeId) {
+        tracing::warn!(peer = %node, "a peer died; groups that it led elect");
         self.suspects.add(node);
-        let mut candidates: Vec<(usize, Group)> = Vec::new();
-        self.for_each(|group| {
-            if let Some(turn) = turn_after(group, node) {
-                candidates.push((turn, group.clone()));
-            }
-        });
-        if candidates.is_empty() {
-            return;
-        }
-        tracing::warn!(peer = %node, groups = candidates.len(), "a peer died that led groups; electing");
-        candidates.sort_by_key(|(turn, _)| *turn);
-        let (stagger, suspects) = (self.config.candidate_stagger, Arc::clone(&self.suspects));
-        spawn("elections", async move {
-            let start = tokio::time::Instant::now();
-            for (turn, group) in candidates {
-                let wait = stagger * u32::try_from(turn).unwrap_or(u32::MAX);
-                tokio::time::sleep_until(start + wait).await;
-                if suspects.contains(node) && group.0.leadership.borrow().leader == Some(node) {
-                    group.0.stand().await;
-                }
-            }
-        });
     }
 
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&Group)) {
@@ -301,22 +287,6 @@ impl std::fmt::Debug for Groups {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Groups").field("node", &self.node).field("open", &self.open.read().len()).finish()
     }
-}
-
-/// When it is this node's turn to stand, after `dead`; `None` if it has none. The order among the voters differs from
-/// group to group, so that the leaders of many groups do not all move to one node.
-fn turn_after(group: &Group, dead: NodeId) -> Option<usize> {
-    let core = &group.0;
-    if core.leadership.borrow().leader != Some(dead) || !core.is_voter() {
-        return None;
-    }
-    let server = core.raft.server_metrics();
-    let server = server.borrow_watched();
-    let voters: std::collections::BTreeSet<_> =
-        server.membership_config.voter_ids().filter(|voter| *voter != dead).collect();
-    let position = voters.iter().position(|voter| *voter == core.node)?;
-    let first = usize::try_from(core.id.0 % voters.len() as u64).unwrap_or(0);
-    Some((position + voters.len() - first) % voters.len())
 }
 
 /// Node row that says a group's log was begun in this store. Persisted: never change.

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     SnapshotChunk = 6,
     /// It is complete: install. Answer: the receiver's vote.
     SnapshotEnd = 7,
+    /// A sign of life of the whole node. Answer: nothing.
+    Beat = 8,
     /// An answer: the request failed.
     Failed = 255,
 }
@@ -37,6 +39,7 @@ impl Kind {
             Self::SnapshotBegin,
             Self::SnapshotChunk,
             Self::SnapshotEnd,
+            Self::Beat,
             Self::Failed,
         ]
         .into_iter()

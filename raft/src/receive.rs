@@ -57,7 +57,11 @@ enum Refused {
 impl Receiver for Groups {
     fn receive(&self, from: NodeId, frame: Frame) -> Answering {
         self.suspects.clear(from);
+        self.peers.heard(from);
         let (group, kind) = (frame.group, frame.kind);
+        if kind == Kind::Beat as u8 {
+            return ready(self.beat_received(from, &frame));
+        }
         let answering =
             self.group(group).ok_or(Refused::NotOpen).and_then(|open| self.take(&open.0, from, frame));
         answering.unwrap_or_else(|refused| {
@@ -92,7 +96,7 @@ impl Groups {
             }
             Kind::SnapshotChunk => snapshot_chunk(group, frame),
             Kind::SnapshotEnd => snapshot_end(group, &frame.head),
-            Kind::Failed => Err(Refused::UnknownKind(frame.kind)),
+            Kind::Beat | Kind::Failed => Err(Refused::UnknownKind(frame.kind)),
         }
     }
 }
@@ -139,14 +143,14 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     let (id, raft, suspects) = (group.id, group.raft.clone(), Arc::clone(suspects));
     let leader = group.leadership.borrow().leader;
     let candidate = request.vote.leader_id().node_id;
+    group.doubt(candidate);
     Ok(Box::pin(async move {
-        // openraft refuses votes while the last leader may be alive. It is not, if we saw its process end: then the
-        // request is treated like one that the leader itself asked for. A candidate's word alone is not enough.
-        if let Some(leader) = leader
-            && leader != candidate
-        {
+        // openraft refuses votes while the last leader may be alive. It is not, if we saw its process end, and it does
+        // not lead if it asks itself: then the request is treated like one that the leader asked for. Another
+        // candidate's word alone is not enough.
+        if let Some(leader) = leader {
             let limit = if suspected { SUSPICION_WAIT } else { std::time::Duration::ZERO };
-            request.leadership_transfer |= suspects.wait_for(leader, limit).await;
+            request.leadership_transfer |= leader == candidate || suspects.wait_for(leader, limit).await;
         }
         match raft.vote(request).await {
             Ok(response) => answer(id, Kind::Vote, codec::encode_vote_response(&response)),
@@ -159,6 +163,11 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
     let (request, _) = codec::decode_vote_request(head)?;
     if group.unborn.load(Ordering::Acquire) {
         return Err(Refused::Unborn);
+    }
+    let candidate = request.vote.leader_id().node_id;
+    if group.leadership.borrow().leader == Some(candidate) {
+        group.doubt(candidate);
+        group.let_go();
     }
     let (id, raft) = (group.id, group.raft.clone());
     Ok(Box::pin(async move {

@@ -39,6 +39,11 @@ impl Suspects {
         self.nodes.lock().values().any(|since| since.elapsed() < FORGET_AFTER)
     }
 
+    /// Returns when another node was seen to die.
+    pub(crate) async fn added(&self) {
+        self.changed.notified().await;
+    }
+
     /// Waits a little for this node to see what a peer says it has seen.
     pub(crate) async fn wait_for(&self, node: NodeId, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;

@@ -349,6 +349,41 @@ async fn a_broken_machine_stops_its_group_and_answers_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_group_stops_is_replaced_though_its_node_lives() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let old = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&old].group(GROUP), "fine").await.unwrap();
+
+    cluster.nodes[&old].broken[&GROUP].store(true, Ordering::SeqCst);
+    let lost = Instant::now();
+    assert!(put(&cluster.nodes[&old].group(GROUP), "breaks it").await.is_err());
+    put_somewhere(&cluster, GROUP, "goes on").await;
+
+    assert!(lost.elapsed() < quick().group_heartbeat, "told by the node, not by the group's own timers");
+    assert_ne!(cluster.leader(GROUP).await, old);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_starts_again_unnoticed_is_believed_no_longer() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    put(&cluster.nodes[&leader].group(GROUP), "before").await.unwrap();
+    // Long enough for everybody to have heard of the first process.
+    tokio::time::sleep(quick().heartbeat * 2).await;
+
+    let disk = cluster.kill(leader);
+    cluster.start(leader, disk);
+    cluster.nodes.get_mut(&leader).unwrap().open(GROUP, Birth::Existing).await;
+    let lost = Instant::now();
+    put_somewhere(&cluster, GROUP, "after").await;
+
+    assert!(lost.elapsed() < quick().group_heartbeat, "its node says so, or it asks for votes");
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("before"), payload("after")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_crash_at_once_and_lose_nothing_acknowledged() {
     let mut cluster = Cluster::new(3, quick());
     cluster.found(GROUP).await;

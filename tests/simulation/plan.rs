@@ -106,6 +106,7 @@ impl Plan {
                 heartbeat: if quick { millis(60) } else { millis(200) },
                 election_min: if quick { millis(250) } else { millis(600) },
                 election_max: if quick { millis(400) } else { millis(900) },
+                group_heartbeat: if quick { millis(500) } else { millis(5000) },
                 majority_lost_after: if quick { millis(900) } else { millis(1800) },
                 append_timeout: chance.pick(&[millis(500), Duration::from_secs(3), Duration::from_secs(15)]),
                 checkpoint_after: chance.pick(&[millis(50), millis(200), millis(1000)]),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ pub struct ListMachine {
     items: Items,
     dirty: Vec<u64>,
     pub flushes: Arc<Mutex<u64>>,
+    /// Set to break only this replica.
+    broken: Arc<AtomicBool>,
     /// The highest purge floor it was told.
     told_purged: Floor,
 }
@@ -42,6 +44,7 @@ impl ListMachine {
             items: Arc::clone(&items),
             dirty: Vec::new(),
             flushes: Arc::default(),
+            broken: Arc::default(),
             told_purged: Floor::default(),
         });
         machine.reload().expect("the store reads");
@@ -51,7 +54,7 @@ impl ListMachine {
 
 impl ReplicatedMachine for ListMachine {
     fn apply(&mut self, entry: CommittedEntry) -> Result<Reply, levee_storage::Error> {
-        if entry.payload.starts_with(b"poison") {
+        if entry.payload.starts_with(b"poison") || self.broken.load(Ordering::SeqCst) {
             return Err(levee_storage::Error::Engine("injected".to_owned()));
         }
         let before = self.items.lock().insert(entry.index, entry.payload.clone());
@@ -89,17 +92,9 @@ impl ReplicatedMachine for ListMachine {
     }
 }
 
-/// Quick elections, so that tests are.
+/// Quick checkpoints, so that tests are.
 pub fn quick() -> Config {
-    Config {
-        heartbeat: Duration::from_millis(150),
-        // A busy machine keeps a leader's thread waiting for some hundred milliseconds.
-        election_min: Duration::from_millis(1200),
-        election_max: Duration::from_millis(1800),
-        majority_lost_after: Duration::from_millis(3600),
-        checkpoint_after: Duration::from_millis(100),
-        ..Config::default()
-    }
+    Config { checkpoint_after: Duration::from_millis(100), ..Config::default() }
 }
 
 pub fn node_id(number: u64) -> NodeId {
@@ -122,6 +117,7 @@ pub struct Node {
     pub groups: Arc<Groups>,
     pub items: BTreeMap<GroupId, Items>,
     pub told_purged: BTreeMap<GroupId, Floor>,
+    pub broken: BTreeMap<GroupId, Arc<AtomicBool>>,
 }
 
 impl Node {
@@ -138,13 +134,22 @@ impl Node {
         config: Config,
     ) -> Self {
         let groups = Groups::new(id, Arc::clone(&storage), transport, config);
-        Self { id, disk, storage, groups, items: BTreeMap::new(), told_purged: BTreeMap::new() }
+        Self {
+            id,
+            disk,
+            storage,
+            groups,
+            items: BTreeMap::new(),
+            told_purged: BTreeMap::new(),
+            broken: BTreeMap::new(),
+        }
     }
 
     pub async fn open(&mut self, group: GroupId, birth: Birth) -> Group {
         let (machine, items) = ListMachine::load(&self.storage, group);
         self.items.insert(group, items);
         self.told_purged.insert(group, Arc::clone(&machine.told_purged));
+        self.broken.insert(group, Arc::clone(&machine.broken));
         self.groups.open(group, Sync::Always, machine, birth).await.expect("the group opens")
     }
 
