@@ -12,9 +12,9 @@ pub struct Config {
     /// Longest pause, and the silence after which a node is not believed to live: groups that it leads elect. At
     /// least three heartbeats. Default 900 ms.
     pub election_max: Duration,
-    /// How often the leader of a quiet group asks its members whether they still follow. Every group costs this much
-    /// though nothing is lost without it: dead and silent nodes are noticed by `heartbeat`, and openraft's own election
-    /// timers, three to four times this long, catch what that misses. Default 5 s.
+    /// How often the leader of a group asks its followers whether they still follow. Every group costs this much, and
+    /// little depends on it: dead and silent nodes are noticed by `heartbeat`. A leader that is not heard in its group
+    /// for three times as long is replaced. Default 5 s.
     pub group_heartbeat: Duration,
     /// A leader that heard from no majority for this long stops calling itself leading, so that clients are told
     /// instead of left waiting. Default 1800 ms; at least two `election_max`.
@@ -112,6 +112,8 @@ impl Config {
             // Followers start receiving an append while the leader's own sync is under way.
             broadcast_submitted_on_append: Some(true),
             enable_pre_vote: Some(true),
+            // `elections.rs` does what openraft's timers would.
+            enable_tick: false,
             // A restarted leader goes through an election: its promise to lead died with its process, and so did
             // what its followers were told about it.
             enable_leader_restore: Some(false),

@@ -1,10 +1,10 @@
-//! When a replica stands for election. openraft has a timer for it in every group; its timers are slow here, and only
-//! catch what this file misses. What replaces them looks at nodes, because leaders are lost by the thousand:
+//! When a replica stands for election, and when a quiet leader asks its followers. openraft has timers for both in every
+//! group; they are off, because what they would notice happens to nodes, and so to thousands of groups at once:
 //!
 //! - a node whose process was seen to end, or that is silent, leads nothing any more;
 //! - a node that started again leads nothing it led before;
 //! - a node says which of its groups stopped by themselves, and who asks for votes does not lead;
-//! - a group in which nobody leads elects.
+//! - a group in which nobody leads, or whose leader is not heard in it for long, elects.
 //!
 //! Voters stand one after the other, in an order that differs from group to group, and ask first whether they would
 //! win: nobody's term grows because of a node that only thinks it is alone. Voters refuse whoever wants to replace a
@@ -12,8 +12,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use levee_protocol::ids::{GroupId, NodeId};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::TransferLeaderRequest;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::group::{GroupCore, Stopping};
@@ -34,8 +35,10 @@ use crate::transport::{Frame, Lane};
 const ROUND: Duration = Duration::from_millis(50);
 /// Rounds that may be missed before this node counts as having slept.
 const LATE_ROUNDS: u32 = 3;
-/// Every how many beats the node looks whom to send them to.
-const MEMBERS_EVERY: u32 = 5;
+/// Every how many rounds the node looks at all groups, not only at those in which something happened.
+const ALL_EVERY: u32 = 20;
+/// A leader that was not heard in its group for this many of its heartbeats does not lead it.
+const HEARTBEATS_MISSED: u32 = 3;
 /// Beats belong to no group.
 const NO_GROUP: GroupId = GroupId(0);
 
@@ -46,13 +49,29 @@ struct Vacancy {
     due: Instant,
 }
 
+/// Groups in which something happened that may call for an election.
+#[derive(Debug, Default)]
+pub(crate) struct Restless(Mutex<BTreeSet<GroupId>>);
+
+impl Restless {
+    pub(crate) fn mark(&self, group: GroupId) {
+        self.0.lock().insert(group);
+    }
+
+    fn take(&self) -> BTreeSet<GroupId> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
 /// Shows that this node lives, and stands for election where it must, until the node's groups are dropped.
 pub(crate) async fn run(groups: Weak<Groups>) {
     let mut vacancies = HashMap::new();
     let mut members = BTreeSet::new();
-    let mut beats = 0u32;
+    let mut stopped = Vec::new();
+    let mut round = 0u32;
     let mut next_beat = Instant::now();
     let mut last_round = Instant::now();
+    let mut died = false;
     loop {
         let Some(node) = groups.upgrade() else { return };
         let now = Instant::now();
@@ -60,25 +79,29 @@ pub(crate) async fn run(groups: Weak<Groups>) {
             node.peers.slept(now - last_round);
         }
         last_round = now;
+        let turned = node.peers.look();
+        let all = died || !turned.silent.is_empty() || round.is_multiple_of(ALL_EVERY);
+        if all {
+            members = node.members();
+            stopped = node.stopped();
+        }
         if now >= next_beat {
             next_beat = now + node.config.heartbeat;
-            if beats.is_multiple_of(MEMBERS_EVERY) {
-                members = node.members();
-            }
-            beats = beats.wrapping_add(1);
-            node.send_beats(&members);
+            node.send_beats(&members, &stopped);
         }
-        for peer in node.peers.returned() {
+        for peer in turned.heard {
             tracing::info!(%peer, "a silent node is heard again");
             node.greet(peer);
         }
-        node.fill_vacancies(&mut vacancies);
-        let suspects = std::sync::Arc::clone(&node.suspects);
+        node.send_heartbeats(round);
+        node.fill_vacancies(&mut vacancies, all);
+        round = round.wrapping_add(1);
+        let suspects = Arc::clone(&node.suspects);
         drop(node);
-        tokio::select! {
-            () = tokio::time::sleep_until(now + ROUND) => {}
-            () = suspects.added() => {}
-        }
+        died = tokio::select! {
+            () = tokio::time::sleep_until(now + ROUND) => false,
+            () = suspects.added() => true,
+        };
     }
 }
 
@@ -94,14 +117,19 @@ impl Groups {
         members
     }
 
-    fn send_beats(&self, members: &BTreeSet<NodeId>) {
+    /// Groups that stopped on this node by themselves.
+    fn stopped(&self) -> Vec<GroupId> {
         let mut stopped = Vec::new();
         self.for_each(|group| {
             if *group.0.stopping.borrow() == Stopping::Stopped {
                 stopped.push(group.0.id);
             }
         });
-        let head = self.peers.beat(&stopped);
+        stopped
+    }
+
+    fn send_beats(&self, members: &BTreeSet<NodeId>, stopped: &[GroupId]) {
+        let head = self.peers.beat(stopped);
         for member in members {
             drop(self.transport.call(*member, Lane::Log, beat(head.clone())));
         }
@@ -129,28 +157,41 @@ impl Groups {
         self.for_each(|group| {
             let core = &group.0;
             if core.leadership.borrow().leader == Some(core.node) && core.has_member(peer) {
-                // Dropped when the group's queue is full: then the group has other things to tell.
-                let _ = core.raft.trigger().heartbeat().now_or_never();
+                core.ask_followers();
             }
         });
     }
 
-    fn fill_vacancies(&self, vacancies: &mut HashMap<GroupId, Vacancy>) {
+    /// The leaders of this node ask their followers, each group once in `group_heartbeat`.
+    fn send_heartbeats(&self, round: u32) {
+        let rounds = (self.config.group_heartbeat.as_millis() / ROUND.as_millis()).max(1) as u64;
+        let turn = u64::from(round) % rounds;
+        for group in self.groups_where(|id| id.0 % rounds == turn) {
+            if group.0.leadership.borrow().leader == Some(self.node()) {
+                group.0.ask_followers();
+            }
+        }
+    }
+
+    /// Looks for groups without a leader among all groups, or among those in which something happened, and stands
+    /// where it is this node's turn.
+    fn fill_vacancies(&self, vacancies: &mut HashMap<GroupId, Vacancy>, all: bool) {
+        let mut restless = self.restless.take();
+        restless.extend(vacancies.keys());
+        let candidates = self.groups_where(|id| all || restless.contains(&id));
         let now = Instant::now();
         let mut vacant = HashMap::new();
-        self.for_each(|group| {
+        for group in candidates {
             let core = &group.0;
-            let Some(gone) = self.vacancy(core) else { return };
+            let Some(gone) = self.vacancy(core) else { continue };
             let raft_term = core.leadership.borrow().raft_term;
             let mut vacancy = match vacancies.remove(&core.id) {
                 Some(known) if known.raft_term == raft_term => known,
                 // Somebody else stands, or stood: give it time.
                 Some(known) => Vacancy { raft_term, due: now + self.pause(core, known.tries), ..known },
-                None => {
-                    core.let_go();
-                    Vacancy { raft_term, tries: 0, due: now + self.wait_for_turn(core, gone) }
-                }
+                None => Vacancy { raft_term, tries: 0, due: now + self.wait_for_turn(core, gone) },
             };
+            core.let_go();
             if now >= vacancy.due {
                 let leader = core.leadership.borrow().leader;
                 core.stand(!leader.is_some_and(|leader| self.suspects.contains(leader)));
@@ -158,7 +199,7 @@ impl Groups {
                 vacancy.due = now + self.pause(core, vacancy.tries);
             }
             vacant.insert(core.id, vacancy);
-        });
+        }
         *vacancies = vacant;
     }
 
@@ -173,7 +214,8 @@ impl Groups {
             Some(leader) => {
                 let is_gone = !self.peers.lives(leader)
                     || core.doubted.load(Ordering::Acquire) == seen.raft_term
-                    || self.suspects.contains(leader);
+                    || self.suspects.contains(leader)
+                    || core.leader_silent_for() > self.config.group_heartbeat * HEARTBEATS_MISSED;
                 if !is_gone {
                     return None;
                 }
@@ -252,7 +294,23 @@ impl GroupCore {
         let seen = *self.leadership.borrow();
         if seen.leader == Some(leader) && leader != self.node {
             self.doubted.store(seen.raft_term, Ordering::Release);
+            self.restless.mark(self.id);
         }
+    }
+
+    /// Something came from the group's leader.
+    pub(crate) fn leader_heard(&self) {
+        self.leader_heard.store(self.peers.millis(), Ordering::Relaxed);
+    }
+
+    fn leader_silent_for(&self) -> Duration {
+        Duration::from_millis(self.peers.millis().saturating_sub(self.leader_heard.load(Ordering::Relaxed)))
+    }
+
+    /// A heartbeat to all followers, if this node leads.
+    fn ask_followers(&self) {
+        // Dropped when the group's queue is full: then the group has other things to tell.
+        let _ = self.raft.trigger().heartbeat().now_or_never();
     }
 
     /// This voter no longer refuses others for its leader's sake.

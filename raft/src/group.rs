@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
+use crate::elections::Restless;
 use crate::error::{Error, ProposeError};
 use crate::leadership::Leadership;
 use crate::peers::Peers;
@@ -53,6 +54,9 @@ pub(crate) struct GroupCore {
     pub(crate) majority_lost_since: Mutex<Option<tokio::time::Instant>>,
     /// The term in which the leader that is known does not lead any more; 0 for none.
     pub(crate) doubted: AtomicU64,
+    /// When something came from the leader last, in milliseconds of `peers`.
+    pub(crate) leader_heard: AtomicU64,
+    pub(crate) restless: Arc<Restless>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) stopping: watch::Sender<Stopping>,
     /// Set while this node has not been told, by a leader that knows it as a learner, what the log holds: until
@@ -364,16 +368,11 @@ impl GroupCore {
             *known = now;
             changed
         });
+        self.restless.mark(self.id);
         if lost {
             // openraft answers these when it learns what became of them, which can be never.
             self.waiting.release_all(now.leader);
         }
-    }
-
-    /// A leader that is the only member has nobody to send heartbeats to and nobody to lose an election to.
-    pub(crate) fn set_ticking(&self, server: &openraft::metrics::RaftServerMetrics<TypeConfig>) {
-        let alone = server.membership_config.nodes().count() == 1;
-        self.raft.runtime_config().tick(!(alone && server.state == ServerState::Leader));
     }
 
     /// Notices when a leader's majority went silent, and when it came back.

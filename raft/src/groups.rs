@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::checkpoints::{self, Dirty};
 use crate::codec;
 use crate::config::Config;
-use crate::elections;
+use crate::elections::{self, Restless};
 use crate::error::Error;
 use crate::group::{Group, GroupCore, Stopping};
 use crate::leadership;
@@ -54,6 +54,7 @@ pub struct Groups {
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) suspects: Arc<Suspects>,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) restless: Arc<Restless>,
     this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
@@ -84,6 +85,7 @@ impl Groups {
             dirty: Arc::default(),
             suspects: Arc::default(),
             peers: Arc::new(Peers::new(config.election_max)),
+            restless: Arc::default(),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
         });
@@ -174,6 +176,8 @@ impl Groups {
             majority_lost: watch::Sender::new(false),
             majority_lost_since: Mutex::new(None),
             doubted: AtomicU64::new(0),
+            leader_heard: AtomicU64::new(self.peers.millis()),
+            restless: Arc::clone(&self.restless),
             peers: Arc::clone(&self.peers),
             stopping: watch::Sender::new(Stopping::No),
             unborn: AtomicBool::new(unborn),
@@ -182,6 +186,7 @@ impl Groups {
             gone: Mutex::new(Some(when_gone)),
         });
         leadership::follow(&core);
+        self.restless.mark(group);
         Ok(Group(core))
     }
 
@@ -265,6 +270,12 @@ impl Groups {
     pub fn peer_down(&self, node: NodeId) {
         tracing::warn!(peer = %node, "a peer died; groups that it led elect");
         self.suspects.add(node);
+    }
+
+    /// The open groups whose number is wanted.
+    pub(crate) fn groups_where(&self, wanted: impl Fn(GroupId) -> bool) -> Vec<Group> {
+        let open = self.open.read();
+        open.iter().filter(|(id, _)| wanted(**id)).filter_map(|(_, slot)| slot.group()).collect()
     }
 
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&Group)) {

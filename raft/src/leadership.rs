@@ -45,7 +45,6 @@ pub(crate) fn follow(core: &Arc<GroupCore>) {
             );
             let Some(group) = core.upgrade() else { return };
             group.set_leadership(now);
-            group.set_ticking(&server.borrow_watched());
             drop(group);
             tokio::select! {
                 changed = server.changed() => if changed.is_err() { break },

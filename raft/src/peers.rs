@@ -36,6 +36,13 @@ struct Peer {
     was_silent: AtomicBool,
 }
 
+/// What changed between two looks at the nodes.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Turned {
+    pub(crate) silent: Vec<NodeId>,
+    pub(crate) heard: Vec<NodeId>,
+}
+
 impl Peers {
     pub(crate) fn new(patience: Duration) -> Self {
         let incarnation = RandomState::new().hash_one("incarnation").max(1);
@@ -79,17 +86,20 @@ impl Peers {
         }
     }
 
-    /// Nodes that were silent at the last look and are heard again.
-    pub(crate) fn returned(&self) -> Vec<NodeId> {
+    /// Nodes that fell silent since the last look, and nodes that were silent then and are heard again.
+    pub(crate) fn look(&self) -> Turned {
         let now = self.millis();
-        let known = self.known.read();
-        let returned = known.iter().filter_map(|(peer, known)| {
+        let mut turned = Turned::default();
+        for (peer, known) in self.known.read().iter() {
             let silence = Duration::from_millis(now.saturating_sub(known.heard.load(Ordering::Relaxed)));
             let is_silent = silence >= self.patience;
-            let was_silent = known.was_silent.swap(is_silent, Ordering::Relaxed);
-            (was_silent && !is_silent).then_some(*peer)
-        });
-        returned.collect()
+            match (known.was_silent.swap(is_silent, Ordering::Relaxed), is_silent) {
+                (false, true) => turned.silent.push(*peer),
+                (true, false) => turned.heard.push(*peer),
+                (false, false) | (true, true) => {}
+            }
+        }
+        turned
     }
 
     /// Takes what a sign of life says of the node's process. True if it is another process than before.
@@ -109,7 +119,8 @@ impl Peers {
         head.freeze()
     }
 
-    fn millis(&self) -> u64 {
+    /// Milliseconds since this node started.
+    pub(crate) fn millis(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
@@ -150,13 +161,14 @@ mod tests {
         peers.heard(PEER);
         tokio::time::advance(PATIENCE).await;
         assert!(!peers.lives(PEER));
-        assert!(peers.returned().is_empty());
+        assert_eq!(peers.look(), Turned { silent: vec![PEER], heard: Vec::new() });
+        assert_eq!(peers.look(), Turned::default());
 
         peers.heard(PEER);
 
         assert!(peers.lives(PEER));
-        assert_eq!(peers.returned(), [PEER]);
-        assert!(peers.returned().is_empty());
+        assert_eq!(peers.look(), Turned { silent: Vec::new(), heard: vec![PEER] });
+        assert_eq!(peers.look(), Turned::default());
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,6 +114,7 @@ fn append(group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answerin
     if frame_holds_blocks(&request) {
         group.storage.room(Room::Messages)?;
     }
+    group.leader_heard();
     let (id, raft) = (group.id, group.raft.clone());
     Ok(in_order(async move {
         match raft.append_entries(request).await {
