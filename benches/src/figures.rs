@@ -152,6 +152,16 @@ impl Outcome {
         self.set(Figure::LatencyP999Us, at(0.999));
     }
 
+    /// An open loop with so many messages a second wished for and so many had.
+    #[must_use]
+    pub fn of_open_loop(nanoseconds: &Histogram<u64>, offered: u64, kept: f64) -> Self {
+        let mut outcome = Self::default();
+        outcome.set_latency(nanoseconds);
+        outcome.set(Figure::Offered, offered as f64);
+        outcome.set(Figure::Kept, kept);
+        outcome
+    }
+
     /// Takes over another's figures.
     pub fn add(&mut self, other: Self) {
         self.0.extend(other.0);

@@ -6,6 +6,20 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use crate::messages::Messages;
+
+/// A publisher writes about so much at once.
+pub const WRITE_BYTES: usize = 64 << 10;
+
+/// What messages say of themselves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stamps {
+    /// Nothing.
+    None,
+    /// When they were due.
+    Due,
+}
+
 /// Messages that are due at even distances from a start.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -81,6 +95,34 @@ impl Pace {
             }
             std::thread::sleep(due - now);
         }
+    }
+
+    /// Sends messages when they are due, whatever the server does. Those that are late go in writes of ordinary size.
+    pub fn send(
+        &self,
+        text: &Messages,
+        count: u64,
+        stamps: Stamps,
+        mut write: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        sleep_exactly();
+        let (mut buffer, mut sent) = (Vec::new(), 0);
+        while sent < count {
+            let due = self.wait_for(sent).min(count);
+            buffer.clear();
+            while sent < due && buffer.len() < WRITE_BYTES {
+                text.append(&mut buffer, sent, (stamps == Stamps::Due).then(|| self.due_ns(sent)));
+                sent += 1;
+            }
+            write(&buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Messages a second since the start, now that so many are through.
+    #[must_use]
+    pub fn kept(&self, messages: u64) -> f64 {
+        messages as f64 / (self.since_ns(0) as f64 / 1e9)
     }
 
     /// What has passed since a moment given as nanoseconds from the start.

@@ -3,14 +3,11 @@
 use anyhow::Context;
 
 use crate::client::Client;
-use crate::figures::{Figure, Meter, Outcome};
+use crate::figures::{Meter, Outcome};
 use crate::load::{Effort, join};
 use crate::messages::{self, Messages};
-use crate::pace::{self, Pace};
+use crate::pace::{self, Pace, Stamps, WRITE_BYTES};
 use crate::servers::Servers;
-
-/// Bytes of one write.
-const WRITE_BYTES: usize = 64 << 10;
 
 /// Who publishes what to whom.
 #[derive(Clone, Copy, Debug)]
@@ -91,19 +88,8 @@ pub fn latency(servers: &Servers, shape: Shape, offered: u64, effort: &Effort) -
         let mut writing = Vec::new();
         for mut client in publishers {
             writing.push(scope.spawn(move || -> anyhow::Result<()> {
-                pace::sleep_exactly();
                 let text = Messages::plain(shape.payload_bytes, "");
-                let (mut buffer, mut sent) = (Vec::new(), 0);
-                while sent < each {
-                    let due = pace.wait_for(sent).min(each);
-                    buffer.clear();
-                    for n in sent..due {
-                        text.append(&mut buffer, n, Some(pace.due_ns(n)));
-                    }
-                    client.write(&buffer)?;
-                    sent = due;
-                }
-                Ok(())
+                pace.send(&text, each, Stamps::Due, |bytes| client.write(bytes))
             }));
         }
         join(writing)?;
@@ -112,11 +98,7 @@ pub fn latency(servers: &Servers, shape: Shape, offered: u64, effort: &Effort) -
         for one in &latencies {
             latency.add(one)?;
         }
-        let mut outcome = Outcome::default();
-        outcome.set_latency(&latency);
-        outcome.set(Figure::Offered, offered as f64);
-        outcome.set(Figure::Kept, total as f64 / (pace.since_ns(0) as f64 / 1e9));
-        Ok(outcome)
+        Ok(Outcome::of_open_loop(&latency, offered, pace.kept(total)))
     })
 }
 

@@ -5,10 +5,10 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::client::Client;
-use crate::figures::{Figure, Meter, Outcome};
+use crate::figures::{Meter, Outcome};
 use crate::load::{Effort, publish};
 use crate::messages::{self, Messages};
-use crate::pace::{self, Pace};
+use crate::pace::{self, Pace, Stamps};
 use crate::servers::Servers;
 use crate::setup::{self, STREAM, Storage};
 
@@ -119,18 +119,8 @@ fn latency(
     let pace = Pace::start_warm(offered as f64, effort.latency);
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> anyhow::Result<()> {
-            pace::sleep_exactly();
             let text = Messages::plain(shape.payload_bytes, "");
-            let (mut buffer, mut sent) = (Vec::new(), 0);
-            while sent < total {
-                let due = pace.wait_for(sent).min(total);
-                buffer.clear();
-                for n in sent..due {
-                    text.append(&mut buffer, n, Some(pace.due_ns(n)));
-                }
-                publisher.write(&buffer)?;
-                sent = due;
-            }
+            pace.send(&text, total, Stamps::Due, |bytes| publisher.write(bytes))?;
             publisher.flush_barrier()
         });
         let mut latency = pace::histogram();
@@ -146,10 +136,7 @@ fn latency(
                 Ok(())
             },
         )?;
-        let mut outcome = Outcome::default();
-        outcome.set_latency(&latency);
-        outcome.set(Figure::Offered, offered as f64);
-        outcome.set(Figure::Kept, total as f64 / (pace.since_ns(0) as f64 / 1e9));
+        let outcome = Outcome::of_open_loop(&latency, offered, pace.kept(total));
         writing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
         Ok(outcome)
     })

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 
 use crate::client::Client;
-use crate::figures::{Figure, Outcome};
+use crate::figures::Outcome;
 use crate::load::{join, publish};
 use crate::messages::Messages;
 use crate::pace::{self, Lasting, Pace};
@@ -17,15 +17,12 @@ pub fn throughput(publishers: Vec<Publisher>, each: u64) -> anyhow::Result<()> {
 /// At `offered` messages a second, all publishers together, for a while. A publisher whose ack is late sends late, and
 /// that lateness counts.
 pub fn latency(publishers: Vec<Publisher>, offered: u64, lasting: Lasting) -> anyhow::Result<Outcome> {
-    let count = publishers.len() as f64;
-    let each = lasting.messages(offered as f64 / count);
-    let pace = Pace::start_warm(offered as f64 / count, lasting);
+    let count = publishers.len() as u64;
+    let per_publisher = offered as f64 / count as f64;
+    let each = lasting.messages(per_publisher);
+    let pace = Pace::start_warm(per_publisher, lasting);
     let latency = publish_all(publishers, each, Some(pace))?;
-    let mut outcome = Outcome::default();
-    outcome.set_latency(&latency);
-    outcome.set(Figure::Offered, offered as f64);
-    outcome.set(Figure::Kept, each as f64 * count / (pace.since_ns(0) as f64 / 1e9));
-    Ok(outcome)
+    Ok(Outcome::of_open_loop(&latency, offered, pace.kept(each * count)))
 }
 
 /// A connection that publishes on one subject.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::Context;
 
 use crate::client::Client;
-use crate::figures::{Figure, Outcome};
+use crate::figures::Outcome;
 use crate::load::publish;
 use crate::messages::{Messages, Subjects};
 use crate::pace::{self, Pace};
@@ -53,10 +53,6 @@ pub fn run(address: &str, done: &AtomicBool, per_second: u64) -> anyhow::Result<
             acked += 1;
         }
         writing.join().map_err(|_| anyhow::anyhow!("the probe's writer panicked"))??;
-        let mut outcome = Outcome::default();
-        outcome.set_latency(&latency);
-        outcome.set(Figure::Offered, per_second as f64);
-        outcome.set(Figure::Kept, acked as f64 / (pace.since_ns(0) as f64 / 1e9));
-        Ok(outcome)
+        Ok(Outcome::of_open_loop(&latency, per_second, pace.kept(acked)))
     })
 }

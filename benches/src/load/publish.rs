@@ -9,13 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::client::{Client, Message};
-use crate::figures::{Figure, Outcome};
+use crate::figures::Outcome;
 use crate::load::Effort;
 use crate::messages::Messages;
-use crate::pace::{self, Pace};
-
-/// Bytes of one write.
-const WRITE_BYTES: usize = 64 << 10;
+use crate::pace::{self, Pace, Stamps, WRITE_BYTES};
 
 /// The writer is woken once in so many acknowledgements.
 const WAKE_EVERY: u64 = 128;
@@ -75,19 +72,7 @@ pub fn latency(
     let pace = Pace::start_warm(offered as f64, effort.latency);
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> anyhow::Result<()> {
-            pace::sleep_exactly();
-            let (mut buffer, mut sent) = (Vec::new(), 0);
-            while sent < total {
-                let due = pace.wait_for(sent).min(total);
-                buffer.clear();
-                // A schedule that is far behind is caught up in writes of ordinary size.
-                while sent < due && buffer.len() < WRITE_BYTES {
-                    text.append(&mut buffer, sent, None);
-                    sent += 1;
-                }
-                writer.write_all(&buffer)?;
-            }
-            Ok(())
+            pace.send(text, total, Stamps::None, |bytes| Ok(writer.write_all(bytes)?))
         });
         let mut latency = pace::histogram();
         for _ in 0..total {
@@ -98,11 +83,7 @@ pub fn latency(
             pace.record(&mut latency, pace.due_ns(n));
         }
         writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        let mut outcome = Outcome::default();
-        outcome.set_latency(&latency);
-        outcome.set(Figure::Offered, offered as f64);
-        outcome.set(Figure::Kept, total as f64 / (pace.since_ns(0) as f64 / 1e9));
-        Ok((outcome, total))
+        Ok((Outcome::of_open_loop(&latency, offered, pace.kept(total)), total))
     })
 }
 

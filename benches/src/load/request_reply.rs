@@ -7,7 +7,7 @@ use anyhow::ensure;
 use hdrhistogram::Histogram;
 
 use crate::client::Client;
-use crate::figures::{Figure, Meter, Outcome};
+use crate::figures::{Meter, Outcome};
 use crate::load::{Effort, join};
 use crate::messages::Messages;
 use crate::pace::{self, Pace};
@@ -35,10 +35,7 @@ pub fn run(
             let clients = connect(address, requesters)?;
             let pace = Pace::start_warm(per_requester, effort.latency);
             let latency = ask(clients, payload_bytes, each, Some(pace))?;
-            let mut outcome = Outcome::default();
-            outcome.set_latency(&latency);
-            outcome.set(Figure::Offered, offered as f64);
-            outcome.set(Figure::Kept, (each * requesters) as f64 / (pace.since_ns(0) as f64 / 1e9));
+            let mut outcome = Outcome::of_open_loop(&latency, offered, pace.kept(each * requesters));
             let each = (messages / requesters).max(1);
             let clients = connect(address, requesters)?;
             let meter = Meter::start(servers)?;
