@@ -79,10 +79,7 @@ impl Schedules {
         let due = self.due.iter().take_while(|(next, _)| *next <= now);
         let gone =
             due.filter(|(_, subject)| self.subjects.get(subject).is_none_or(|pending| !is_live(pending.seq)));
-        let gone: Vec<Box<[u8]>> = gone.map(|(_, subject)| subject.clone()).collect();
-        for subject in gone {
-            self.remove(&subject);
-        }
+        self.remove_all(gone.map(|(_, subject)| subject.clone()).collect());
     }
 
     /// Forgets schedules whose message is gone, if there are more of them than messages.
@@ -91,8 +88,11 @@ impl Schedules {
             return;
         }
         let gone = self.subjects.iter().filter(|(_, pending)| !messages.is_live(pending.seq));
-        let gone: Vec<Box<[u8]>> = gone.map(|(subject, _)| subject.clone()).collect();
-        for subject in gone {
+        self.remove_all(gone.map(|(subject, _)| subject.clone()).collect());
+    }
+
+    fn remove_all(&mut self, subjects: Vec<Box<[u8]>>) {
+        for subject in subjects {
             self.remove(&subject);
         }
     }
