@@ -3,6 +3,7 @@
 //! Two implementations: `rocks/` in production, `memory.rs` in tests and simulation. Everything above this
 //! trait is the same code for both.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -78,10 +79,12 @@ impl Value {
                 Ok(end.map(|end| value.slice(from..end)))
             }
             Self::Placed(segment, place) => match place.part(from, len) {
-                Some(part) => segment
-                    .read(part)
-                    .map(Some)
-                    .map_err(|error| Error::Engine(format!("value segment {}: {error}", place.segment))),
+                Some(part) => match segment.read(part) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    // The file is cut: as if the value ended there.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+                    Err(error) => Err(Error::Engine(format!("value segment {}: {error}", place.segment))),
+                },
                 None => Ok(None),
             },
         }

@@ -130,6 +130,13 @@ pub(crate) struct KeyRange {
     pub(crate) to: Vec<u8>,
 }
 
+impl KeyRange {
+    /// All keys of a table, none of which is longer than 256 bytes of the highest value.
+    pub(crate) fn all() -> Self {
+        Self { from: Vec::new(), to: vec![u8::MAX; 256] }
+    }
+}
+
 /// Rows of `hard_state`. Persisted: never renumber, add at the end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]

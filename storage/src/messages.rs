@@ -90,11 +90,15 @@ impl MessageStore {
             if row.is_dead(seq.0) {
                 return Ok(None);
             }
+            let whole = |block: Block| Ok(Some(block.record_owned(row.position(seq.0), seq)));
+            if let Some(block) = self.near_block(space, &row)? {
+                return whole(block);
+            }
             if let Some(record) = self.single(space, &row, seq)? {
                 return Ok(Some(record));
             }
-            if let Some(block) = self.block(space, &row)? {
-                return Ok(Some(block.record_owned(row.position(seq.0), seq)));
+            if let Some(block) = self.read_block(space, &row)? {
+                return whole(block);
             }
             if let Some(record) = self.kept(space, kept, seq)? {
                 return Ok(Some(record));
@@ -206,7 +210,7 @@ impl MessageStore {
     /// One record of a large block that is not in memory, without reading the rest of it. `None` where that is not the
     /// way: the block is near, small, of an older version, or gone.
     fn single(&self, space: Space, row: &BlockRow, seq: Seq) -> Result<Option<Record>, Error> {
-        if row.size < SINGLE_BYTES_MIN || self.is_near(space, row) {
+        if row.size < SINGLE_BYTES_MIN {
             return Ok(None);
         }
         let Some(value) = self.storage.engine().open_value(Table::Blocks, &space.numbered(row.log_index))?
@@ -223,16 +227,15 @@ impl MessageStore {
         })
     }
 
-    fn is_near(&self, space: Space, row: &BlockRow) -> bool {
-        self.storage.cache().find(space, row.log_index).is_some()
-            || self.group.tail_block(row.log_index).is_some()
-    }
-
     /// The block of a row: from the cache, from the log's tail if it is not written yet, from the disk.
     pub(crate) fn block(&self, space: Space, row: &BlockRow) -> Result<Option<Block>, Error> {
-        if let Some(block) = self.near_block(space, row)? {
-            return Ok(Some(block));
+        match self.near_block(space, row)? {
+            Some(block) => Ok(Some(block)),
+            None => self.read_block(space, row),
         }
+    }
+
+    fn read_block(&self, space: Space, row: &BlockRow) -> Result<Option<Block>, Error> {
         let Some(bytes) = self.storage.engine().read(Table::Blocks, &space.numbered(row.log_index))? else {
             return Ok(None);
         };

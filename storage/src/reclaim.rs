@@ -14,7 +14,7 @@ use crate::engine::{Engine, WriteSet};
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
 use crate::space::now;
-use crate::writer::{Job, Queue, Work};
+use crate::writer::{Queue, Work};
 
 /// Less garbage than this is left to RocksDB's own compaction.
 const GARBAGE_BYTES_MIN: u64 = 64 << 20;
@@ -70,9 +70,7 @@ impl Reclaimer {
             let _ = requests.try_send(ranges);
         }
     }
-}
 
-impl Reclaimer {
     /// Lets it end by itself.
     pub(crate) fn detach(mut self) {
         self.thread = None;
@@ -114,12 +112,7 @@ fn reclaim(engine: &dyn Engine, exports: &AtomicUsize, ranges: Vec<KeyRange>, dr
 }
 
 fn clean_values(engine: &dyn Engine, queue: &Queue) {
-    let mut write = |set: WriteSet| {
-        let (sender, written) = sync_channel(1);
-        let done = Box::new(move |result| drop(sender.send(result)));
-        queue.push(Job { group: None, work: Work::Moves(set), bytes: 0, done: Some(done) });
-        written.recv().unwrap_or_else(|_| Err(Error::Failed("the storage is closed".into())))
-    };
+    let mut write = |set: WriteSet| queue.push_watched(None, Work::Moves(set), 0)();
     if let Err(error) = engine.clean_values(&mut write) {
         tracing::warn!(%error, "giving back the space of removed messages failed; it is tried again");
     }

@@ -27,7 +27,7 @@ use crate::rocks::RocksEngine;
 use crate::sealed::{Fields, unseal};
 use crate::snapshot::{self, SnapshotReader, SnapshotWriter};
 use crate::space::{Room, SpaceGate};
-use crate::writer::{Done, Job, Queue, Work, Writer};
+use crate::writer::{Done, Job, Queue, Work, Writer, closed};
 
 /// Sees a checkpointed row: kind, key, value.
 pub type RowVisitor<'a> = dyn FnMut(u8, &[u8], &[u8]) + 'a;
@@ -191,8 +191,7 @@ impl Storage {
     /// The groups that have anything stored.
     pub fn groups(&self) -> Result<Vec<GroupId>, Error> {
         let mut groups: BTreeSet<GroupId> = self.queue.groups.read().keys().copied().collect();
-        let all = KeyRange { from: Vec::new(), to: vec![u8::MAX; 17] };
-        let mut cursor = self.engine.scan(Table::HardState, &all, Scan::Forward);
+        let mut cursor = self.engine.scan(Table::HardState, &KeyRange::all(), Scan::Forward);
         while let Some((key, _)) = cursor.next()? {
             groups.extend(keys::leading_number(key).map(GroupId));
         }
@@ -331,12 +330,10 @@ impl Storage {
 
     /// Queues work and blocks until it is done.
     pub(crate) fn run(&self, group: Option<Arc<Group>>, work: Work, bytes: usize) -> Result<(), Error> {
-        let (sender, receiver) = sync_channel(1);
-        let done: Done = Box::new(move |result| drop(sender.send(result)));
         self.queue.reserve(bytes);
-        self.queue.push(Job { group, work, bytes, done: Some(done) });
+        let written = self.queue.push_watched(group, work, bytes);
         self.kick();
-        receiver.recv().unwrap_or_else(|_| Err(closed()))
+        written()
     }
 
     /// Gives the space of deleted blocks back to the file system, in the background.
@@ -408,7 +405,7 @@ impl Drop for Storage {
 
 /// Removes what imports left that a crash interrupted.
 fn discard_imports(engine: &dyn Engine) -> Result<(), Error> {
-    let all = KeyRange { from: Vec::new(), to: vec![u8::MAX; 17] };
+    let all = KeyRange::all();
     let mut set = WriteSet::default();
     {
         let mut cursor = engine.scan(Table::HardState, &all, Scan::Forward);
@@ -430,8 +427,4 @@ fn discard_imports(engine: &dyn Engine) -> Result<(), Error> {
         }
     }
     if set.is_empty() { Ok(()) } else { engine.write(set, Durability::Ordered) }
-}
-
-fn closed() -> Error {
-    Error::Failed("the storage is closed".into())
 }

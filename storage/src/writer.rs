@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use levee_protocol::ids::GroupId;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -144,13 +145,26 @@ impl Queue {
         if state.closed {
             drop(state);
             if let Some(done) = job.done {
-                done(Err(Error::Failed("the storage is closed".into())));
+                done(Err(closed()));
             }
             return;
         }
         state.jobs.push_back(job);
         drop(state);
         self.work.notify_one();
+    }
+
+    /// Queues a job like [`push`](Self::push). What is returned blocks until it is done.
+    pub(crate) fn push_watched(
+        &self,
+        group: Option<Arc<Group>>,
+        work: Work,
+        bytes: usize,
+    ) -> impl FnOnce() -> Result<(), Error> + use<> {
+        let (sender, written) = sync_channel(1);
+        let done: Done = Box::new(move |result| drop(sender.send(result)));
+        self.push(Job { group, work, bytes, done: Some(done) });
+        move || written.recv().unwrap_or_else(|_| Err(closed()))
     }
 
     /// Ends the writer once everything queued is written.
@@ -509,4 +523,8 @@ enum Effect {
     Appended { last: u64, epoch: u64, bytes: usize },
     Written(Vec<Box<dyn FnOnce() + Send>>),
     Installed { generation: u32, applied: LogId, cut: snapshot::LogCut },
+}
+
+pub(crate) fn closed() -> Error {
+    Error::Failed("the storage is closed".into())
 }

@@ -133,7 +133,7 @@ impl RocksEngine {
     }
 
     fn each_place(&self, visit: &mut PlaceVisitor<'_>) -> Result<(), Error> {
-        let all = KeyRange { from: Vec::new(), to: vec![u8::MAX; 256] };
+        let all = KeyRange::all();
         let iterator = self.db.raw_iterator_cf_opt(self.places(), read_options(&all, Scan::Bulk));
         let mut cursor = RocksCursor::new(iterator, Scan::Bulk);
         while let Some((key, row)) = cursor.next()? {
@@ -157,7 +157,7 @@ impl RocksEngine {
         if self.payloads != Payloads::ValueLog || bytes < BULK_BYTES_MIN {
             return Ok(Vec::new());
         }
-        self.values.append(&bulk).map_err(|error| Error::Engine(format!("value log: {error}")))
+        self.values.append(&bulk).map_err(value_log)
     }
 
     /// The set for RocksDB, and whether it removes blocks.
@@ -272,7 +272,7 @@ impl RocksEngine {
         // The removal of their values may not be on the disk yet, and a place must never point to nothing.
         self.db.flush_wal(true)?;
         moments::reached(Moment::SegmentsEmpty);
-        self.values.remove_dead(census).map_err(|error| Error::Engine(format!("value log: {error}")))?;
+        self.values.remove_dead(census).map_err(value_log)?;
         moments::reached(Moment::SegmentsRemoved);
         Ok(())
     }
@@ -283,8 +283,7 @@ impl RocksEngine {
         write: &mut dyn FnMut(WriteSet) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let places: Vec<Place> = survivors.iter().map(|(_, place)| *place).collect();
-        let copies =
-            self.values.copy(&places).map_err(|error| Error::Engine(format!("value log: {error}")))?;
+        let copies = self.values.copy(&places).map_err(value_log)?;
         moments::reached(Moment::ValuesCopied);
         let mut set = WriteSet::default();
         for ((key, from), to) in survivors.into_iter().zip(copies) {
@@ -458,6 +457,10 @@ fn found(key: &[u8], place: Place, read: io::Result<Option<Bytes>>) -> Result<Op
         }
         Err(error) => Err(Error::Engine(format!("value segment {}: {error}", place.segment))),
     }
+}
+
+fn value_log(error: io::Error) -> Error {
+    Error::Engine(format!("value log: {error}"))
 }
 
 fn lost(key: &[u8], place: Place, reason: &str) -> Error {
