@@ -60,7 +60,6 @@ impl Dirty {
 
 const ROUND: Duration = Duration::from_millis(50);
 const AT_ONCE: usize = 8;
-const MAJORITY_EVERY: u32 = 5;
 /// A follower that has been silent for longer gets a snapshot when it comes back, if it must.
 const LIVE_WITHIN: Duration = Duration::from_secs(10);
 const SNAPSHOT_KNOWN_WITHIN: Duration = Duration::from_secs(2);
@@ -69,14 +68,9 @@ const SNAPSHOT_KNOWN_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) async fn run(groups: Weak<Groups>) {
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut round = 0u32;
     loop {
         rounds.tick().await;
         let Some(groups) = groups.upgrade() else { return };
-        round = round.wrapping_add(1);
-        if round.is_multiple_of(MAJORITY_EVERY) {
-            groups.for_each(|group| group.0.check_majority());
-        }
         let due = groups.dirty.due(groups.config.checkpoint_after);
         let due = due.into_iter().filter_map(|id| groups.group(id));
         futures::stream::iter(due).for_each_concurrent(AT_ONCE, |group| maintain(group, &groups.dirty)).await;

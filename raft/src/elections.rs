@@ -11,6 +11,7 @@
 //! leader that they themselves hear.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -29,7 +30,9 @@ use crate::group::{GroupCore, Stopping};
 use crate::groups::Groups;
 use crate::messages::{Failure, Kind};
 use crate::peers::decode_beat;
+use crate::tasks::spawn;
 use crate::transport::{Frame, Lane};
+use crate::types::TypeConfig;
 
 /// How often groups are looked at.
 const ROUND: Duration = Duration::from_millis(50);
@@ -42,11 +45,16 @@ const HEARTBEATS_MISSED: u32 = 3;
 /// Beats belong to no group.
 const NO_GROUP: GroupId = GroupId(0);
 
+/// Every how many rounds leaders look whether a majority is there.
+const MAJORITY_EVERY: u32 = 5;
+
 /// A group that nobody leads, as far as this node sees.
 struct Vacancy {
     raft_term: u64,
     tries: u32,
     due: Instant,
+    /// This voter does not refuse others for the last leader's sake.
+    let_go: bool,
 }
 
 /// Groups in which something happened that may call for an election.
@@ -94,6 +102,9 @@ pub(crate) async fn run(groups: Weak<Groups>) {
             node.greet(peer);
         }
         node.send_heartbeats(round);
+        if round.is_multiple_of(MAJORITY_EVERY) {
+            node.for_each(|group| group.0.check_majority());
+        }
         node.fill_vacancies(&mut vacancies, all);
         round = round.wrapping_add(1);
         let suspects = Arc::clone(&node.suspects);
@@ -117,11 +128,11 @@ impl Groups {
         members
     }
 
-    /// Groups that stopped on this node by themselves.
+    /// Groups that stopped on this node by themselves, or that it gave up to lead.
     fn stopped(&self) -> Vec<GroupId> {
         let mut stopped = Vec::new();
         self.for_each(|group| {
-            if *group.0.stopping.borrow() == Stopping::Stopped {
+            if *group.0.stopping.borrow() == Stopping::Stopped || group.0.gave_up() {
                 stopped.push(group.0.id);
             }
         });
@@ -129,9 +140,15 @@ impl Groups {
     }
 
     fn send_beats(&self, members: &BTreeSet<NodeId>, stopped: &[GroupId]) {
-        let head = self.peers.beat(stopped);
-        for member in members {
-            drop(self.transport.call(*member, Lane::Log, beat(head.clone())));
+        let head = self.peers.own_beat(stopped);
+        for member in members.iter().copied() {
+            let answer = self.transport.call(member, Lane::Log, beat(head.clone()));
+            let (peers, limit) = (Arc::clone(&self.peers), self.config.append_timeout);
+            spawn("beat", async move {
+                if let Ok(Ok(_)) = tokio::time::timeout(limit, answer).await {
+                    peers.heard(member);
+                }
+            });
         }
     }
 
@@ -141,9 +158,14 @@ impl Groups {
             Ok(beat) => beat,
             Err(malformed) => return Failure::frame(NO_GROUP, &malformed),
         };
-        if self.peers.is_reborn(from, incarnation) {
+        if let Some(last_heard) = self.peers.beat(from, incarnation) {
             tracing::info!(peer = %from, "a node started again");
-            self.for_each(|group| group.0.doubt(from));
+            self.for_each(|group| {
+                // What the new process has won already is its own.
+                if group.0.led_since.load(Ordering::Relaxed) <= last_heard {
+                    group.0.doubt(from);
+                }
+            });
             self.greet(from);
         }
         for group in stopped.into_iter().filter_map(|id| self.group(id)) {
@@ -156,7 +178,7 @@ impl Groups {
     fn greet(&self, peer: NodeId) {
         self.for_each(|group| {
             let core = &group.0;
-            if core.leadership.borrow().leader == Some(core.node) && core.has_member(peer) {
+            if core.has_member(peer) {
                 core.ask_followers();
             }
         });
@@ -167,9 +189,7 @@ impl Groups {
         let rounds = (self.config.group_heartbeat.as_millis() / ROUND.as_millis()).max(1) as u64;
         let turn = u64::from(round) % rounds;
         for group in self.groups_where(|id| id.0 % rounds == turn) {
-            if group.0.leadership.borrow().leader == Some(self.node()) {
-                group.0.ask_followers();
-            }
+            group.0.ask_followers();
         }
     }
 
@@ -188,15 +208,21 @@ impl Groups {
             let mut vacancy = match vacancies.remove(&core.id) {
                 Some(known) if known.raft_term == raft_term => known,
                 // Somebody else stands, or stood: give it time.
-                Some(known) => Vacancy { raft_term, due: now + self.pause(core, known.tries), ..known },
-                None => Vacancy { raft_term, tries: 0, due: now + self.wait_for_turn(core, gone) },
+                Some(known) => {
+                    Vacancy { raft_term, due: now + self.pause(core, known.tries), let_go: false, ..known }
+                }
+                None => {
+                    let due = now + self.wait_for_turn(core, gone);
+                    Vacancy { raft_term, tries: 0, due, let_go: false }
+                }
             };
-            core.let_go();
+            vacancy.let_go |= gone.lets_go() && core.let_go();
             if now >= vacancy.due {
                 let leader = core.leadership.borrow().leader;
-                core.stand(!leader.is_some_and(|leader| self.suspects.contains(leader)));
-                vacancy.tries = vacancy.tries.wrapping_add(1);
-                vacancy.due = now + self.pause(core, vacancy.tries);
+                if core.stand(!leader.is_some_and(|leader| self.suspects.contains(leader))) {
+                    vacancy.tries = vacancy.tries.wrapping_add(1);
+                    vacancy.due = now + self.pause(core, vacancy.tries);
+                }
             }
             vacant.insert(core.id, vacancy);
         }
@@ -210,52 +236,46 @@ impl Groups {
             return None;
         }
         let gone = match seen.leader {
-            Some(leader) if leader == core.node => Gone::This,
-            Some(leader) => {
+            Some(leader) if leader != core.node => {
                 let is_gone = !self.peers.lives(leader)
                     || core.doubted.load(Ordering::Acquire) == seen.raft_term
-                    || self.suspects.contains(leader)
-                    || core.leader_silent_for() > self.config.group_heartbeat * HEARTBEATS_MISSED;
-                if !is_gone {
-                    return None;
+                    || self.suspects.contains(leader);
+                match core.leader_silent_for() {
+                    _ if is_gone => Gone::Known(leader),
+                    None => Gone::Unheard(leader),
+                    Some(silence) if silence > self.config.group_heartbeat * HEARTBEATS_MISSED => {
+                        Gone::Known(leader)
+                    }
+                    Some(_) => return None,
                 }
-                Gone::Other(leader)
             }
-            None => Gone::Unknown,
+            Some(_) | None => Gone::Unknown,
         };
         let server = core.raft.server_metrics();
         let server = server.borrow_watched();
-        let may_stand = server.state != ServerState::Leader
-            && server.membership_config.voter_ids().any(|voter| voter == core.node);
+        let may_stand = server.state != ServerState::Leader && voters(&server).contains(&core.node);
         may_stand.then_some(gone)
     }
 
     /// How long this node leaves it to others to stand first.
     fn wait_for_turn(&self, core: &GroupCore, gone: Gone) -> Duration {
-        let dead = match gone {
-            // The last leader has everything, and nobody else knows yet that it led no longer.
-            Gone::This => return Duration::ZERO,
-            Gone::Other(leader) => Some(leader),
-            Gone::Unknown => None,
+        let (dead, patience) = match gone {
+            Gone::Known(leader) => (Some(leader), Duration::ZERO),
+            // It leads, most likely, and says so when it hears that this node is back.
+            Gone::Unheard(leader) => (Some(leader), self.config.election_max),
+            // Somebody may be about to say so.
+            Gone::Unknown => (None, self.stagger(core)),
         };
         let server = core.raft.server_metrics();
-        let voters: BTreeSet<_> = server
-            .borrow_watched()
-            .membership_config
-            .voter_ids()
-            .filter(|voter| Some(*voter) != dead)
-            .collect();
-        let Some(position) = voters.iter().position(|voter| *voter == core.node) else {
-            return self.config.election_max;
-        };
-        if voters.len() == 1 {
-            return Duration::ZERO;
+        let mut voters = voters(&server.borrow_watched());
+        dead.map(|dead| voters.remove(&dead));
+        if voters.len() <= 1 {
+            return patience;
         }
+        let position = voters.iter().position(|voter| *voter == core.node).unwrap_or(0);
         let first = usize::try_from(core.id.0 % voters.len() as u64).unwrap_or(0);
         let turn = (position + voters.len() - first) % voters.len();
-        // Where nobody is known to lead, somebody may be about to say so.
-        let turn = turn + usize::from(dead.is_none());
-        self.stagger(core) * u32::try_from(turn).unwrap_or(u32::MAX)
+        patience + self.stagger(core) * u32::try_from(turn).unwrap_or(u32::MAX)
     }
 
     fn stagger(&self, core: &GroupCore) -> Duration {
@@ -278,14 +298,26 @@ impl Groups {
     }
 }
 
-/// Who leads no longer.
+/// Why nobody leads.
 #[derive(Clone, Copy)]
 enum Gone {
-    /// This node, before it started again.
-    This,
-    Other(NodeId),
-    /// Nobody is known to have led.
+    /// The last leader leads no longer.
+    Known(NodeId),
+    /// Nothing came from the leader since this node opened the group.
+    Unheard(NodeId),
+    /// Nobody is known to have led, or this node did before it started again.
     Unknown,
+}
+
+impl Gone {
+    fn lets_go(self) -> bool {
+        matches!(self, Self::Known(_))
+    }
+}
+
+/// Whoever may stand: a voter of the newest configuration, or of the one that is known to be committed.
+fn voters(server: &openraft::metrics::RaftServerMetrics<TypeConfig>) -> BTreeSet<NodeId> {
+    server.membership_config.voter_ids().chain(server.committed_membership_config.voter_ids()).collect()
 }
 
 impl GroupCore {
@@ -303,45 +335,67 @@ impl GroupCore {
         self.leader_heard.store(self.peers.millis(), Ordering::Relaxed);
     }
 
-    fn leader_silent_for(&self) -> Duration {
-        Duration::from_millis(self.peers.millis().saturating_sub(self.leader_heard.load(Ordering::Relaxed)))
+    /// `None` if nothing came from it since the group was opened here.
+    fn leader_silent_for(&self) -> Option<Duration> {
+        let heard = self.leader_heard.load(Ordering::Relaxed);
+        (heard > 0).then(|| Duration::from_millis(self.peers.millis().saturating_sub(heard)))
     }
 
-    /// A heartbeat to all followers, if this node leads.
-    fn ask_followers(&self) {
-        // Dropped when the group's queue is full: then the group has other things to tell.
-        let _ = self.raft.trigger().heartbeat().now_or_never();
+    /// A heartbeat to all followers, if this node leads and has any.
+    pub(crate) fn ask_followers(&self) {
+        let leads = {
+            let server = self.raft.server_metrics();
+            let server = server.borrow_watched();
+            server.state == ServerState::Leader && server.membership_config.nodes().count() > 1
+        };
+        if leads {
+            // Left out when the group's queue is full: then the group has other things to tell.
+            let _ = at_once(self.raft.trigger().heartbeat());
+        }
     }
 
-    /// This voter no longer refuses others for its leader's sake.
-    pub(crate) fn let_go(&self) {
+    /// This voter no longer refuses others for its leader's sake. False if it must be tried again.
+    pub(crate) fn let_go(&self) -> bool {
         let vote = {
             let server = self.raft.server_metrics();
             server.borrow_watched().vote
         };
         let Some(leader) = self.leadership.borrow().leader.filter(|leader| *leader != self.node) else {
-            return;
+            return true;
         };
-        if vote.is_committed() {
-            // What openraft does with a request to hand leadership to somebody else is just this. Dropped when the
-            // group's queue is full; its own timers then do it later.
-            let request = TransferLeaderRequest::new(vote, leader, None);
-            let _ = self.raft.handle_transfer_leader(request).now_or_never();
-        }
+        // What openraft does with a request to hand leadership to somebody else is just this.
+        !vote.is_committed()
+            || at_once(self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, leader, None)))
+    }
+
+    /// This leader tried to hand over and failed: openraft takes nothing from it any more in this term.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(self.leadership.borrow().raft_term, Ordering::Release);
+    }
+
+    pub(crate) fn gave_up(&self) -> bool {
+        let seen = *self.leadership.borrow();
+        seen.leader == Some(self.node) && self.given_up.load(Ordering::Acquire) == seen.raft_term
+    }
+
+    /// Stands for election, after asking the others first whether they would vote for this node or without. False if
+    /// it must be tried again.
+    fn stand(&self, ask_first: bool) -> bool {
+        at_once(self.raft.trigger().elect(ask_first))
     }
 
     /// Nobody ever led it, as far as this node knows.
     fn is_new(&self) -> bool {
         self.leadership.borrow().raft_term <= 1
     }
-
-    /// Stands for election, after asking the others first whether they would vote for this node or without.
-    fn stand(&self, ask_first: bool) {
-        // Dropped when the group's queue is full; the next try comes.
-        let _ = self.raft.trigger().elect(ask_first).now_or_never();
-    }
 }
 
 fn beat(head: Bytes) -> Frame {
     Frame { group: NO_GROUP, kind: Kind::Beat as u8, head, payloads: Vec::new() }
+}
+
+/// Puts a message into a group's queue if there is room. Unconstrained, because tokio would otherwise refuse whoever did
+/// many of these.
+fn at_once<T>(sending: impl Future<Output = T>) -> bool {
+    tokio::task::unconstrained(sending).now_or_never().is_some()
 }

@@ -54,8 +54,12 @@ pub(crate) struct GroupCore {
     pub(crate) majority_lost_since: Mutex<Option<tokio::time::Instant>>,
     /// The term in which the leader that is known does not lead any more; 0 for none.
     pub(crate) doubted: AtomicU64,
-    /// When something came from the leader last, in milliseconds of `peers`.
+    /// When something came from the leader last, in milliseconds of `peers`; 0 if nothing did.
     pub(crate) leader_heard: AtomicU64,
+    /// When this node learned who leads, in milliseconds of `peers`.
+    pub(crate) led_since: AtomicU64,
+    /// The term in which this leader failed to hand over; 0 for none.
+    pub(crate) given_up: AtomicU64,
     pub(crate) restless: Arc<Restless>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) stopping: watch::Sender<Stopping>,
@@ -249,7 +253,10 @@ impl Group {
         match tokio::time::timeout(self.0.config.majority_lost_after, seen).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(self.stopped(&Fatal::Stopped)),
-            Err(_) => Err(Error::NoMajority { group: self.0.id, attempted: "a leader transfer" }),
+            Err(_) => {
+                self.0.give_up();
+                Err(Error::NoMajority { group: self.0.id, attempted: "a leader transfer" })
+            }
         }
     }
 
@@ -364,6 +371,9 @@ impl GroupCore {
             lost = known.leading && !now.leading;
             let began = now.leading && !known.leading;
             let now = Leadership { epoch: known.epoch + u64::from(began), ..now };
+            if (known.leader, known.raft_term) != (now.leader, now.raft_term) {
+                self.led_since.store(self.peers.millis(), Ordering::Relaxed);
+            }
             let changed = *known != now;
             *known = now;
             changed
@@ -386,6 +396,9 @@ impl GroupCore {
             *since = None;
         }
         drop(since);
+        if lost {
+            self.ask_followers();
+        }
         self.majority_lost.send_if_modified(|known| std::mem::replace(known, lost) != lost);
     }
 
@@ -397,18 +410,16 @@ impl GroupCore {
         if metrics.state != ServerState::Leader {
             return false;
         }
-        let limit = self.config.majority_lost_after;
-        let (mut voters, mut heard) = (0, 0);
-        for voter in metrics.membership_config.voter_ids() {
-            voters += 1;
-            heard += usize::from(voter == self.node || self.peers.silent_for(voter) <= limit);
-        }
-        if voters <= 1 {
+        if metrics.membership_config.voter_ids().all(|voter| voter == self.node) {
             return false;
         }
+        let limit = self.config.majority_lost_after;
+        let is_heard = |voter: &&NodeId| **voter == self.node || self.peers.silent_for(**voter) <= limit;
+        let mut configs = metrics.membership_config.membership().get_joint_config().iter();
+        let is_silent = configs.any(|voters| 2 * voters.iter().filter(is_heard).count() <= voters.len());
         let limit = since.map_or(limit + 2 * self.config.group_heartbeat, |since| since.elapsed());
         let is_unanswered = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > limit);
-        2 * heard <= voters || is_unanswered
+        is_silent || is_unanswered
     }
 
     pub(crate) fn has_member(&self, node: NodeId) -> bool {

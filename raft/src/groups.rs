@@ -153,6 +153,7 @@ impl Groups {
             transport: Arc::clone(&self.transport),
             config: Arc::clone(&self.config),
             suspects: Arc::clone(&self.suspects),
+            peers: Arc::clone(&self.peers),
             members: OnceLock::new(),
         });
         let closing = Arc::new(AtomicBool::new(false));
@@ -176,7 +177,9 @@ impl Groups {
             majority_lost: watch::Sender::new(false),
             majority_lost_since: Mutex::new(None),
             doubted: AtomicU64::new(0),
-            leader_heard: AtomicU64::new(self.peers.millis()),
+            leader_heard: AtomicU64::new(0),
+            led_since: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             restless: Arc::clone(&self.restless),
             peers: Arc::clone(&self.peers),
             stopping: watch::Sender::new(Stopping::No),

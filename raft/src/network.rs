@@ -20,6 +20,7 @@ use crate::codec::{self, Malformed, Writer as _};
 use crate::commits::CommitsAlong;
 use crate::config::Config;
 use crate::messages::{Failure, Kind};
+use crate::peers::Peers;
 use crate::state_machine::SnapshotData;
 use crate::suspects::Suspects;
 use crate::transport::{Answer, Frame, Lane, Transport, TransportError};
@@ -36,6 +37,7 @@ pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) config: Arc<Config>,
     pub(crate) suspects: Arc<Suspects>,
+    pub(crate) peers: Arc<Peers>,
     /// The members as openraft sees them; set once it runs.
     pub(crate) members: OnceLock<openraft::alias::WatchReceiverOf<TypeConfig, ServerMetrics>>,
 }
@@ -83,6 +85,7 @@ impl Link {
                 return Err(Timeout { action, id: self.network.node, target: self.target, timeout }.into());
             }
         };
+        self.network.peers.heard(self.target);
         match Failure::of(&frame) {
             None => Ok(frame.head),
             Some(failure) => Err(Unreachable::new(&failure).into()),

@@ -33,6 +33,8 @@ struct Peer {
     heard: AtomicU64,
     /// Of its last sign of life; 0 before the first.
     incarnation: AtomicU64,
+    /// When that came.
+    beat_at: AtomicU64,
     was_silent: AtomicBool,
 }
 
@@ -59,6 +61,7 @@ impl Peers {
         let fresh = Peer {
             heard: AtomicU64::new(now),
             incarnation: AtomicU64::new(0),
+            beat_at: AtomicU64::new(0),
             was_silent: AtomicBool::new(false),
         };
         self.known.write().insert(peer, fresh);
@@ -102,15 +105,19 @@ impl Peers {
         turned
     }
 
-    /// Takes what a sign of life says of the node's process. True if it is another process than before.
-    pub(crate) fn is_reborn(&self, peer: NodeId, incarnation: u64) -> bool {
-        let before =
-            self.known.read().get(&peer).map(|known| known.incarnation.swap(incarnation, Ordering::Relaxed));
-        before.is_some_and(|before| before != 0 && before != incarnation)
+    /// Takes what a sign of life says of the node's process. If it is another process than before, returns when the
+    /// former one gave its last, in milliseconds since this node started.
+    pub(crate) fn beat(&self, peer: NodeId, incarnation: u64) -> Option<u64> {
+        let now = self.millis();
+        let known = self.known.read();
+        let known = known.get(&peer)?;
+        let before = known.incarnation.swap(incarnation, Ordering::Relaxed);
+        let last = known.beat_at.swap(now, Ordering::Relaxed);
+        (before != 0 && before != incarnation).then_some(last)
     }
 
-    /// What this node says of itself, with the groups that stopped here by themselves.
-    pub(crate) fn beat(&self, stopped: &[GroupId]) -> Bytes {
+    /// What this node says of itself, with the groups that it leads no longer.
+    pub(crate) fn own_beat(&self, stopped: &[GroupId]) -> Bytes {
         let mut head = BytesMut::with_capacity(8 + 5 * stopped.len());
         head.put_u64(self.incarnation);
         for group in stopped {
@@ -148,8 +155,8 @@ mod tests {
         let peers = Peers::new(PATIENCE);
         let stopped = [GroupId(3), GroupId(u64::MAX)];
 
-        assert_eq!(decode_beat(&peers.beat(&stopped)).unwrap(), (peers.incarnation, stopped.to_vec()));
-        assert_eq!(decode_beat(&peers.beat(&[])).unwrap(), (peers.incarnation, Vec::new()));
+        assert_eq!(decode_beat(&peers.own_beat(&stopped)).unwrap(), (peers.incarnation, stopped.to_vec()));
+        assert_eq!(decode_beat(&peers.own_beat(&[])).unwrap(), (peers.incarnation, Vec::new()));
         assert!(decode_beat(&[1, 2, 3]).is_err());
         assert!(decode_beat(&[0, 0, 0, 0, 0, 0, 0, 1, 0x80]).is_err());
     }
@@ -187,8 +194,9 @@ mod tests {
         let peers = Peers::new(PATIENCE);
         peers.heard(PEER);
 
-        assert!(!peers.is_reborn(PEER, 5));
-        assert!(!peers.is_reborn(PEER, 5));
-        assert!(peers.is_reborn(PEER, 6));
+        assert_eq!(peers.beat(PEER, 5), None);
+        assert_eq!(peers.beat(PEER, 5), None);
+        assert!(peers.beat(PEER, 6).is_some());
+        assert_eq!(peers.beat(PEER, 6), None);
     }
 }

@@ -145,6 +145,7 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     let leader = group.leadership.borrow().leader;
     let candidate = request.vote.leader_id().node_id;
     group.doubt(candidate);
+    request.leadership_transfer |= group.gave_up();
     Ok(Box::pin(async move {
         // openraft refuses votes while the last leader may be alive. It is not, if we saw its process end, and it does
         // not lead if it asks itself: then the request is treated like one that the leader asked for. Another

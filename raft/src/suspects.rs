@@ -16,6 +16,8 @@ use tokio::time::Instant;
 pub(crate) struct Suspects {
     nodes: Mutex<HashMap<NodeId, Instant>>,
     changed: Notify,
+    /// Kept for the one who stands for election, who may be busy.
+    added: Notify,
 }
 
 /// A suspicion older than this is of no use: elections have long happened by timeout.
@@ -25,6 +27,7 @@ impl Suspects {
     pub(crate) fn add(&self, node: NodeId) {
         self.nodes.lock().insert(node, Instant::now());
         self.changed.notify_waiters();
+        self.added.notify_one();
     }
 
     pub(crate) fn clear(&self, node: NodeId) {
@@ -39,9 +42,9 @@ impl Suspects {
         self.nodes.lock().values().any(|since| since.elapsed() < FORGET_AFTER)
     }
 
-    /// Returns when another node was seen to die.
+    /// Returns when another node was seen to die since the last call. For one caller.
     pub(crate) async fn added(&self) {
-        self.changed.notified().await;
+        self.added.notified().await;
     }
 
     /// Waits a little for this node to see what a peer says it has seen.

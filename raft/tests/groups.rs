@@ -152,8 +152,11 @@ async fn a_short_silence_of_everybody_does_not_depose_the_leader_for_good() {
     })
     .await;
     cluster.network.heal();
+    let healed = Instant::now();
 
     put_somewhere(&cluster, GROUP, "two").await;
+
+    assert!(healed.elapsed() < quick().group_heartbeat, "a leader that lost its majority asks for it");
     assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
 }
 

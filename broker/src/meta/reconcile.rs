@@ -29,6 +29,12 @@ pub async fn run(jetstream: Arc<JetStream>) {
         };
         // What was left goes last, so that a stream that can't be opened does not keep others waiting.
         let again = std::mem::take(&mut left);
+        // All that is known at once, before streams are opened one by one: publishes go to whoever leads them.
+        for group in &touched {
+            jetstream.meta().read(|machine| {
+                jetstream.directory().adopt(*group, machine.stream_of_group(*group));
+            });
+        }
         for group in touched.iter().chain(again.difference(&touched)) {
             if !settle(&jetstream, *group).await {
                 left.insert(*group);
@@ -60,14 +66,15 @@ fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
 async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
     let node = jetstream.node();
     let assignment = jetstream.meta().read(|machine| machine.stream_of_group(group).cloned());
-    jetstream.directory().adopt(group, assignment.as_ref());
     let replica = jetstream.replica(group);
     let deleted = assignment.is_none();
     match (assignment.filter(|assignment| assignment.replicas.contains(&node)), replica) {
         (None, None) => true,
         (None, Some(gone)) => {
             // A replica that meta moved elsewhere stays until the group's leader has taken it out of the voters.
-            let done = deleted || !gone.group().status().voters.contains(&node);
+            // Before that, or while it still leads, the others would wait for it in vain.
+            let status = gone.group().status();
+            let done = deleted || (!status.voters.contains(&node) && status.leader != Some(node));
             if done {
                 close(jetstream, &gone).await;
             }
