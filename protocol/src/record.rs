@@ -11,7 +11,9 @@
 //!           | subject | header | payload
 //! ```
 //!
-//! Version 1 had no checksum in its records; such blocks are read whole.
+//! Version 1 had no checksum in its records; such blocks are read whole. In a block of version 3 each record has a time
+//! of its own, behind its checksum: `time i64`. That is for messages that keep the time at which another stream took
+//! them; the time of the block is still that of the leader that proposed it.
 //!
 //! All numbers are little endian; offsets count from the start of the block. The flags of a record are
 //! [`RecordFlags`]; those of the block are zero.
@@ -24,11 +26,15 @@ use crate::api::StorageType;
 use crate::ids::Seq;
 use crate::time::Timestamp;
 
-const VERSION: u8 = 2;
 const VERSION_WITHOUT_RECORD_CHECKSUMS: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_TIMED: u8 = 3;
 const BLOCK_HEAD_BYTES: usize = 16;
 const RECORD_HEAD_BYTES: usize = 16;
 const RECORD_HEAD_BYTES_WITHOUT_CHECKSUM: usize = 12;
+const RECORD_HEAD_BYTES_TIMED: usize = 24;
+/// Where a record has its own time, if it has one.
+const TIME_AT: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 
 /// Collects the messages of one publish batch.
@@ -36,6 +42,7 @@ const CHECKSUM_BYTES: usize = 4;
 pub struct BlockBuilder {
     bytes: BytesMut,
     offsets: Vec<u32>,
+    version: u8,
 }
 
 impl Default for BlockBuilder {
@@ -50,7 +57,13 @@ impl BlockBuilder {
     pub fn with_capacity(bytes: usize) -> Self {
         let mut buffer = BytesMut::with_capacity(bytes + BLOCK_HEAD_BYTES + CHECKSUM_BYTES);
         buffer.resize(BLOCK_HEAD_BYTES, 0);
-        Self { bytes: buffer, offsets: Vec::new() }
+        Self { bytes: buffer, offsets: Vec::new(), version: VERSION }
+    }
+
+    /// A builder of a block whose records have times of their own.
+    #[must_use]
+    pub fn timed(bytes: usize) -> Self {
+        Self { version: VERSION_TIMED, ..Self::with_capacity(bytes) }
     }
 
     /// Adds one message; its position in the block is the number of messages added before it.
@@ -60,17 +73,35 @@ impl BlockBuilder {
 
     /// The same for a record that is not just what a client published.
     pub fn push_flagged(&mut self, flags: RecordFlags, subject: &[u8], header: &[u8], payload: &[u8]) {
+        debug_assert_eq!(self.version, VERSION, "records of this block have times of their own");
+        self.push_head(flags, subject, header, payload);
+        self.push_body(subject, header, payload);
+    }
+
+    /// Adds one message with a time of its own, to a block made for those.
+    pub fn push_timed(&mut self, flags: RecordFlags, record: &RecordRef<'_>) {
+        debug_assert_eq!(self.version, VERSION_TIMED, "records of this block have the block's time");
+        let RecordRef { timestamp, subject, header, payload } = *record;
+        self.push_head(flags, subject, header, payload);
+        self.bytes.extend_from_slice(&timestamp.0.to_le_bytes());
+        self.push_body(subject, header, payload);
+    }
+
+    fn push_head(&mut self, flags: RecordFlags, subject: &[u8], header: &[u8], payload: &[u8]) {
         let subject_len = u16::try_from(subject.len()).expect("subjects are shorter than a control line");
         let header_len = u32::try_from(header.len()).expect("headers are bounded by max_payload");
         let payload_len = u32::try_from(payload.len()).expect("payloads are bounded by max_payload");
         self.offsets.push(u32::try_from(self.bytes.len()).expect("blocks are bounded by the ingest batch"));
-        self.bytes.reserve(RECORD_HEAD_BYTES + subject.len() + header.len() + payload.len());
+        self.bytes.reserve(RECORD_HEAD_BYTES_TIMED + subject.len() + header.len() + payload.len());
         self.bytes.extend_from_slice(&[flags.0, 0]);
         self.bytes.extend_from_slice(&subject_len.to_le_bytes());
         self.bytes.extend_from_slice(&header_len.to_le_bytes());
         self.bytes.extend_from_slice(&payload_len.to_le_bytes());
         // Its checksum, which needs the block's time.
         self.bytes.extend_from_slice(&[0; CHECKSUM_BYTES]);
+    }
+
+    fn push_body(&mut self, subject: &[u8], header: &[u8], payload: &[u8]) {
         self.bytes.extend_from_slice(subject);
         self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(payload);
@@ -98,7 +129,7 @@ impl BlockBuilder {
     #[must_use]
     pub fn finish(mut self, now: Timestamp) -> Block {
         let count = u32::try_from(self.offsets.len()).expect("blocks are bounded by the ingest batch");
-        self.bytes[0] = VERSION;
+        self.bytes[0] = self.version;
         self.bytes[4..8].copy_from_slice(&count.to_le_bytes());
         self.bytes[8..16].copy_from_slice(&now.0.to_le_bytes());
         let mut end = self.bytes.len();
@@ -138,13 +169,17 @@ impl RecordFlags {
     pub const CLAIM: Self = Self(16);
     /// A message of a schedule, behind its claim.
     pub const FIRED: Self = Self(32);
+    /// A message of another stream that is mirrored or sourced, behind a claim that has this flag as well. Without a
+    /// subject it stands for a sequence that the other stream does not have.
+    pub const COPIED: Self = Self(64);
 
     const KNOWN: u8 = Self::MARKER.0
         | Self::IN_BATCH.0
         | Self::ENDS_BATCH.0
         | Self::COUNTED.0
         | Self::CLAIM.0
-        | Self::FIRED.0;
+        | Self::FIRED.0
+        | Self::COPIED.0;
 
     /// Both of them.
     #[must_use]
@@ -239,10 +274,26 @@ impl Block {
         self.count
     }
 
-    /// The leader's time when the batch was proposed; every record in it has this time.
+    /// The leader's time when the batch was proposed. Every record in it has this time, unless they have their own.
     #[must_use]
     pub fn timestamp(&self) -> Timestamp {
         Timestamp(u64_at(&self.bytes, 8).cast_signed())
+    }
+
+    /// Whether records have times of their own.
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.bytes[0] == VERSION_TIMED
+    }
+
+    /// The latest time of a record.
+    #[must_use]
+    pub fn latest(&self) -> Timestamp {
+        if !self.is_timed() {
+            return self.timestamp();
+        }
+        let latest = (0..self.count).map(|position| self.record(position).timestamp).max();
+        latest.unwrap_or_else(|| self.timestamp())
     }
 
     /// The checksum over the block, which also identifies its content.
@@ -264,7 +315,7 @@ impl Block {
         let header_start = start + subject_len;
         let payload_start = header_start + header_len;
         RecordRef {
-            timestamp: self.timestamp(),
+            timestamp: self.time_of(start),
             subject: &self.bytes[start..header_start],
             header: &self.bytes[header_start..payload_start],
             payload: &self.bytes[payload_start..payload_start + payload_len],
@@ -279,11 +330,20 @@ impl Block {
         let payload_start = header_start + header_len;
         Record {
             seq,
-            timestamp: self.timestamp(),
+            timestamp: self.time_of(start),
             subject: self.bytes.slice(start..header_start),
             header: self.bytes.slice(header_start..payload_start),
             payload: self.bytes.slice(payload_start..payload_start + payload_len),
         }
+    }
+
+    /// The time of the record whose subject begins at `start`.
+    fn time_of(&self, start: usize) -> Timestamp {
+        if !self.is_timed() {
+            return self.timestamp();
+        }
+        let at = start + TIME_AT - RECORD_HEAD_BYTES_TIMED;
+        Timestamp(u64_at(&self.bytes, at).cast_signed())
     }
 
     fn layout(&self, position: u32) -> (usize, usize, usize, usize) {
@@ -369,6 +429,7 @@ pub fn stored_bytes(storage: StorageType, subject_len: usize, header_len: usize,
 fn record_head_bytes(version: u8) -> Option<usize> {
     match version {
         VERSION => Some(RECORD_HEAD_BYTES),
+        VERSION_TIMED => Some(RECORD_HEAD_BYTES_TIMED),
         VERSION_WITHOUT_RECORD_CHECKSUMS => Some(RECORD_HEAD_BYTES_WITHOUT_CHECKSUM),
         _ => None,
     }
@@ -400,15 +461,35 @@ mod tests {
             RecordFlags::COUNTED,
             RecordFlags::CLAIM,
             RecordFlags::FIRED,
+            RecordFlags::COPIED,
         ];
-        assert_eq!(flags.map(|flags| flags.0), [1, 2, 4, 8, 16, 32]);
+        assert_eq!(flags.map(|flags| flags.0), [1, 2, 4, 8, 16, 32, 64]);
         let block = |flags| {
             let mut builder = BlockBuilder::default();
             builder.push_flagged(flags, b"a", b"", b"x");
             Block::parse(builder.finish(Timestamp(7)).as_bytes().clone())
         };
-        assert_eq!(block(RecordFlags(63)).map(|block| block.flags(0)), Ok(RecordFlags(63)));
+        assert_eq!(block(RecordFlags(127)).map(|block| block.flags(0)), Ok(RecordFlags(127)));
         assert_eq!(block(RecordFlags(128)), Err(DamagedBlock::Flags(128)));
+    }
+
+    #[test]
+    fn records_with_times_of_their_own_keep_them() {
+        let record =
+            |time, payload| RecordRef { timestamp: Timestamp(time), subject: b"a", header: b"", payload };
+        let mut builder = BlockBuilder::timed(0);
+        builder.push_timed(RecordFlags::COPIED, &record(9, b"one"));
+        builder.push_timed(RecordFlags::COPIED, &record(3, b""));
+
+        let block = Block::parse(builder.finish(Timestamp(100)).as_bytes().clone()).unwrap();
+
+        assert_eq!(block.as_bytes()[0], 3);
+        assert_eq!((block.record(0), block.record(1)), (record(9, b"one"), record(3, b"")));
+        assert_eq!(block.record_owned(0, Seq(1)).borrowed(), record(9, b"one"));
+        assert_eq!(
+            (block.timestamp(), block.latest(), block.is_timed()),
+            (Timestamp(100), Timestamp(9), true)
+        );
     }
 
     proptest! {

@@ -182,7 +182,7 @@ impl Index {
         if log_index < self.meta.next_index {
             return;
         }
-        let time = self.meta.last_time.max(block.timestamp());
+        let time = self.meta.last_time.max(block.latest());
         self.meta.next_index = log_index + 1;
         self.meta.last_time = time;
         self.meta_dirty = true;

@@ -151,7 +151,9 @@ impl MessageStore {
         let mut batch = Batch::new();
         batch.made_from(space);
         for (seq, position) in row.live_from(0) {
-            let kept = kept::encode(block.record(position), row.time);
+            let record = block.record(position);
+            let order_time = if block.is_timed() { record.timestamp } else { row.time };
+            let kept = kept::encode(record, order_time);
             batch.put(space.group, Table::Kept, seq.to_be_bytes().to_vec(), kept);
             report.kept_records += 1;
         }

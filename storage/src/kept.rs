@@ -5,7 +5,7 @@
 //!         | crc32c u32
 //! ```
 //!
-//! The order time is the one of the block's row: times as a search sees them.
+//! The order time is the one of the block's row, or the record's own if it has one: times as a search sees them.
 
 use bytes::Bytes;
 use levee_protocol::ids::Seq;

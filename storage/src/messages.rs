@@ -185,7 +185,24 @@ impl MessageStore {
                 _ => high = middle,
             }
         }
-        Ok(self.time_from(low)?.filter(|(_, time)| *time >= at).map(|(seq, _)| seq))
+        match self.time_from(low)?.filter(|(_, time)| *time >= at) {
+            Some((seq, _)) => self.seek_within(seq, at).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// In a block whose records have times of their own, the first one of this time or later.
+    fn seek_within(&self, from: Seq, at: Timestamp) -> Result<Seq, Error> {
+        let (row, space) = {
+            let index = self.index.read();
+            (index.containing(self.storage.engine(), from.0)?, index.space)
+        };
+        let Some(row) = row else { return Ok(from) };
+        // A block that is gone meanwhile was emptied into rows that are found one by one.
+        let Some(block) = self.block(space, &row)?.filter(Block::is_timed) else { return Ok(from) };
+        let mut live = row.live_from(from.0);
+        let found = live.find(|(_, position)| block.record(*position).timestamp >= at);
+        Ok(found.map_or(from, |(seq, _)| Seq(seq)))
     }
 
     /// Adds the index rows that changed since the last checkpoint. The batch must also hold the state that caused them,

@@ -6,8 +6,8 @@
 use bytes::Bytes;
 
 use super::{
-    BLOCK_HEAD_BYTES, CHECKSUM_BYTES, DamagedBlock, RECORD_HEAD_BYTES, Record, VERSION, u16_at, u32_at,
-    u64_at,
+    BLOCK_HEAD_BYTES, CHECKSUM_BYTES, DamagedBlock, Record, TIME_AT, VERSION, VERSION_TIMED,
+    record_head_bytes, u16_at, u32_at, u64_at,
 };
 use crate::ids::Seq;
 use crate::time::Timestamp;
@@ -38,9 +38,9 @@ pub fn read<E>(
     read: &mut ReadPart<'_, E>,
 ) -> Result<Result<Option<Record>, DamagedBlock>, E> {
     let Some(head) = read(0, BLOCK_HEAD_BYTES)? else { return Ok(Err(DamagedBlock::Short)) };
-    if head[0] != VERSION {
+    let (VERSION | VERSION_TIMED, Some(head_bytes)) = (head[0], record_head_bytes(head[0])) else {
         return Ok(Ok(None));
-    }
+    };
     if u32_at(&head, 4) != wanted.count || wanted.position >= wanted.count {
         return Ok(Err(DamagedBlock::Layout));
     }
@@ -53,18 +53,27 @@ pub fn read<E>(
     let Some(offsets) = offsets else { return Ok(Err(DamagedBlock::Short)) };
     let start = u32_at(&offsets, 0) as usize;
     let end = if is_last { table } else { u32_at(&offsets, 4) as usize };
-    if start < BLOCK_HEAD_BYTES || end > table || start + RECORD_HEAD_BYTES > end {
+    if start < BLOCK_HEAD_BYTES || end > table || start + head_bytes > end {
         return Ok(Err(DamagedBlock::Layout));
     }
     let Some(bytes) = read(start, end - start)? else { return Ok(Err(DamagedBlock::Short)) };
-    Ok(decode(&bytes, time, wanted.seq).map(Some))
+    Ok(decode(&bytes, (head[0], head_bytes), time, wanted.seq).map(Some))
 }
 
-fn decode(bytes: &Bytes, timestamp: Timestamp, seq: Seq) -> Result<Record, DamagedBlock> {
-    if checksum(timestamp, bytes) != u32_at(bytes, CHECKSUM_AT) {
+fn decode(
+    bytes: &Bytes,
+    (version, head_bytes): (u8, usize),
+    block_time: Timestamp,
+    seq: Seq,
+) -> Result<Record, DamagedBlock> {
+    if checksum(block_time, bytes) != u32_at(bytes, CHECKSUM_AT) {
         return Err(DamagedBlock::Checksum);
     }
-    let header = RECORD_HEAD_BYTES + u16_at(bytes, 2) as usize;
+    let timestamp = match version {
+        VERSION_TIMED => Timestamp(u64_at(bytes, TIME_AT).cast_signed()),
+        _ => block_time,
+    };
+    let header = head_bytes + u16_at(bytes, 2) as usize;
     let payload = header.checked_add(u32_at(bytes, 4) as usize).ok_or(DamagedBlock::Layout)?;
     if payload.checked_add(u32_at(bytes, 8) as usize) != Some(bytes.len()) {
         return Err(DamagedBlock::Layout);
@@ -72,7 +81,7 @@ fn decode(bytes: &Bytes, timestamp: Timestamp, seq: Seq) -> Result<Record, Damag
     Ok(Record {
         seq,
         timestamp,
-        subject: bytes.slice(RECORD_HEAD_BYTES..header),
+        subject: bytes.slice(head_bytes..header),
         header: bytes.slice(header..payload),
         payload: bytes.slice(payload..),
     })
@@ -92,14 +101,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Block, BlockBuilder};
+    use crate::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 
     type Message = (Vec<u8>, Vec<u8>, Vec<u8>);
 
-    fn block(messages: &[Message]) -> Block {
-        let mut builder = BlockBuilder::default();
-        for (subject, header, payload) in messages {
-            builder.push(subject, header, payload);
+    fn block(messages: &[Message], timed: bool) -> Block {
+        let mut builder = if timed { BlockBuilder::timed(0) } else { BlockBuilder::default() };
+        for (time, (subject, header, payload)) in (1..).zip(messages) {
+            if timed {
+                let record = RecordRef { timestamp: Timestamp(time), subject, header, payload };
+                builder.push_timed(RecordFlags::COPIED, &record);
+            } else {
+                builder.push(subject, header, payload);
+            }
         }
         builder.finish(Timestamp(7))
     }
@@ -121,8 +135,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_read_alone_is_the_one_in_the_block(messages in messages()) {
-            let block = block(&messages);
+        fn a_record_read_alone_is_the_one_in_the_block(messages in messages(), timed in any::<bool>()) {
+            let block = block(&messages, timed);
 
             for position in 0..block.count() {
                 let alone = single(block.as_bytes(), block.count(), position);
@@ -131,8 +145,10 @@ mod tests {
         }
 
         #[test]
-        fn damage_is_an_error_or_the_record_is_unharmed(messages in messages(), flip in any::<usize>()) {
-            let whole = block(&messages);
+        fn damage_is_an_error_or_the_record_is_unharmed(
+            messages in messages(), flip in any::<usize>(), timed in any::<bool>(),
+        ) {
+            let whole = block(&messages, timed);
             let mut flipped = whole.as_bytes().to_vec();
             let at = flip % (flipped.len() * 8);
             flipped[at / 8] ^= 1 << (at % 8);
@@ -152,7 +168,7 @@ mod tests {
         fn bytes_cut_short_and_wrong_counts_never_panic(
             messages in messages(), cut in any::<usize>(), count in any::<u32>(), position in any::<u32>(),
         ) {
-            let whole = block(&messages);
+            let whole = block(&messages, true);
             let cut = whole.as_bytes().slice(..cut % whole.as_bytes().len());
             prop_assert!(!matches!(single(&cut, whole.count(), 0), Ok(Some(_)))
                 || single(&cut, whole.count(), 0) == single(whole.as_bytes(), whole.count(), 0));

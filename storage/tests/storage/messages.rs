@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use levee_protocol::ids::Seq;
+use levee_protocol::record::{BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::time::Timestamp;
 use levee_storage::{MemoryDisk, Options, Storage, Table};
 
@@ -115,6 +116,36 @@ fn times_are_found_also_when_a_new_leaders_clock_is_behind() {
     stream.clean();
     assert!(storage.disk_usage().unwrap().used > 0);
     check();
+}
+
+#[test]
+fn times_of_records_are_found_within_a_block() {
+    let storage = Storage::in_memory(MemoryDisk::new());
+    let mut stream = Stream::open(&storage);
+    stream.publish(&["a"], 5);
+    let mut timed = BlockBuilder::timed(0);
+    for time in [10, 10, 20, 30] {
+        let record = RecordRef { timestamp: Timestamp(time), subject: b"s", header: b"", payload: b"x" };
+        timed.push_timed(RecordFlags::COPIED, &record);
+    }
+    stream.publish_block(&timed.finish(Timestamp(1000)));
+    stream.publish(&["b"], 40);
+    let seek = |at| stream.messages.seek_time(Timestamp(at)).unwrap().map(|seq| seq.0);
+
+    let check = || {
+        assert_eq!(
+            [5, 6, 10, 11, 21, 31, 41].map(seek),
+            [Some(1), Some(2), Some(2), Some(4), Some(5), Some(6), None]
+        );
+    };
+    check();
+    // The same from `kept`, but for the second of the two at time 10.
+    stream.remove(3, 3);
+    stream.remove(5, 5);
+    stream.clean();
+    assert_eq!([6, 11, 21].map(seek), [Some(2), Some(4), Some(6)]);
+    let record = stream.messages.record(Seq(4)).unwrap().unwrap();
+    assert_eq!(record.timestamp, Timestamp(20));
 }
 
 #[test]

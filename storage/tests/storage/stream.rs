@@ -70,11 +70,14 @@ impl Stream {
 
     /// Appends a block, applies it, and returns its log index.
     pub(crate) fn publish(&mut self, texts: &[&str], time: i64) -> u64 {
-        let block = block(texts, time);
+        self.publish_block(&block(texts, time))
+    }
+
+    pub(crate) fn publish_block(&mut self, block: &Block) -> u64 {
         let index = self.log.last().map_or(0, |last| last.index + 1);
-        append(&self.log, vec![block_entry(index, &block)]).unwrap();
-        self.messages.stored(index, &block, Seq(self.last_seq + 1), &[]);
-        self.last_seq += texts.len() as u64;
+        append(&self.log, vec![block_entry(index, block)]).unwrap();
+        self.messages.stored(index, block, Seq(self.last_seq + 1), &[]);
+        self.last_seq += u64::from(block.count());
         index
     }
 
