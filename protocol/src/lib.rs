@@ -11,11 +11,13 @@
 //! | [`api`] | the JetStream API: endpoints, errors, documents, publish headers, acks |
 //! | [`record`] | stored messages: the block that is log entry, wire and disk format at once |
 //! | [`command`] | what goes through a Raft log |
+//! | [`mirror`] | what a stream asks another one for that it mirrors or sources, and what it gets |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
 pub mod command;
 pub mod ids;
+pub mod mirror;
 pub mod record;
 pub mod subject;
 pub mod time;

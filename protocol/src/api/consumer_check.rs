@@ -417,7 +417,7 @@ impl ConsumerConfig {
         if stream.retention != RetentionPolicy::WorkQueue || self.direct {
             return Ok(());
         }
-        if self.ack_policy != AckPolicy::Explicit {
+        if !matches!(self.ack_policy, AckPolicy::Explicit | AckPolicy::FlowControl) {
             return Err(ApiError::workqueue_requires_explicit_ack());
         }
         if self.deliver_policy != DeliverPolicy::All {

@@ -11,6 +11,7 @@
 //! | [`envelope`] | the JSON around every answer, and how requests are read |
 //! | [`level`] | which API level a configuration needs, and the reserved metadata keys |
 //! | [`stream_config`], [`stream_check`] | a stream's configuration; its defaults and rules |
+//! | [`stream_source`] | what a mirrored or sourced stream is called, and which messages are meant |
 //! | [`consumer_config`], [`consumer_check`] | a consumer's configuration; its defaults and rules |
 //! | [`stream_info`], [`consumer_info`], [`account_info`] | what info calls answer |
 //! | [`stream_request`], [`consumer_request`], [`message`] | bodies of requests |
@@ -44,6 +45,7 @@ pub mod stream_check;
 pub mod stream_config;
 pub mod stream_info;
 pub mod stream_request;
+pub mod stream_source;
 
 pub use account_info::{AccountInfo, AccountLimits, ApiStats};
 pub use ack::{AckKind, AckReply};

@@ -3,12 +3,14 @@
 //! Rules that compare with other streams, with the cluster, or with the configuration before an update, are not
 //! here. Checking twice changes nothing more, so a node may check what the leader has checked before.
 
+mod origins;
+
 use std::collections::BTreeMap;
 
 use crate::api::duration_text::format_duration;
 use crate::api::error::ApiError;
 use crate::api::stream_config::{
-    DiscardPolicy, PersistMode, RetentionPolicy, StorageType, StreamConfig, StreamSource, SubjectTransform,
+    DiscardPolicy, PersistMode, RetentionPolicy, StorageType, StreamConfig, SubjectTransform,
 };
 use crate::ids::{InvalidName, StreamName};
 use crate::subject::{self, InvalidTransform, Transform};
@@ -107,12 +109,11 @@ impl StreamConfig {
 /// The first feature of a configuration that this server does not have yet.
 #[must_use]
 pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
-    let features = [
-        (config.mirror.is_some(), "mirrors"),
-        (!config.sources.is_empty(), "sources"),
-        (config.allow_batched, "batch publish"),
-    ];
-    features.into_iter().find(|(used, _)| *used).map(|(_, name)| name)
+    let origins = config.mirror.iter().chain(&config.sources);
+    if origins.into_iter().any(|origin| origin.consumer.is_some()) {
+        return Some("a consumer of one's own for a mirror or source");
+    }
+    config.allow_batched.then_some("batch publish")
 }
 
 fn refuse<T>(why: impl std::fmt::Display) -> Result<T, ApiError> {
@@ -125,8 +126,8 @@ fn check(config: &mut StreamConfig, limits: &ServerLimits, adjust: Adjust) -> Re
     check_times(config, limits)?;
     check_permissions(config, adjust)?;
     check_features(config, adjust)?;
-    check_mirror(config)?;
-    check_sources(config)?;
+    origins::check_mirror(config)?;
+    origins::check_sources(config)?;
     check_subjects(config)
 }
 
@@ -327,87 +328,6 @@ fn placeholders_as_wildcards(destination: &str) -> String {
     };
     let tokens = destination.split('.').map(|token| if stands_for_others(token) { "*" } else { token });
     tokens.collect::<Vec<_>>().join(".")
-}
-
-fn check_mirror(config: &StreamConfig) -> Result<(), ApiError> {
-    let Some(mirror) = &config.mirror else { return Ok(()) };
-    if config.first_seq > 0 {
-        return Err(ApiError::mirror_with_first_seq());
-    }
-    if !config.subjects.is_empty() {
-        return Err(ApiError::mirror_with_subjects());
-    }
-    if !config.sources.is_empty() {
-        return Err(ApiError::mirror_with_sources());
-    }
-    if config.allow_msg_counter {
-        return Err(ApiError::mirror_with_counters());
-    }
-    if config.allow_msg_schedules {
-        return Err(ApiError::mirror_with_schedules());
-    }
-    if config.allow_atomic {
-        return Err(ApiError::mirror_with_atomic());
-    }
-    if config.allow_batched {
-        return Err(ApiError::mirror_with_batch());
-    }
-    if !config.subject_delete_marker_ttl.is_zero() {
-        return refuse("subject delete markers forbidden on mirrors");
-    }
-    if mirror.external.is_none() && StreamName::parse(&mirror.name).is_err() {
-        return Err(ApiError::mirror_name_invalid());
-    }
-    if mirror.opt_start_seq > 0 && mirror.opt_start_time.is_some() {
-        return Err(ApiError::mirror_with_start_seq_and_time());
-    }
-    if !mirror.filter_subject.is_empty() && !mirror.subject_transforms.is_empty() {
-        return Err(ApiError::mirror_filter_and_transforms());
-    }
-    if transforms_overlap(mirror) {
-        return Err(ApiError::mirror_filters_overlap());
-    }
-    if mirror.external.is_none() && mirror.name == config.name {
-        return refuse("detected cycle");
-    }
-    Ok(())
-}
-
-fn check_sources(config: &StreamConfig) -> Result<(), ApiError> {
-    if !config.sources.is_empty() && config.allow_msg_schedules {
-        return Err(ApiError::source_with_schedules());
-    }
-    for (position, source) in config.sources.iter().enumerate() {
-        if source.external.is_none() && StreamName::parse(&source.name).is_err() {
-            return Err(ApiError::source_name_invalid());
-        }
-        if !source.filter_subject.is_empty() && !source.subject_transforms.is_empty() {
-            return Err(ApiError::source_filter_and_transforms());
-        }
-        if transforms_overlap(source) {
-            return Err(ApiError::source_filters_overlap());
-        }
-        let same = |other: &StreamSource| {
-            other.name == source.name
-                && other.external == source.external
-                && other.filter_subject == source.filter_subject
-                && other.subject_transforms == source.subject_transforms
-        };
-        if config.sources[..position].iter().any(same) {
-            return Err(ApiError::source_duplicate());
-        }
-        if source.external.is_none() && source.name == config.name {
-            return refuse("detected cycle");
-        }
-    }
-    Ok(())
-}
-
-fn transforms_overlap(source: &StreamSource) -> bool {
-    let filters = &source.subject_transforms;
-    filters.iter().enumerate().any(|(position, one)| {
-        filters[..position].iter().any(|other| subject::collides(one.src.as_bytes(), other.src.as_bytes()))
-    })
 }
 
 fn check_subjects(config: &mut StreamConfig) -> Result<(), ApiError> {

@@ -2,10 +2,12 @@
 
 pub mod codec;
 pub mod meta;
+pub mod origin;
 pub mod progress;
 pub mod stream;
 
 pub use codec::{Encoded, Undecodable};
 pub use meta::MetaCommand;
+pub use origin::OriginClaim;
 pub use progress::{ConsumerProgress, Progress};
 pub use stream::StreamCommand;

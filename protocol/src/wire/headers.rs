@@ -165,6 +165,25 @@ impl HeaderBuilder {
         self.remove(name).push(name, value)
     }
 
+    /// Replaces the first line of that name where it stands, or adds one at the end.
+    pub fn replace(&mut self, name: &str, value: impl AsRef<[u8]>) -> &mut Self {
+        let mut at = line_end(&self.bytes) + CRLF.len();
+        while at < self.bytes.len() {
+            let end = at + line_end(&self.bytes[at..]);
+            let is_named =
+                self.bytes[at..end].strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b":"));
+            if is_named {
+                let mut line = Vec::new();
+                extend_as_one_line(&mut line, value.as_ref());
+                let from = at + name.len() + 1;
+                self.bytes.splice(from..end, b" ".iter().copied().chain(line));
+                return self;
+            }
+            at = end + CRLF.len();
+        }
+        self.push(name, value)
+    }
+
     /// Removes all lines of exactly that name.
     pub fn remove(&mut self, name: &str) -> &mut Self {
         self.remove_lines(|line| {

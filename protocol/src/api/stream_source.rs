@@ -1,0 +1,117 @@
+//! The names that a mirrored or sourced stream goes by, and which of its messages are meant.
+
+use sha2::{Digest, Sha256};
+
+use super::stream_config::StreamSource;
+use crate::subject::{Filter, InvalidTransform, Transform};
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// Between several filters or destinations in a key: no subject has it.
+const SEPARATOR: &str = "\u{c}";
+const EVERYTHING: &str = ">";
+
+impl StreamSource {
+    /// Names it among the sources of one stream: its name, its filters, and what subjects become. As nats-server writes
+    /// it, for it is part of the header of every message that is sourced.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let or_everything =
+            |text: &str| if text.is_empty() { EVERYTHING.to_owned() } else { text.to_owned() };
+        let name = match &self.external {
+            Some(external) => format!("{}:{}", self.name, short_hash(&external.api)),
+            None => self.name.clone(),
+        };
+        if self.subject_transforms.is_empty() {
+            return format!("{name} {} {EVERYTHING}", or_everything(&self.filter_subject));
+        }
+        let sources: Vec<String> =
+            self.subject_transforms.iter().map(|transform| or_everything(&transform.src)).collect();
+        let destinations: Vec<String> =
+            self.subject_transforms.iter().map(|transform| or_everything(&transform.dest)).collect();
+        format!("{name} {} {}", sources.join(SEPARATOR), destinations.join(SEPARATOR))
+    }
+
+    /// The value of the header `Nats-Stream-Source` of a message that is sourced through this.
+    #[must_use]
+    pub fn header(&self, seq: u64, subject: &[u8], identity: &str) -> Vec<u8> {
+        let key = self.key();
+        let (name, patterns) = key.split_once(' ').unwrap_or((&key, ""));
+        let mut value = format!("{name} {seq} {patterns} ").into_bytes();
+        value.extend_from_slice(subject);
+        if !identity.is_empty() {
+            value.push(b' ');
+            value.extend_from_slice(identity.as_bytes());
+        }
+        value
+    }
+
+    /// Filters of the messages that are meant; none is all of them.
+    #[must_use]
+    pub fn filters(&self) -> Vec<Filter> {
+        let transformed = self.subject_transforms.iter().map(|transform| transform.src.as_str());
+        let own =
+            std::iter::once(self.filter_subject.as_str()).filter(|_| self.subject_transforms.is_empty());
+        let mut filters = Vec::new();
+        for text in transformed.chain(own) {
+            match Filter::parse(text) {
+                Ok(filter) if text != EVERYTHING => filters.push(filter),
+                Ok(_) => return Vec::new(),
+                // An empty one means everything; others were checked when the stream was configured.
+                Err(_) if text.is_empty() => return Vec::new(),
+                Err(_) => {}
+            }
+        }
+        filters
+    }
+
+    /// What subjects become, in the order in which they are tried.
+    pub fn transforms(&self) -> Result<Vec<Transform>, InvalidTransform> {
+        let changing = self.subject_transforms.iter().filter(|transform| !transform.dest.is_empty());
+        changing.map(|transform| Transform::parse(&transform.src, &transform.dest)).collect()
+    }
+}
+
+/// Eight letters and digits that stand for a text, as nats-server makes them.
+#[must_use]
+pub fn short_hash(text: &str) -> String {
+    let hash = Sha256::digest(text.as_bytes());
+    hash.iter().take(8).map(|byte| char::from(DIGITS[usize::from(*byte) % DIGITS.len()])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::stream_config::{ExternalStream, SubjectTransform};
+
+    fn transformed(pairs: &[(&str, &str)]) -> StreamSource {
+        let transforms =
+            pairs.iter().map(|(src, dest)| SubjectTransform { src: (*src).into(), dest: (*dest).into() });
+        StreamSource { name: "S".into(), subject_transforms: transforms.collect(), ..StreamSource::default() }
+    }
+
+    #[test]
+    fn keys_and_headers_are_as_nats_server_writes_them() {
+        let plain = StreamSource { name: "S".into(), ..StreamSource::default() };
+        let filtered = StreamSource { filter_subject: "s.1".into(), ..plain.clone() };
+        let external = ExternalStream { api: "$JS.hub.API".into(), deliver: String::new() };
+        let external = StreamSource { external: Some(external), ..plain.clone() };
+
+        assert_eq!(plain.key(), "S > >");
+        assert_eq!(filtered.key(), "S s.1 >");
+        assert_eq!(transformed(&[("s.0", "x.0"), ("s.1", "")]).key(), "S s.0\u{c}s.1 x.0\u{c}>");
+        assert_eq!(external.key(), format!("S:{} > >", short_hash("$JS.hub.API")));
+        let header = transformed(&[("s.*", "agg.{{wildcard(1)}}")]).header(1, b"s.a", "v1SG4L62");
+        assert_eq!(String::from_utf8(header).unwrap(), "S 1 s.* agg.{{wildcard(1)}} s.a v1SG4L62");
+        assert_eq!(plain.header(7, b"s.a", ""), b"S 7 > > s.a");
+    }
+
+    #[test]
+    fn a_transform_without_a_destination_is_a_filter() {
+        let source = transformed(&[("s.0", "x.0"), ("s.1", "")]);
+
+        assert_eq!(source.filters().iter().map(Filter::as_str).collect::<Vec<_>>(), ["s.0", "s.1"]);
+        assert_eq!(source.transforms().unwrap().len(), 1);
+        assert!(transformed(&[("s.0", "x.0"), ("", "a.>")]).filters().is_empty());
+        assert!(StreamSource::default().filters().is_empty());
+    }
+}
