@@ -10,11 +10,13 @@
 //! | [`stream`] | the stream machine: publish, limits, retention, purge, duplicate window |
 //! | [`consumer`] | a consumer's replicated ledger, and the leader's dispatch |
 //! | [`meta`] | which streams and nodes there are, and where replicas go |
+//! | [`mirror`] | reading another stream, to mirror or to source it |
 //! | [`rows`] | checkpoint rows: how machines lie on disk |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod consumer;
 pub mod meta;
+pub mod mirror;
 pub mod rows;
 pub mod stream;
 #[cfg(any(test, feature = "testing"))]

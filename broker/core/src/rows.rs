@@ -27,6 +27,8 @@ pub enum RowKind {
     Marker = 8,
     /// Stream: a schedule in force. Key: its subject.
     Schedule = 9,
+    /// Stream: how far it has got with one source. Key: what names the source.
+    Source = 10,
     /// Meta: counters that belong to no single stream or node. One row, empty key.
     Meta = 16,
     /// Meta: one stream's assignment.
@@ -37,7 +39,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// Every kind, in order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::State,
         Self::Subject,
         Self::Consumer,
@@ -47,6 +49,7 @@ impl RowKind {
         Self::Exempt,
         Self::Marker,
         Self::Schedule,
+        Self::Source,
         Self::Meta,
         Self::MetaStream,
         Self::MetaNode,
@@ -106,6 +109,11 @@ impl<'a> RowReader<'a> {
         Ok(*head)
     }
 
+    /// What is left.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// An unsigned LEB128 number.
     pub(crate) fn number(&mut self) -> Result<u64, Undecodable> {
         prost::encoding::decode_varint(&mut self.rest).map_err(|_| self.damaged())
@@ -133,7 +141,7 @@ mod tests {
     fn row_kinds_are_pinned_and_unique() {
         let numbers: Vec<u8> = RowKind::ALL.into_iter().map(|kind| kind as u8).collect();
 
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 18]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18]);
         assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len());
         for kind in RowKind::ALL {
             assert_eq!(RowKind::from_number(kind as u8), Ok(kind));

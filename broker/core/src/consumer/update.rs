@@ -85,7 +85,10 @@ fn check(
     let mut config = request.config.clone();
     // The leader has checked with its own limits before it proposed; those of the request itself hold everywhere.
     config.apply_defaults_and_validate(stream_config, &ServerLimits::default(), Adjust::Silently)?;
-    if let Some(feature) = config.unsupported_yet() {
+    // Readers of other streams are made by this stream's leader, for itself: nothing is delivered to them.
+    if !config.sourcing
+        && let Some(feature) = config.unsupported_yet()
+    {
         return Err(ApiError::consumer_create_failed(format_args!("{feature} are not supported yet")));
     }
     if let Some(existing) = existing {

@@ -235,7 +235,8 @@ impl MetaMachine {
                 | RowKind::Expiry
                 | RowKind::Exempt
                 | RowKind::Marker
-                | RowKind::Schedule => {
+                | RowKind::Schedule
+                | RowKind::Source => {
                     return Err(Undecodable(format!("{:?} row in the meta group", row.kind)));
                 }
             }

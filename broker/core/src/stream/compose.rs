@@ -142,7 +142,7 @@ impl Composition {
 }
 
 /// Whether a subject that was made may be used.
-fn is_sound(subject: &[u8]) -> bool {
+pub(crate) fn is_sound(subject: &[u8]) -> bool {
     subject.len() <= SUBJECT_BYTES_MAX && Subject::parse(subject).is_ok()
 }
 

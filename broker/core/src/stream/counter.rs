@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use levee_protocol::api::{ApiError, PublishIntent, RareIntent};
 use levee_protocol::record::RecordRef;
+use levee_protocol::wire::headers::{HeaderBlock, HeaderBuilder};
 use serde::Deserialize;
 
 use super::StreamMachine;
@@ -16,6 +17,26 @@ use super::view::{MessageView, ReadFailed};
 
 /// Sums that are not stored yet, by subject.
 pub type PendingSums = BTreeMap<Box<[u8]>, String>;
+
+const INCREMENT_HEADER: &str = "Nats-Incr";
+/// What of a sum came from where, on messages of a counter that gathers those of others.
+const SOURCES_HEADER: &str = "Nats-Counter-Sources";
+
+/// A message as it is stored.
+type HeaderAndBody = (Vec<u8>, Vec<u8>);
+
+/// Totals by origin and subject.
+type Totals = BTreeMap<String, BTreeMap<String, String>>;
+
+/// Sums of counters that are gathered, by subject, as they will be once what was gathered so far is stored.
+#[derive(Debug, Default)]
+pub struct GatheredSums(BTreeMap<Box<[u8]>, Gathered>);
+
+#[derive(Clone, Debug, Default)]
+struct Gathered {
+    sum: Integer,
+    totals: Totals,
+}
 
 /// What a counter's message holds.
 #[derive(Deserialize)]
@@ -52,6 +73,63 @@ impl StreamMachine {
         };
         let Some(before) = before else { return Ok(Err(ApiError::counter_broken())) };
         Ok(Ok(before.plus(&increment).to_string()))
+    }
+}
+
+impl StreamMachine {
+    /// A message of another counter, as this one stores it: with its origin's new total, and the increment that follows
+    /// from that. So nothing counts twice, however often an origin is read again.
+    pub fn gather(
+        &self,
+        sums: &mut GatheredSums,
+        (origin, origin_subject): (&str, &[u8]),
+        record: &RecordRef<'_>,
+        view: &dyn MessageView,
+    ) -> Result<Result<HeaderAndBody, ApiError>, ReadFailed> {
+        if HeaderBlock(record.header).get(INCREMENT_HEADER).is_none() {
+            return Ok(Err(ApiError::counter_increment_missing()));
+        }
+        let known = match sums.0.get(record.subject) {
+            Some(gathered) => Some(gathered.clone()),
+            None => self.gathered(record.subject, view)?,
+        };
+        let (Some(mut gathered), Some(total)) = (known, sum_of(record.payload)) else {
+            return Ok(Err(ApiError::counter_broken()));
+        };
+        let totals = gathered.totals.entry(origin.to_owned()).or_default();
+        let before = totals.insert(String::from_utf8_lossy(origin_subject).into_owned(), total.to_string());
+        let before = before.and_then(|text| Integer::parse(&text)).unwrap_or_default();
+        let increment = total.plus(&before.negated());
+        gathered.sum = gathered.sum.plus(&increment);
+        let mut header = HeaderBuilder::from_block(record.header);
+        header.replace(INCREMENT_HEADER, increment.to_string());
+        header.set(SOURCES_HEADER, serde_json::to_string(&gathered.totals).unwrap_or_default());
+        let stored = (header.finish(), body(&gathered.sum.to_string()));
+        sums.0.insert(record.subject.into(), gathered);
+        Ok(Ok(stored))
+    }
+
+    /// The totals that the last message of a subject carries, if it does: the next one carries them on.
+    pub fn carried_totals(
+        &self,
+        subject: &[u8],
+        view: &dyn MessageView,
+    ) -> Result<Option<(&'static str, Vec<u8>)>, ReadFailed> {
+        let Some(entry) = self.messages.subjects.get(subject) else { return Ok(None) };
+        let last = Reads::stored_only(view).record(entry.last)?;
+        let totals = HeaderBlock(&last.header).get(SOURCES_HEADER);
+        Ok(totals.map(|totals| (SOURCES_HEADER, totals.to_vec())))
+    }
+
+    /// What is stored of a subject; `None` if it is no counter.
+    fn gathered(&self, subject: &[u8], view: &dyn MessageView) -> Result<Option<Gathered>, ReadFailed> {
+        let Some(entry) = self.messages.subjects.get(subject) else { return Ok(Some(Gathered::default())) };
+        let last = Reads::stored_only(view).record(entry.last)?;
+        let totals = match HeaderBlock(&last.header).get(SOURCES_HEADER) {
+            Some(totals) => serde_json::from_slice(totals).ok(),
+            None => Some(Totals::default()),
+        };
+        Ok(sum_of(&last.payload).zip(totals).map(|(sum, totals)| Gathered { sum, totals }))
     }
 }
 
@@ -115,6 +193,11 @@ impl Integer {
         let used = digits.iter().rposition(|digit| *digit != 0).map_or(0, |last| last + 1);
         digits.truncate(used);
         Self { is_negative: is_negative && used > 0, digits }
+    }
+
+    fn negated(mut self) -> Self {
+        self.is_negative = !self.is_negative && !self.digits.is_empty();
+        self
     }
 
     fn plus(&self, other: &Self) -> Self {

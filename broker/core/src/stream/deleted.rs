@@ -62,6 +62,26 @@ impl DeletedSet {
         }
     }
 
+    /// Adds sequences that are not in the set, inclusive. Costs a step per page.
+    pub(crate) fn insert_run(&mut self, first: u64, last: u64) {
+        let mut from = first;
+        while from <= last {
+            let number = from / PAGE;
+            let to = last.min(number * PAGE + (PAGE - 1));
+            let page = self.pages.entry(number).or_insert_with(Page::empty);
+            if to - from + 1 == PAGE {
+                (page.bits, page.count) = (None, PAGE_COUNT);
+            } else {
+                (from % PAGE..=to % PAGE).for_each(|offset| page.set(offset));
+            }
+            if !page.is_dirty {
+                page.is_dirty = true;
+                self.dirty.push(number);
+            }
+            from = to + 1;
+        }
+    }
+
     /// Forgets the sequences of `from..to`; nothing below `from` is in the set.
     pub(crate) fn forget(&mut self, from: u64, to: u64) {
         while let Some(first) = self.pages.first_entry()
@@ -382,6 +402,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_run_is_as_good_as_its_sequences_one_by_one(first in near_borders(), more in 0..2 * PAGE) {
+            let (mut at_once, mut one_by_one) = (DeletedSet::default(), DeletedSet::default());
+            let last = first + more;
+
+            at_once.insert(last + 2);
+            at_once.insert_run(first, last);
+            (first..=last).for_each(|seq| one_by_one.insert(seq));
+            one_by_one.insert(last + 2);
+
+            let rows = |set: &mut DeletedSet| {
+                let mut rows = Vec::new();
+                set.dirty_rows(&mut rows);
+                rows.sort_unstable();
+                rows
+            };
+            prop_assert_eq!(rows(&mut at_once), rows(&mut one_by_one));
+            prop_assert_eq!(at_once.next_outside(first), last + 1);
+        }
+
         #[test]
         fn the_set_answers_like_a_plain_one(
             removed in prop::collection::btree_set(near_borders(), 0..200),

@@ -162,6 +162,19 @@ impl Messages {
         Appended { seq, subject, before, only_before }
     }
 
+    /// Sequences up to this one count as given out, without messages.
+    pub(crate) fn skip_to(&mut self, last: u64) {
+        if last <= self.last {
+            return;
+        }
+        if self.count == 0 {
+            self.first = last + 1;
+        } else {
+            self.deleted.insert_run(self.last + 1, last);
+        }
+        self.last = last;
+    }
+
     /// Gives the next sequence to a message that nobody wants and that is gone at once.
     pub(crate) fn skip(&mut self, now: Timestamp, removals: &mut Removals) -> u64 {
         let seq = self.last + 1;

@@ -14,6 +14,7 @@
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
 //! | `batch`, [`counter`] | messages that are stored together; messages that add up |
 //! | `schedules` | messages that say when others are to be published |
+//! | [`mirror`] | messages of other streams |
 //! | `compose` | what the leader changes about a message before it is proposed |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
@@ -33,6 +34,7 @@ use self::dedup::DuplicateWindow;
 use self::expiry::Expiries;
 use self::markers::OwedMarkers;
 use self::messages::{Messages, Removals};
+use self::mirror::Sources;
 use self::purge::Purge;
 use self::reads::Reads;
 use self::schedules::Schedules;
@@ -49,6 +51,7 @@ mod expiry;
 mod limits;
 mod markers;
 mod messages;
+pub mod mirror;
 pub mod outcome;
 mod publish;
 mod purge;
@@ -64,6 +67,7 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use compose::is_sound;
 pub use compose::{Composition, Republished};
 pub use outcome::{Change, ConsumerCreated, Event, Outcome, PublishReply, Reply};
 pub use update::{check_consumer_limits, check_update};
@@ -92,6 +96,8 @@ pub struct StreamMachine {
     /// Schedules in force.
     schedules: Schedules,
     window: DuplicateWindow,
+    /// How far the stream has got with its sources.
+    sources: Sources,
     /// Message id of the last message, or empty.
     last_msg_id: String,
     /// There may be messages on subjects that the stream does not capture any more.
@@ -201,6 +207,7 @@ impl StreamMachine {
         self.messages.settle(&reads)?;
         self.owe_markers(&mut removals);
         self.window.expire(self.clock, config.duplicate_window);
+        self.sources.prune(&settings.sources);
         Ok(Outcome::configured(removals))
     }
 

@@ -16,6 +16,7 @@ use super::counter::{self, PendingSums};
 use super::dedup::MsgId;
 use super::limits::Wanted;
 use super::messages::Removals;
+use super::mirror::ORIGIN_CLAIM;
 use super::outcome::{Outcome, PublishReply, Reply};
 use super::reads::Reads;
 use super::retention;
@@ -30,6 +31,9 @@ impl StreamMachine {
         block: &Block,
         view: &dyn MessageView,
     ) -> Result<Outcome, ReadFailed> {
+        if block.count() > 0 && block.flags(0) == ORIGIN_CLAIM {
+            return self.copy(settings, block, view);
+        }
         self.window.expire(self.clock, settings.config.duplicate_window);
         let first_seq = self.messages.last + 1;
         let mut reads = Reads::with_block(view, block, first_seq);
@@ -292,7 +296,9 @@ impl StreamMachine {
         let seq = if retention != RetentionPolicy::Interest
             || retention::is_wanted(&self.consumers, record.subject)
         {
-            let appended = self.messages.append(record, bytes, self.clock);
+            // A mirror is as old as its origin.
+            let now = if settings.config.mirror.is_some() { record.timestamp } else { self.clock };
+            let appended = self.messages.append(record, bytes, now);
             match ttl {
                 None | Some(Ttl::Invalid) => {}
                 Some(Ttl::Never) => self.messages.exempt_last(),
@@ -350,7 +356,7 @@ pub(crate) struct Admitted<'a> {
     scheduling: Scheduling,
 }
 
-impl Admitted<'_> {
+impl<'a> Admitted<'a> {
     fn sized(bytes: u64) -> Self {
         Self {
             bytes,
@@ -366,6 +372,21 @@ impl Admitted<'_> {
     /// A message of a schedule.
     pub(crate) fn of_schedule(bytes: u64, ttl: Option<Ttl>, rolls_up: bool) -> Self {
         Self { ttl, rollup: rolls_up.then_some(Scope::Subject), ..Self::sized(bytes) }
+    }
+
+    /// A message of another stream, with its id, and once more if the window is to remember it.
+    pub(crate) fn copied(
+        bytes: u64,
+        (msg_id, id): (Option<&'a str>, Option<MsgId>),
+        ttl: Option<Ttl>,
+        rollup: Option<Rollup<'_>>,
+    ) -> Self {
+        let rollup = rollup.and_then(|rollup| match rollup {
+            Rollup::Subject => Some(Scope::Subject),
+            Rollup::All => Some(Scope::Stream),
+            Rollup::Invalid(_) => None,
+        });
+        Self { msg_id, id, ttl, rollup, ..Self::sized(bytes) }
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use levee_protocol::api::StreamConfig;
+use levee_protocol::api::{StreamConfig, StreamSource};
 use levee_protocol::command::Undecodable;
 use levee_protocol::ids::ConsumerName;
 use levee_protocol::subject::Filter;
@@ -16,6 +16,7 @@ use super::dedup::DuplicateWindow;
 use super::expiry::Expiries;
 use super::limits::Limits;
 use super::markers::OwedMarkers;
+use super::mirror::Sources;
 use super::schedules::Schedules;
 use crate::consumer::Ledger;
 use crate::rows::{RowKind, StateRow};
@@ -26,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) config: StreamConfig,
     pub(crate) subjects: Vec<Filter>,
     pub(crate) limits: Limits,
+    /// Keys of its sources.
+    pub(crate) sources: Vec<String>,
     /// What the leader does with publishes, if anything.
     pub(crate) composition: Option<Arc<Composition>>,
 }
@@ -35,7 +38,8 @@ impl Settings {
         // Subjects were validated before they were proposed. One that does not parse captures nothing.
         let subjects = config.subjects.iter().filter_map(|subject| Filter::parse(subject).ok()).collect();
         let limits = Limits::of(config);
-        let mut settings = Self { config: config.clone(), subjects, limits, composition: None };
+        let sources = config.sources.iter().map(StreamSource::key).collect();
+        let mut settings = Self { config: config.clone(), subjects, limits, sources, composition: None };
         let composition = Composition::of(config, settings.ttl_min(), limits);
         settings.composition = composition.map(Arc::new);
         settings
@@ -129,6 +133,7 @@ impl StreamMachine {
         self.expiries.dirty_rows(&mut rows);
         self.owed.dirty_rows(&mut rows);
         self.schedules.dirty_rows(&mut rows);
+        self.sources.dirty_rows(&mut rows);
         rows
     }
 
@@ -144,6 +149,7 @@ impl StreamMachine {
         self.expiries.all_rows(&mut rows);
         self.owed.all_rows(&mut rows);
         self.schedules.all_rows(&mut rows);
+        self.sources.all_rows(&mut rows);
         rows.sort_unstable();
         rows
     }
@@ -165,6 +171,7 @@ impl StreamMachine {
                 RowKind::Expiry => machine.expiries.load_row(&key, &value)?,
                 RowKind::Marker => machine.owed.load_row(&key),
                 RowKind::Schedule => machine.schedules.load_row(&key, &value)?,
+                RowKind::Source => machine.sources.load_row(&key, &value)?,
                 RowKind::Dedup => {
                     pages.insert(key, value);
                 }
@@ -269,6 +276,7 @@ impl Default for StreamMachine {
             owed: OwedMarkers::default(),
             schedules: Schedules::default(),
             window: DuplicateWindow::default(),
+            sources: Sources::default(),
             last_msg_id: String::new(),
             has_foreign_subjects: false,
             consumers: BTreeMap::new(),

@@ -1,0 +1,17 @@
+//! Reading another stream, to mirror or to source it.
+//!
+//! The leader of a stream that mirrors or sources others reads each of them with a [`Puller`], which knows what to ask
+//! for next; the origin's leader gives [`server::answer`]; a [`Copier`] makes of it what the stream stores, behind a
+//! claim. Whether it is stored is decided where it is applied, by `stream/mirror.rs`. How questions and answers travel is
+//! nobody's business here.
+
+mod copier;
+mod puller;
+pub mod readers;
+pub mod server;
+
+#[cfg(test)]
+mod tests;
+
+pub use copier::{Copied, Copier};
+pub use puller::{Ask, Puller, Standing};

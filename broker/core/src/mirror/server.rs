@@ -1,0 +1,106 @@
+//! What the leader of an origin answers.
+
+use std::ops::ControlFlow;
+
+use levee_protocol::api::stream_source::short_hash;
+use levee_protocol::ids::Seq;
+use levee_protocol::mirror::{FetchAnswer, FetchRequest};
+use levee_protocol::record::{BlockBuilder, RecordFlags};
+use levee_protocol::subject::Filter;
+use levee_protocol::time::Timestamp;
+
+use crate::stream::{MessageView, ReadFailed, StreamMachine};
+
+/// Messages in one answer: what fits into a block of the reader.
+const MESSAGES_MAX: usize = 2048;
+/// So many messages that are not wanted are stepped over in one answer: the stream's lock is held meanwhile.
+const STEPPED_OVER_MAX: usize = 8192;
+
+/// What the stream has of what is wanted. `through` is behind `from` when there is nothing new at all.
+pub fn answer(
+    machine: &StreamMachine,
+    view: &dyn MessageView,
+    request: &FetchRequest,
+) -> Result<FetchAnswer, ReadFailed> {
+    let filters: Vec<Filter> = request.filters.iter().filter_map(|text| Filter::parse(text).ok()).collect();
+    let identity = identity(machine);
+    let last_seq = machine.last_seq();
+    let from = first_wanted(machine, view, request, &identity)?;
+    let mut answer = FetchAnswer {
+        identity,
+        born: machine.created().0,
+        first_seq: machine.first_seq().0,
+        last_seq: last_seq.0,
+        from: from.0,
+        through: last_seq.0,
+        ..FetchAnswer::default()
+    };
+    if let Some(first) = machine.next_match(&filters, from, view)? {
+        fill(&mut answer, machine, view, &filters, (first.seq, request.bytes_max))?;
+    }
+    if request.count {
+        answer.pending = Some(machine.count_matching(&filters, Seq(answer.through).next(), view)?);
+    }
+    Ok(answer)
+}
+
+/// Says which incarnation of a stream this is.
+#[must_use]
+pub fn identity(machine: &StreamMachine) -> String {
+    let name = machine.config().map_or("", |config| config.name.as_str());
+    short_hash(&format!("{name} {}", machine.created().0))
+}
+
+fn first_wanted(
+    machine: &StreamMachine,
+    view: &dyn MessageView,
+    request: &FetchRequest,
+    identity: &str,
+) -> Result<Seq, ReadFailed> {
+    let is_same = request.identity.is_empty() || request.identity == identity;
+    if is_same && request.from > 0 {
+        return Ok(Seq(request.from));
+    }
+    let first = machine.first_seq().max(Seq(1));
+    let Some(time) = request.start_time.filter(|_| request.start_seq == 0) else {
+        return Ok(first.max(Seq(request.start_seq)));
+    };
+    Ok(view.seek_time(Timestamp(time))?.map_or_else(|| machine.last_seq().next(), |seq| seq.max(first)))
+}
+
+fn fill(
+    answer: &mut FetchAnswer,
+    machine: &StreamMachine,
+    view: &dyn MessageView,
+    filters: &[Filter],
+    (first, bytes_max): (Seq, u64),
+) -> Result<(), ReadFailed> {
+    let mut block = BlockBuilder::timed(0);
+    let mut stepped_over = 0;
+    view.scan(first, &mut |seq, record| {
+        if seq.0 > answer.last_seq {
+            return ControlFlow::Break(());
+        }
+        let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(record.subject));
+        if is_wanted && machine.is_live(seq) {
+            answer.seqs.push(seq.0);
+            block.push_timed(RecordFlags::COPIED, &record);
+        } else {
+            stepped_over += 1;
+        }
+        let is_full = answer.seqs.len() >= MESSAGES_MAX
+            || block.bytes() as u64 >= bytes_max
+            || stepped_over >= STEPPED_OVER_MAX;
+        if is_full {
+            answer.through = seq.0;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    if answer.seqs.is_empty() {
+        // What lives by the state is there to be read.
+        return Err(ReadFailed::missing(first));
+    }
+    answer.block = block.finish(machine.clock()).as_bytes().clone();
+    Ok(())
+}

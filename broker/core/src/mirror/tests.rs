@@ -1,0 +1,454 @@
+//! Origins and the streams that mirror or source them, as machines: what is read, proposed and stored.
+
+use levee_protocol::api::{PurgeRequest, StreamConfig, StreamSource, SubjectTransform};
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::Seq;
+use levee_protocol::mirror::{FetchAnswer, FetchRequest, Reader};
+use levee_protocol::record::{Block, BlockBuilder, RecordFlags};
+use levee_protocol::time::{Nanos, Timestamp};
+use levee_protocol::wire::headers::HeaderBlock;
+
+use super::{Ask, Copied, Copier, Puller, readers, server};
+use crate::stream::mirror::Origin;
+use crate::stream::{Change, Outcome, PublishReply, Reply};
+use crate::testing::Bench;
+
+/// A stream, and time for it.
+struct Stream {
+    bench: Bench,
+    now: i64,
+}
+
+impl Stream {
+    fn new(config: StreamConfig) -> Self {
+        let mut stream = Self { bench: Bench::default(), now: 0 };
+        stream.configure(config, 1);
+        stream
+    }
+
+    fn configure(&mut self, config: StreamConfig, created: i64) {
+        self.now += 1;
+        let (now, created) = (Timestamp(self.now), Timestamp(created));
+        self.bench.apply(&StreamCommand::Configure { now, created, config: Box::new(config) });
+    }
+
+    fn publish(&mut self, subject: &str, header: &str, body: &str) -> PublishReply {
+        self.now += 1;
+        let mut block = BlockBuilder::default();
+        let header = if header.is_empty() { String::new() } else { format!("NATS/1.0\r\n{header}\r\n\r\n") };
+        block.push(subject.as_bytes(), header.as_bytes(), body.as_bytes());
+        let outcome = self.apply(&block.finish(Timestamp(self.now)));
+        replies(outcome).remove(0)
+    }
+
+    /// Applies, and checks that nothing of it lives outside of the rows.
+    fn apply(&mut self, block: &Block) -> Outcome {
+        let outcome = self.bench.apply(&StreamCommand::Publish(block.clone()));
+        self.bench.checkpoint();
+        assert_eq!(self.bench.loaded().all_rows(), self.bench.machine.all_rows());
+        outcome
+    }
+
+    fn delete(&mut self, seq: u64) {
+        self.bench.apply(&StreamCommand::DeleteMessage { now: Timestamp(self.now), seq: Seq(seq) });
+    }
+
+    fn purge(&mut self) {
+        self.bench
+            .apply(&StreamCommand::Purge { now: Timestamp(self.now), request: PurgeRequest::default() });
+    }
+
+    fn ask(&self, puller: &mut Puller) -> FetchAnswer {
+        let request = puller.ask(Ask::AtOnce, Timestamp(self.now));
+        let answer = server::answer(&self.bench.machine, &self.bench.view, &request).unwrap();
+        puller.on_answer(&answer, Timestamp(self.now));
+        answer
+    }
+
+    /// What the stream would propose next for an answer.
+    fn next_block(&self, copier: &Copier, answer: &FetchAnswer) -> Option<Block> {
+        let messages = answer.messages().unwrap()?;
+        let copied = Copied {
+            identity: &answer.identity,
+            born: answer.born,
+            block: &messages,
+            seqs: &answer.seqs,
+            through: answer.through,
+        };
+        let view = (&self.bench.machine, &self.bench.view as _);
+        copier.block(view, &copied, Timestamp(self.now + 1000), &mut || 0).unwrap().unwrap()
+    }
+
+    /// Stores everything that the origin has; gives the blocks.
+    fn catch_up(&mut self, copier: &Copier, origin: &Self) -> Vec<Block> {
+        let source = copier.source();
+        let mut puller = match copier.mirrors() {
+            true => Puller::of_mirror(source, self.bench.machine.last_seq().0),
+            false => Puller::of_source(source, &self.bench.machine.source(copier.key())),
+        };
+        let mut blocks = Vec::new();
+        loop {
+            let answer = origin.ask(&mut puller);
+            while let Some(block) = self.next_block(copier, &answer) {
+                let stored = replies(self.apply(&block));
+                assert!(!stored[1..].contains(&PublishReply::Outdated), "{stored:?}");
+                blocks.push(block);
+            }
+            if answer.through >= answer.last_seq {
+                return blocks;
+            }
+        }
+    }
+
+    /// Sequence, time, subject and body of every message.
+    fn messages(&self) -> Vec<(u64, i64, String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        self.bench
+            .view
+            .records()
+            .map(|record| (record.seq.0, record.timestamp.0, text(&record.subject), text(&record.payload)))
+            .collect()
+    }
+
+    fn bodies(&self) -> Vec<String> {
+        self.messages().into_iter().map(|(_, _, _, body)| body).collect()
+    }
+
+    fn header(&self, seq: u64, name: &str) -> Option<String> {
+        let record = self.bench.view.records().find(|record| record.seq.0 == seq)?;
+        HeaderBlock(&record.header).get_str(name).map(str::to_owned)
+    }
+}
+
+fn replies(outcome: Outcome) -> Vec<PublishReply> {
+    match outcome.reply {
+        Reply::Publish(replies) => replies,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn origin(name: &str) -> Stream {
+    Stream::new(StreamConfig {
+        name: name.into(),
+        subjects: vec![format!("{}.>", name.to_ascii_lowercase())],
+        ..limitless()
+    })
+}
+
+fn limitless() -> StreamConfig {
+    StreamConfig {
+        max_msgs: -1,
+        max_bytes: -1,
+        max_msgs_per_subject: -1,
+        max_msg_size: -1,
+        ..StreamConfig::default()
+    }
+}
+
+fn source(name: &str) -> StreamSource {
+    StreamSource { name: name.into(), ..StreamSource::default() }
+}
+
+fn mirror(of: StreamSource, config: StreamConfig) -> (Stream, Copier) {
+    let copier = Copier::of_mirror(&of).unwrap();
+    (Stream::new(StreamConfig { name: "M".into(), mirror: Some(of), ..config }), copier)
+}
+
+fn gathering(sources: &[StreamSource], config: StreamConfig) -> (Stream, Vec<Copier>) {
+    let copiers = sources.iter().map(|source| Copier::of_source(source).unwrap()).collect();
+    (Stream::new(StreamConfig { name: "G".into(), sources: sources.to_vec(), ..config }), copiers)
+}
+
+#[test]
+fn a_mirror_has_the_sequences_times_and_gaps_of_its_origin() {
+    let mut origin = origin("O");
+    for body in ["1", "2", "3", "4", "5"] {
+        origin.publish("o.a", "", body);
+    }
+    origin.delete(2);
+    origin.delete(4);
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+
+    mirror.catch_up(&copier, &origin);
+
+    assert_eq!(mirror.messages(), origin.messages());
+    let (here, there) = (mirror.bench.machine.state(), origin.bench.machine.state());
+    assert_eq!((here.first_seq, here.last_seq, here.num_deleted), (there.first_seq, there.last_seq, 2));
+    assert_eq!((here.first_ts, here.last_ts, here.bytes), (there.first_ts, there.last_ts, there.bytes));
+    origin.publish("o.b", "", "6");
+    mirror.catch_up(&copier, &origin);
+    assert_eq!(mirror.messages(), origin.messages());
+}
+
+#[test]
+fn a_block_that_comes_twice_or_too_early_or_too_late_changes_nothing() {
+    let mut origin = origin("O");
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+    let (mut gathering, copiers) = gathering(&[source("O")], limitless());
+    let mut blocks = (Vec::new(), Vec::new());
+    for body in ["1", "2", "3"] {
+        origin.publish("o.a", "", body);
+        blocks.0.extend(mirror.catch_up(&copier, &origin));
+        blocks.1.extend(gathering.catch_up(&copiers[0], &origin));
+    }
+    let expected = (mirror.messages(), gathering.messages());
+
+    let (mut fresh_mirror, _) = self::mirror(source("O"), limitless());
+    let (mut fresh_gathering, _) = self::gathering(&[source("O")], limitless());
+    for order in [2, 1, 0, 0, 2, 1, 0, 2, 1, 2] {
+        fresh_mirror.apply(&blocks.0[order]);
+        fresh_gathering.apply(&blocks.1[order]);
+    }
+
+    assert_eq!((fresh_mirror.messages(), fresh_gathering.messages()), expected);
+}
+
+#[test]
+fn a_long_gap_ends_a_block_and_costs_no_records() {
+    let mut origin = origin("O");
+    for number in 0..300 {
+        origin.publish(if number % 150 == 0 { "o.a" } else { "o.b" }, "", &number.to_string());
+    }
+    let filtered = StreamSource { filter_subject: "o.a".into(), ..source("O") };
+    let (mut mirror, copier) = mirror(filtered, limitless());
+
+    let blocks = mirror.catch_up(&copier, &origin);
+
+    assert_eq!(blocks.iter().map(Block::count).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(mirror.messages().iter().map(|message| message.0).collect::<Vec<_>>(), [1, 151]);
+    let state = mirror.bench.machine.state();
+    assert_eq!((state.messages, state.last_seq, state.num_deleted), (2, Seq(151), 149));
+}
+
+#[test]
+fn a_mirror_skips_what_its_origin_has_no_more_and_stores_what_comes_then() {
+    let mut origin = origin("O");
+    for body in ["1", "2", "3"] {
+        origin.publish("o.a", "", body);
+    }
+    origin.purge();
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+    let skip = copier.skip(&mirror.bench.machine, 3, Timestamp(50)).unwrap();
+
+    let outcome = mirror.apply(&skip);
+
+    assert_eq!(outcome.changes, Vec::<Change>::new());
+    let state = mirror.bench.machine.state();
+    assert_eq!((state.first_seq, state.last_seq), (Seq(4), Seq(3)));
+    assert_eq!(copier.skip(&mirror.bench.machine, 3, Timestamp(50)), None);
+    origin.publish("o.a", "", "4");
+    mirror.catch_up(&copier, &origin);
+    assert_eq!(mirror.messages(), origin.messages());
+}
+
+#[test]
+fn a_mirror_that_is_promoted_takes_no_more_copies_and_goes_on_counting() {
+    let mut origin = origin("O");
+    origin.publish("o.a", "", "1");
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+    mirror.catch_up(&copier, &origin);
+    origin.publish("o.a", "", "2");
+    let late = mirror.next_block(&copier, &origin.ask(&mut Puller::of_mirror(&source("O"), 1))).unwrap();
+
+    mirror.configure(StreamConfig { name: "M".into(), subjects: vec!["m".into()], ..limitless() }, 1);
+
+    assert_eq!(replies(mirror.apply(&late)), [PublishReply::Outdated, PublishReply::Outdated]);
+    assert_eq!(mirror.publish("m", "", "own"), PublishReply::Stored { seq: Seq(2), before: Seq(0) });
+}
+
+#[test]
+fn limits_of_a_mirror_are_its_own_and_one_that_refuses_stands_still() {
+    let mut origin = origin("O");
+    for body in ["1", "2", "3"] {
+        origin.publish("o.a", "", body);
+    }
+    let (mut newest, copier) = mirror(source("O"), StreamConfig { max_msgs: 2, ..limitless() });
+    let discard = levee_protocol::api::DiscardPolicy::New;
+    let (mut first, _) = mirror(source("O"), StreamConfig { max_msgs: 2, discard, ..limitless() });
+    newest.catch_up(&copier, &origin);
+    let block = first.next_block(&copier, &origin.ask(&mut Puller::of_mirror(&source("O"), 0))).unwrap();
+
+    let stored = replies(first.apply(&block));
+
+    assert_eq!(newest.bodies(), ["2", "3"]);
+    assert_eq!(first.bodies(), ["1", "2"]);
+    assert!(matches!(&stored[3], PublishReply::Rejected(error) if error.err_code == 10077), "{stored:?}");
+    assert_eq!(first.bench.machine.last_seq(), Seq(2));
+    first.purge();
+    first.catch_up(&copier, &origin);
+    assert_eq!(first.bodies(), ["3"]);
+}
+
+#[test]
+fn a_source_is_rewritten_and_says_where_it_is_from() {
+    let mut origin = origin("O");
+    origin.publish("o.a", "A: b", "0");
+    let transforms = [("o.a", "x.a"), ("o.b", "")];
+    let transforms = transforms.map(|(src, dest)| SubjectTransform { src: src.into(), dest: dest.into() });
+    let rewritten = StreamSource { subject_transforms: transforms.to_vec(), ..source("O") };
+    let (mut gathering, copiers) = gathering(&[rewritten], limitless());
+
+    gathering.catch_up(&copiers[0], &origin);
+
+    let identity = server::identity(&origin.bench.machine);
+    let messages = gathering.messages();
+    assert_eq!((messages[0].0, &messages[0].2[..], &messages[0].3[..]), (1, "x.a", "0"));
+    assert_eq!(
+        gathering.header(1, "Nats-Stream-Source"),
+        Some(format!("O 1 o.a\u{c}o.b x.a\u{c}> o.a {identity}"))
+    );
+    assert_eq!(gathering.header(1, "A"), Some("b".into()));
+}
+
+#[test]
+fn headers_that_were_for_the_origin_do_not_go_further() {
+    let mut origin =
+        Stream::new(StreamConfig { name: "O".into(), subjects: vec!["o".into()], ..limitless() });
+    origin.publish("o", "Nats-Expected-Last-Sequence: 0\r\nNats-Msg-Id: one\r\nNats-Rollup: x", "1");
+    origin.publish("o", "Nats-Expected-Stream: O\r\nA: b", "2");
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+    let (mut gathering, copiers) = gathering(&[source("O")], limitless());
+
+    mirror.catch_up(&copier, &origin);
+    gathering.catch_up(&copiers[0], &origin);
+
+    assert_eq!(origin.bodies(), ["2"], "a rollup is not allowed");
+    for (stream, seq) in [(&mirror, 1), (&gathering, 1)] {
+        assert_eq!(stream.header(seq, "Nats-Expected-Stream"), None);
+        assert_eq!(stream.header(seq, "A"), Some("b".into()));
+    }
+    assert_eq!(mirror.header(1, "Nats-Stream-Source"), None);
+}
+
+#[test]
+fn several_sources_are_gathered_each_once_and_ids_within_the_window_too() {
+    let (mut one, mut two) = (origin("ONE"), origin("TWO"));
+    for number in 0..4 {
+        one.publish("one.a", &format!("Nats-Msg-Id: {number}"), &format!("one {number}"));
+        two.publish("two.a", &format!("Nats-Msg-Id: {}", number + 2), &format!("two {number}"));
+    }
+    let sources = [
+        source("ONE"),
+        StreamSource { opt_start_seq: 2, ..source("TWO") },
+        StreamSource { filter_subject: "one.none".into(), ..source("ONE") },
+    ];
+    let window = Nanos::from_secs(1);
+    let (mut gathering, copiers) =
+        gathering(&sources, StreamConfig { duplicate_window: window, ..limitless() });
+
+    gathering.catch_up(&copiers[0], &one);
+    gathering.catch_up(&copiers[1], &two);
+    gathering.catch_up(&copiers[2], &one);
+
+    assert_eq!(gathering.bodies(), ["one 0", "one 1", "one 2", "one 3", "two 2", "two 3"]);
+    let seq = |copier: &Copier| gathering.bench.machine.source(copier.key()).seq;
+    assert_eq!(copiers.iter().map(seq).collect::<Vec<_>>(), [4, 4, 0]);
+}
+
+#[test]
+fn an_origin_that_is_created_again_is_read_from_its_beginning() {
+    let mut before = origin("O");
+    for body in ["1", "2", "3"] {
+        before.publish("o.a", "", body);
+    }
+    let (mut gathering, copiers) = gathering(&[source("O")], limitless());
+    let late = gathering.catch_up(&copiers[0], &before);
+    let mut after = origin("O");
+    let config = after.bench.machine.config().unwrap().clone();
+    after.bench = Bench::default();
+    after.configure(config, 2);
+    after.publish("o.a", "", "again");
+
+    gathering.catch_up(&copiers[0], &after);
+    gathering.apply(&late[0]);
+
+    assert_eq!(gathering.bodies(), ["1", "2", "3", "again"]);
+    assert_eq!(gathering.bench.machine.source(copiers[0].key()).seq, 1);
+}
+
+#[test]
+fn counters_are_gathered_so_that_nothing_counts_twice() {
+    let counter = |name: &str| StreamConfig {
+        name: name.into(),
+        subjects: vec!["c".into()],
+        allow_msg_counter: true,
+        ..limitless()
+    };
+    let (mut one, mut two) = (Stream::new(counter("ONE")), Stream::new(counter("TWO")));
+    let add = |stream: &mut Stream, increment: &str, sum: &str| {
+        let mut block = BlockBuilder::default();
+        let header = format!("NATS/1.0\r\nNats-Incr: {increment}\r\n\r\n");
+        let body = crate::stream::counter::body(sum);
+        block.push_flagged(RecordFlags::COUNTED, b"c", header.as_bytes(), &body);
+        let stored = replies(stream.apply(&block.finish(Timestamp(5))));
+        assert!(matches!(stored[0], PublishReply::Stored { .. }), "{stored:?}");
+    };
+    add(&mut one, "5", "5");
+    add(&mut one, "7", "12");
+    add(&mut two, "100", "100");
+    let config = StreamConfig { allow_msg_counter: true, ..limitless() };
+    let (mut gathering, copiers) = gathering(&[source("ONE"), source("TWO")], config);
+
+    gathering.catch_up(&copiers[0], &one);
+    let stale = gathering
+        .next_block(&copiers[1], &two.ask(&mut Puller::of_source(&source("TWO"), &Origin::default())));
+    add(&mut one, "-2", "10");
+    gathering.catch_up(&copiers[0], &one);
+
+    assert_eq!(replies(gathering.apply(&stale.unwrap()))[1], PublishReply::Outdated);
+    gathering.catch_up(&copiers[1], &two);
+    assert_eq!(gathering.bodies(), ["5", "12", "10", "110"].map(|sum| format!("{{\"val\":\"{sum}\"}}")));
+    assert_eq!(gathering.header(3, "Nats-Incr"), Some("-2".into()));
+    let totals = Some(r#"{"ONE":{"c":"10"},"TWO":{"c":"100"}}"#.into());
+    assert_eq!(gathering.header(4, "Nats-Counter-Sources"), totals);
+}
+
+#[test]
+fn a_reader_tries_again_later_and_later_and_goes_on_from_what_the_stream_has() {
+    let mut puller = Puller::of_mirror(&StreamSource { opt_start_seq: 7, ..source("O") }, 0);
+    let ask = |puller: &mut Puller| {
+        let request = puller.ask(Ask::Wait(9), Timestamp(0));
+        (request.from, request.start_seq, request.wait_ms)
+    };
+    assert_eq!(ask(&mut puller), (0, 7, 9));
+
+    let answer = FetchAnswer { from: 7, through: 20, last_seq: 30, seqs: vec![8], ..FetchAnswer::default() };
+    puller.on_answer(&answer, Timestamp(0));
+    assert_eq!(ask(&mut puller), (21, 7, 9));
+
+    let has = Origin { seq: 8, ..Origin::default() };
+    let pauses: Vec<i64> = (0..6).map(|_| puller.on_failure(&has, None).0 / 1_000_000).collect();
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000]);
+    assert_eq!(ask(&mut puller), (9, 7, 9));
+    puller.on_stored();
+    assert_eq!(puller.on_failure(&has, None), Nanos::from_millis(100));
+}
+
+#[test]
+fn an_origin_removes_what_its_reader_has_stored_and_nothing_else() {
+    let retention = levee_protocol::api::RetentionPolicy::WorkQueue;
+    let config = StreamConfig { name: "O".into(), subjects: vec!["o.>".into()], retention, ..limitless() };
+    let mut origin = Stream::new(config);
+    for body in ["1", "2", "3"] {
+        origin.publish("o.a", "", body);
+    }
+    let identity = server::identity(&origin.bench.machine);
+    let mut note = |stored: u64, identity: &str, leaves: bool| {
+        let consumer = readers::consumer_name("G", "O > >");
+        let identity = identity.to_owned();
+        let reader = Reader { stream: "G".into(), consumer, stored, leaves, identity, ..Reader::default() };
+        let request = FetchRequest { reader: Some(reader), ..FetchRequest::default() };
+        while let Some(command) = readers::note(&origin.bench.machine, &request, Timestamp(9)) {
+            let outcome = origin.bench.apply(&command);
+            assert!(!matches!(outcome.reply, Reply::Rejected(_)), "{:?}", outcome.reply);
+        }
+        (origin.bodies(), origin.bench.machine.consumers().count())
+    };
+    let bodies = |bodies: &[&str]| bodies.iter().map(|body| (*body).to_owned()).collect::<Vec<_>>();
+
+    assert_eq!(note(0, "", false), (bodies(&["1", "2", "3"]), 1));
+    assert_eq!(note(3, "of the origin before", false), (bodies(&["1", "2", "3"]), 1));
+    assert_eq!(note(2, &identity, false), (bodies(&["3"]), 1));
+    assert_eq!(note(1, &identity, false), (bodies(&["3"]), 1));
+    assert_eq!(note(2, &identity, true), (bodies(&["3"]), 0));
+}
