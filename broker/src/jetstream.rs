@@ -12,6 +12,7 @@ use levee_protocol::ids::{GroupId, NodeId};
 use levee_raft::{Groups, Leadership};
 use levee_storage::Storage;
 use parking_lot::RwLock;
+use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::meta::Meta;
@@ -34,6 +35,10 @@ pub const FORWARD_REQUEST: u8 = 4;
 pub const FORWARD_LEADS: u8 = 6;
 /// An API call, answered by the leader it needs.
 pub const CALL_API: u8 = 1;
+
+/// So many readers of a node wait at origins for something to come; others look once a second. Each is a call that is
+/// under way, and a peer takes a bounded number of those.
+const WAITING_READERS_MAX: usize = 256;
 
 /// What is fixed for as long as the process runs.
 pub struct Identity {
@@ -72,6 +77,7 @@ pub struct JetStream {
     quota: Quota,
     /// Atomic batches that are open in the streams that this node leads.
     open_batches: Arc<AtomicUsize>,
+    waiting_readers: Arc<Semaphore>,
     api_total: AtomicU64,
     api_errors: AtomicU64,
 }
@@ -102,6 +108,7 @@ impl JetStream {
             bootstrap,
             quota,
             open_batches: Arc::default(),
+            waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             replicas: RwLock::new(BTreeMap::new()),
             api_total: AtomicU64::new(0),
             api_errors: AtomicU64::new(0),
@@ -161,6 +168,12 @@ impl JetStream {
     #[must_use]
     pub fn open_batches(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.open_batches)
+    }
+
+    /// Places for readers of other streams that wait at an origin.
+    #[must_use]
+    pub fn waiting_readers(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.waiting_readers)
     }
 
     /// The message router.

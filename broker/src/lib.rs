@@ -9,6 +9,7 @@ pub mod frontend;
 pub mod jetstream;
 pub mod meta;
 pub mod metrics;
+pub mod mirror;
 pub mod monitoring;
 pub mod node;
 pub mod nuid;

@@ -27,6 +27,7 @@ use crate::frontend::{self, http};
 use crate::jetstream::{CALL_API, Identity, JetStream};
 use crate::meta::bootstrap::{Asker, Bootstrap, CALL_ADOPT, CALL_INVITE, Membership, Origin};
 use crate::meta::{self, Meta, membership, reconcile};
+use crate::mirror::origin::{self, CALL_ORIGIN};
 use crate::monitoring::Monitor;
 use crate::router::Router;
 use crate::router::peers::{self, PeerEvent, Peers, PeersConfig};
@@ -394,6 +395,7 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
         );
     }
     answer_calls(jetstream, CALL_API, |jetstream, frame| Box::pin(api::answer_peer(jetstream, frame)));
+    answer_calls(jetstream, CALL_ORIGIN, |jetstream, frame| Box::pin(origin::answer_peer(jetstream, frame)));
     answer_calls(jetstream, stream_info::CALL_REACHABLE, |jetstream, frame| {
         Box::pin(stream_info::answer_reachable(jetstream, frame))
     });

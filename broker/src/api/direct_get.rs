@@ -1,15 +1,15 @@
 //! `$JS.API.DIRECT.GET.*`: raw messages with their origin in headers, for streams that allow it.
 //!
 //! Answered by the stream's leader, so that a client reads what it has written; nats-server lets any replica
-//! answer.
+//! answer. Mirrors that may answer for it do so only while nobody leads it, or when it is gone.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use levee_broker_core::stream::{MessageView, ReadFailed, StreamMachine};
 use levee_protocol::api::message::{DirectGet, DirectStatus, UpTo};
-use levee_protocol::api::{DirectGetRequest, Request};
-use levee_protocol::ids::{AccountName, Seq};
+use levee_protocol::api::{DirectGetRequest, Request, StreamConfig};
+use levee_protocol::ids::{AccountName, GroupId, Seq, StreamName};
 use levee_protocol::record::Record;
 use levee_protocol::subject::{Filter, InvalidSubject};
 use levee_protocol::time::Nanos;
@@ -17,6 +17,7 @@ use levee_protocol::wire::headers::HeaderBuilder;
 
 use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
+use crate::sinks::Arrival;
 use crate::stream::Replica;
 use crate::stream::reads::{LookupFailed, filters, find};
 
@@ -24,6 +25,42 @@ use crate::stream::reads::{LookupFailed, filters, find};
 const MULTI_LAST_MAX: usize = 1024;
 /// A batch without a bound of its own stops after this many bytes.
 const BATCH_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Groups that may be read in the name of a stream: its own if that is allowed, and its mirrors'.
+pub(super) fn readable(jetstream: &JetStream, account: &AccountName, stream: &str) -> Vec<GroupId> {
+    let Ok(name) = StreamName::parse(stream) else { return Vec::new() };
+    let own = jetstream.meta().read(|machine| {
+        machine.stream(account, &name).filter(|own| own.config.allow_direct).map(|own| own.group)
+    });
+    if let Some(own) = own
+        && jetstream.directory().leader(own).is_some()
+    {
+        return vec![own];
+    }
+    let answers_for = |config: &StreamConfig| {
+        let origin = config.mirror.as_ref().filter(|_| config.mirror_direct);
+        origin.is_some_and(|origin| origin.external.is_none() && origin.name == stream)
+    };
+    jetstream.meta().read(|machine| {
+        let mirrors = machine.streams(account).filter(|other| answers_for(&other.config));
+        own.into_iter().chain(mirrors.map(|known| known.group)).collect()
+    })
+}
+
+/// The one of them that is read: one that this node leads if it was asked as its leader, else one that has a leader.
+pub(super) fn read_from(
+    jetstream: &JetStream,
+    account: &AccountName,
+    stream: &str,
+    arrival: Arrival,
+) -> Option<GroupId> {
+    let readable = readable(jetstream, account, stream);
+    let is_led = |group: &&GroupId| match arrival {
+        Arrival::Client => jetstream.directory().leader(**group).is_some(),
+        Arrival::Forwarded => jetstream.replica(**group).is_some_and(|replica| replica.leader().is_some()),
+    };
+    readable.iter().find(is_led).or_else(|| readable.first()).copied()
+}
 
 pub(super) fn take(
     jetstream: &Arc<JetStream>,
@@ -36,8 +73,9 @@ pub(super) fn take(
     if batch.reply(item).is_empty() {
         return;
     }
-    let mut answer =
-        Answer { route: jetstream.router().batch(), account, to: batch.reply(item), stream: request.stream };
+    let assignment = replica.assignment();
+    let stream = &assignment.config.name;
+    let mut answer = Answer { route: jetstream.router().batch(), account, to: batch.reply(item), stream };
     let outcome = DirectGetRequest::parse(batch.payload(item), request.rest)
         .map_err(Refused::Status)
         .and_then(|wanted| {

@@ -29,7 +29,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
 use levee_protocol::api::{ApiError, level};
-use levee_protocol::ids::{AccountName, NodeId, StreamName};
+use levee_protocol::ids::{AccountName, NodeId};
 use levee_protocol::wire::headers::HeaderBlock;
 
 use crate::api::context::{Answer, Context};
@@ -51,12 +51,7 @@ const HOPS_MAX: u8 = 2;
 pub fn is_answered(jetstream: &Arc<JetStream>, account: &AccountName, subject: &[u8]) -> bool {
     let Some(request) = parse(jetstream, subject) else { return false };
     match request.endpoint {
-        Endpoint::DirectGet => jetstream.meta().read(|machine| {
-            StreamName::parse(request.stream)
-                .ok()
-                .and_then(|name| machine.stream(account, &name).map(|known| known.config.allow_direct))
-                .unwrap_or(false)
-        }),
+        Endpoint::DirectGet => !direct_get::readable(jetstream, account, request.stream).is_empty(),
         _ => true,
     }
 }
@@ -300,7 +295,11 @@ pub fn stream_requests(jetstream: &Arc<JetStream>, account: &AccountName, batch:
             );
             continue;
         }
-        let Some(group) = jetstream.directory().group(account, request.stream) else {
+        let found = match request.endpoint {
+            Endpoint::DirectGet => direct_get::read_from(jetstream, account, request.stream, arrival),
+            _ => jetstream.directory().group(account, request.stream),
+        };
+        let Some(group) = found else {
             no_responders(jetstream, account, batch.reply(item), batch.subject(item));
             continue;
         };

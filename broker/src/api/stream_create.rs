@@ -7,9 +7,10 @@ use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::StreamCreated;
 use levee_protocol::api::{
-    Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, stream_check,
+    Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, StreamSource, stream_check,
 };
 use levee_protocol::command::MetaCommand;
+use levee_protocol::ids::StreamName;
 
 use crate::advisory;
 use crate::api::context::{Answer, Context};
@@ -33,9 +34,32 @@ pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiErro
     if let Some(feature) = stream_check::unsupported_yet(&config) {
         return Err(ApiError::stream_invalid_config(format!("{feature} is not supported by Levee yet")));
     }
+    check_origins(cx, &mut config)?;
     check_replicas(cx, config.num_replicas)?;
     config.store_metadata();
     Ok(config)
+}
+
+/// Compares with the streams that this one mirrors or sources, as far as they exist: a mirror answers direct gets for
+/// its origin if that is allowed there.
+fn check_origins(cx: &Context<'_>, config: &mut StreamConfig) -> Result<(), ApiError> {
+    let find = |origin: &StreamSource| {
+        let name = StreamName::parse(&origin.name).ok().filter(|_| origin.external.is_none())?;
+        cx.jetstream
+            .meta()
+            .read(|machine| machine.stream(cx.account, &name).map(|known| known.config.clone()))
+    };
+    let is_smaller = |origin: &StreamConfig, size: i32| size > 0 && origin.max_msg_size > size;
+    if let Some(origin) = config.mirror.as_ref().and_then(find) {
+        if is_smaller(&origin, config.max_msg_size) {
+            return Err(ApiError::mirror_max_msg_size_too_small());
+        }
+        config.mirror_direct = origin.allow_direct;
+    }
+    if config.sources.iter().filter_map(find).any(|origin| is_smaller(&origin, config.max_msg_size)) {
+        return Err(ApiError::source_max_msg_size_too_small());
+    }
+    Ok(())
 }
 
 /// More than one replica needs other nodes, which a node without a cluster's name never has.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
-use levee_protocol::api::{ApiError, ClusterInfo, PeerInfo, StreamInfo, StreamInfoRequest};
+use levee_protocol::api::{
+    ApiError, ClusterInfo, PeerInfo, StreamAlternate, StreamConfig, StreamInfo, StreamInfoRequest,
+};
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_protocol::subject::Filter;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let led = cx.led()?;
     let mut info = of(cx.jetstream, &led.replica);
     info.cluster.get_or_insert_with(|| this_node_leads(cx.jetstream));
+    info.alternates = alternates(cx);
     info.config = info.config.shown();
 
     if request.deleted_details {
@@ -65,6 +68,26 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     Ok(cx.request.endpoint.success(&StreamDescribed { total, offset, limit, info }))
 }
 
+/// The stream and its mirrors, if it has any: a client may read the nearest. Only answers of a cluster tell of them.
+fn alternates(cx: &Context<'_>) -> Vec<StreamAlternate> {
+    if !cx.jetstream.identity().has_cluster_name() {
+        return Vec::new();
+    }
+    let mirrors =
+        |config: &StreamConfig| config.mirror.as_ref().is_some_and(|origin| origin.name == cx.request.stream);
+    let mut names = vec![cx.request.stream.to_owned()];
+    cx.jetstream.meta().read(|machine| {
+        let others = machine.streams(cx.account).filter(|other| mirrors(&other.config));
+        names.extend(others.map(|other| other.config.name.clone()));
+    });
+    if names.len() == 1 {
+        return Vec::new();
+    }
+    let (domain, cluster) = (cx.jetstream.domain(), &cx.jetstream.identity().cluster);
+    let alternate = |name| StreamAlternate { name, domain: domain.to_owned(), cluster: cluster.clone() };
+    names.into_iter().map(alternate).collect()
+}
+
 /// What is known of a stream on the node that leads it. Metadata is as stored.
 #[must_use]
 pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
@@ -73,7 +96,7 @@ pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
         let config = machine.config().unwrap_or(&assignment.config).clone();
         (config, assignment.created, machine.state())
     });
-    StreamInfo {
+    let mut info = StreamInfo {
         config,
         created,
         state,
@@ -81,7 +104,11 @@ pub fn of(jetstream: &JetStream, replica: &Replica) -> StreamInfo {
         cluster: cluster_info(jetstream, replica),
         ts: jetstream.clock().now(),
         ..StreamInfo::default()
+    };
+    if let Some(leader) = replica.leader() {
+        leader.receivers().describe(&mut info);
     }
+    info
 }
 
 /// Who leads and follows; on a node without a cluster's name, who leads.

@@ -179,6 +179,10 @@ impl Driver {
             {
                 dispatch.on_configured(ledger, now);
             }
+            if let Some(ledger) = machine.consumer(&self.name).filter(|ledger| ledger.config().sourcing) {
+                // What it stands for is not read through it.
+                return Dispatch::new(ledger, machine, view, now)?.info(machine, view, now);
+            }
             dispatch.info(machine, view, now)
         });
         info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()

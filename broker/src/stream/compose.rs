@@ -307,7 +307,7 @@ pub(super) enum Acks {
 }
 
 /// Publishes again what of a block was stored, if the stream does that.
-pub(super) fn republish(
+pub(crate) fn republish(
     route: &mut RouteBatch,
     account: &AccountName,
     (composition, block): (&Composition, &Block),
@@ -360,6 +360,7 @@ impl Draft<'_> {
         let position = u32::try_from(self.block.len()).expect("a block has a few thousand records");
         match self.sum(&subject, piece, intent) {
             Some(sum) => {
+                let header = self.with_totals(&subject, header);
                 let flags = flags.and(RecordFlags::COUNTED);
                 self.block.push_flagged(flags, &subject, &header, &counter::body(&sum));
                 self.sums.insert(subject.into(), sum.clone());
@@ -369,6 +370,18 @@ impl Draft<'_> {
                 self.block.push_flagged(flags, &subject, &header, piece.payload());
                 (position, String::new())
             }
+        }
+    }
+
+    /// A counter that gathers others says with every message what of its sum came from where.
+    fn with_totals<'a>(&self, subject: &[u8], header: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        match self.machine.carried_totals(subject, self.view) {
+            Ok(Some((name, totals))) => {
+                let mut carrying = HeaderBuilder::from_block(&header);
+                carrying.set(name, totals);
+                Cow::Owned(carrying.finish())
+            }
+            Ok(None) | Err(_) => header,
         }
     }
 

@@ -14,11 +14,13 @@ use levee_raft::ProposeError;
 use levee_storage::kind::INLINE;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::advisory;
 use crate::consumer::driver::{Driver, Ended};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
+use crate::mirror::Receivers;
 use crate::runtime::tasks;
 use crate::stream::ingest::{Ingest, PubAckStream};
 use crate::stream::{Replica, ticker};
@@ -40,6 +42,10 @@ pub struct Leader {
     /// Where consumers' deliveries and acks are folded.
     pub progress: Arc<Collector>,
     drivers: RwLock<BTreeMap<ConsumerName, Arc<Driver>>>,
+    /// Who reads the streams that this one mirrors or sources.
+    receivers: Receivers,
+    /// For those who read this one: something was stored, or this is over.
+    moved: Notify,
     tick_changed: Arc<Notify>,
     assignment_changed: Arc<Notify>,
     tasks: tasks::Scope,
@@ -95,6 +101,8 @@ impl Leader {
             ingest: Ingest::new(acks, replica, jetstream),
             progress: Collector::new(),
             drivers: RwLock::new(BTreeMap::new()),
+            receivers: Receivers::default(),
+            moved: Notify::new(),
             tick_changed: Arc::new(Notify::new()),
             assignment_changed: Arc::new(Notify::new()),
             tasks: tasks::Scope::default(),
@@ -128,6 +136,7 @@ impl Leader {
             adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
         );
         replica.set_leader(Some(Arc::clone(&leader)));
+        leader.receivers.configure(jetstream, replica);
         let consumers: Vec<ConsumerName> =
             replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
         for name in consumers {
@@ -154,13 +163,31 @@ impl Leader {
                         self.end_drivers([(name.clone(), driver)], Ended::Deleted);
                     }
                 }
-                Event::Appended { .. } | Event::Removed { .. } | Event::Configured => {}
+                Event::Configured => self.configure_receivers(),
+                Event::Appended { .. } | Event::Removed { .. } => {}
             }
         }
         for driver in self.drivers.read().values() {
             driver.on_stream_events(events);
         }
         self.tick_changed.notify_one();
+        self.moved.notify_waiters();
+    }
+
+    fn configure_receivers(&self) {
+        if let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) {
+            self.receivers.configure(&jetstream, &replica);
+        }
+    }
+
+    /// Who reads the streams that this one mirrors or sources.
+    pub fn receivers(&self) -> &Receivers {
+        &self.receivers
+    }
+
+    /// Wakes when something was stored, or when this is over.
+    pub fn moved(&self) -> Notified<'_> {
+        self.moved.notified()
     }
 
     /// The driver of a consumer, if there is such a consumer.
@@ -180,6 +207,7 @@ impl Leader {
 
     /// The stream is deleted: whoever waits for messages is told.
     pub fn stream_deleted(&self) {
+        self.receivers.leave();
         self.end(Ended::Deleted);
     }
 
@@ -196,6 +224,8 @@ impl Leader {
     fn end(&self, why: Ended) {
         self.end_drivers(self.take_drivers(), why);
         self.ingest.close();
+        self.receivers.stop();
+        self.moved.notify_waiters();
         self.tasks.stop();
     }
 

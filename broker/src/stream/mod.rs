@@ -4,7 +4,7 @@
 //! [`Leader`] is built when leadership is gained and dropped when it is lost; nothing asks "do I lead?" twice.
 
 mod batches;
-mod compose;
+pub(crate) mod compose;
 pub mod directory;
 pub mod forward;
 pub mod ingest;

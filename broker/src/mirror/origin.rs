@@ -1,0 +1,90 @@
+//! Answers those who mirror or source a stream, on the node that leads it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use levee_broker_core::mirror::{readers, server};
+use levee_broker_core::stream::Reply;
+use levee_protocol::api::ApiError;
+use levee_protocol::ids::AccountName;
+use levee_protocol::mirror::{FetchAnswer, FetchRequest};
+use prost::Message;
+
+use crate::jetstream::JetStream;
+use crate::runtime::clock;
+use crate::stream::Replica;
+
+/// Peer call: messages of a stream that the peer leads.
+pub const CALL_ORIGIN: u8 = 6;
+/// Nobody is made to wait longer than this.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Answers a peer's [`CALL_ORIGIN`]. Empty when it does not decode.
+pub async fn answer_peer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
+    let Ok(request) = FetchRequest::decode(frame) else { return Bytes::new() };
+    answer(&jetstream, request).await.encode_to_vec().into()
+}
+
+/// What the stream has, as soon as it has something that is wanted, or when the time to wait is over.
+pub(super) async fn answer(jetstream: &Arc<JetStream>, mut request: FetchRequest) -> FetchAnswer {
+    let elsewhere = || FetchAnswer { elsewhere: true, ..FetchAnswer::default() };
+    let Ok(account) = AccountName::parse(&request.account) else { return elsewhere() };
+    let until = clock::monotonic() + Duration::from_millis(request.wait_ms).min(WAIT_MAX);
+    let mut began = None;
+    loop {
+        let Some(group) = jetstream.directory().group(&account, &request.stream) else {
+            return FetchAnswer::refused(&ApiError::stream_not_found());
+        };
+        let Some(replica) = jetstream.replica(group) else { return elsewhere() };
+        let Some(leader) = replica.leader() else { return elsewhere() };
+        if let Err(error) = note_reader(jetstream, &replica, &request).await {
+            return FetchAnswer::refused(&error);
+        }
+        if request.reader.as_ref().is_some_and(|reader| reader.leaves) {
+            return FetchAnswer::default();
+        }
+        let moved = leader.moved();
+        tokio::pin!(moved);
+        // Before the look, so that nothing is missed in between.
+        moved.as_mut().enable();
+        let mut answer = match replica.read(|machine, view| server::answer(machine, view, &request)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!("stream '{}' can't be read: {error}", request.stream);
+                return FetchAnswer::refused(&ApiError::stream_general(error));
+            }
+        };
+        answer.from = *began.get_or_insert(answer.from);
+        if !answer.seqs.is_empty() || clock::monotonic() >= until {
+            return answer;
+        }
+        // What was looked at once is not looked at again.
+        request.from = (answer.through + 1).max(answer.from);
+        request.identity.clone_from(&answer.identity);
+        // It is noted.
+        request.reader = None;
+        let _ = tokio::time::timeout_at(until, moved).await;
+    }
+}
+
+/// Has the stream's group note what is new about a reader, if anything is.
+async fn note_reader(
+    jetstream: &JetStream,
+    replica: &Replica,
+    request: &FetchRequest,
+) -> Result<(), ApiError> {
+    // One is made, then settled.
+    for _ in 0..2 {
+        let now = replica.now(jetstream.clock());
+        let Some(command) = replica.read(|machine, _| readers::note(machine, request, now)) else {
+            return Ok(());
+        };
+        match replica.propose(&command).await {
+            Ok(Reply::Rejected(error)) => return Err(error),
+            Ok(_) => {}
+            Err(_) => return Err(ApiError::not_available()),
+        }
+    }
+    Ok(())
+}
