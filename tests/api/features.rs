@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use async_nats::{Client, HeaderMap};
 use futures::StreamExt as _;
+use levee_tests::base64::decoded;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -72,25 +73,6 @@ impl Bare {
             decoded(&message["data"])?,
         )))
     }
-}
-
-/// Base64 as text; nothing is empty.
-fn decoded(value: &Value) -> Result<String> {
-    let mut bytes = Vec::new();
-    let (mut bits, mut count) = (0_u32, 0);
-    for byte in value.as_str().unwrap_or_default().bytes().filter(|byte| *byte != b'=') {
-        let digit = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-            .iter()
-            .position(|known| *known == byte)
-            .context("base64")?;
-        bits = bits << 6 | u32::try_from(digit)?;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff)?);
-        }
-    }
-    Ok(String::from_utf8(bytes)?)
 }
 
 pub(crate) async fn a_counter_adds_up(ground: &Ground) -> Result<()> {

@@ -12,6 +12,7 @@ mod expiry;
 mod features;
 mod ground;
 mod kv;
+mod mirrors;
 mod objects;
 mod ordered;
 mod publish;
@@ -82,6 +83,21 @@ claims! {
         subjects_are_rewritten_before_messages_are_stored,
         what_is_stored_is_published_again,
         bounds_for_consumers_hold_for_those_that_exist,
+    }
+    mirrors {
+        a_mirror_has_the_sequences_times_and_gaps_of_its_origin,
+        many_messages_reach_a_mirror_in_order,
+        a_mirror_waits_for_an_origin_that_is_not_there_yet,
+        a_mirror_takes_a_part_and_rewrites_it,
+        a_mirror_becomes_a_stream_of_its_own,
+        a_mirror_answers_direct_gets_for_an_origin_that_is_gone,
+        sources_are_gathered_and_say_where_they_are_from,
+        sources_come_and_go_and_none_is_gathered_twice,
+        a_source_that_is_created_again_is_gathered_from_its_beginning,
+        a_stream_that_is_full_gathers_on_when_there_is_room,
+        an_origin_keeps_messages_until_its_readers_have_them,
+        counters_are_gathered,
+        leaders_may_move_on_both_sides,
     }
     reads {
         messages_are_read_by_sequence_and_by_subject,
