@@ -6,7 +6,7 @@ use levee_protocol::api::{ApiError, envelope};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 
-use crate::api::context::{Answer, Context};
+use crate::api::context::{Answer, Context, removal_failed};
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     if !envelope::is_empty_request(cx.body) {
@@ -18,6 +18,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     match led.replica.propose(&command).await {
         Ok(Reply::ConsumerDeleted) => Ok(cx.request.endpoint.success(&Done::OK)),
         Ok(Reply::Rejected(error)) => Err(error),
-        Ok(_) | Err(_) => Err(ApiError::not_available()),
+        Err(error) => Err(removal_failed(&error)),
+        Ok(_) => Err(ApiError::not_available()),
     }
 }

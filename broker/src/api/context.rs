@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use levee_protocol::api::{ApiError, Request};
 use levee_protocol::ids::AccountName;
+use levee_raft::ProposeError;
 
 use crate::jetstream::JetStream;
 use crate::stream::{Leader, Replica};
@@ -44,4 +45,15 @@ impl Context<'_> {
         let leader = replica.leader().ok_or_else(ApiError::not_available)?;
         Ok(Led { replica, leader })
     }
+}
+
+/// What a removal is answered with that came to nothing. One that may have happened is not tried again, as other calls
+/// are: it would find nothing left to remove and say so.
+#[must_use]
+pub fn removal_failed(error: &ProposeError) -> ApiError {
+    let mut answer = ApiError::not_available();
+    if matches!(error, ProposeError::Unknown { .. } | ProposeError::Stopped) {
+        answer.description.push_str("; it may have been removed");
+    }
+    answer
 }

@@ -7,7 +7,7 @@ use levee_protocol::api::{ApiError, MessageDeleteRequest, MessageGetRequest, Sto
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::Seq;
 
-use crate::api::context::{Answer, Context};
+use crate::api::context::{Answer, Context, removal_failed};
 use crate::stream::reads::{LookupFailed, find};
 
 pub(super) fn get(cx: &Context<'_>) -> Answer {
@@ -42,6 +42,7 @@ pub(super) async fn delete(cx: &Context<'_>) -> Answer {
     match led.replica.propose(&command).await {
         Ok(Reply::Deleted) => Ok(cx.request.endpoint.success(&Done::OK)),
         Ok(Reply::Rejected(error)) => Err(error),
-        Ok(_) | Err(_) => Err(ApiError::not_available()),
+        Err(error) => Err(removal_failed(&error)),
+        Ok(_) => Err(ApiError::not_available()),
     }
 }

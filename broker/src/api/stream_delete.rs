@@ -8,7 +8,7 @@ use levee_protocol::command::MetaCommand;
 use levee_protocol::ids::StreamName;
 
 use crate::advisory;
-use crate::api::context::{Answer, Context};
+use crate::api::context::{Answer, Context, removal_failed};
 use crate::api::stream_info;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
@@ -27,6 +27,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
             advisory::stream_action(cx.jetstream, cx.account, cx.request.stream, Action::Delete);
             Ok(cx.request.endpoint.success(&Done::OK))
         }
-        Ok(_) | Err(_) => Err(ApiError::not_available()),
+        Err(error) => Err(removal_failed(&error)),
+        Ok(_) => Err(ApiError::not_available()),
     }
 }

@@ -6,7 +6,7 @@ use levee_protocol::api::response::Purged;
 use levee_protocol::api::{ApiError, PurgeRequest};
 use levee_protocol::command::StreamCommand;
 
-use crate::api::context::{Answer, Context};
+use crate::api::context::{Answer, Context, removal_failed};
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let request: PurgeRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
@@ -18,6 +18,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     match led.replica.propose(&command).await {
         Ok(Reply::Purged(purged)) => Ok(cx.request.endpoint.success(&Purged::count(purged))),
         Ok(Reply::Rejected(error)) => Err(error),
-        Ok(_) | Err(_) => Err(ApiError::not_available()),
+        Err(error) => Err(removal_failed(&error)),
+        Ok(_) => Err(ApiError::not_available()),
     }
 }
