@@ -15,6 +15,10 @@
 //! of its own, behind its checksum: `time i64`. That is for messages that keep the time at which another stream took
 //! them; the time of the block is still that of the leader that proposed it.
 //!
+//! In a block of version 4 records have times as well, and consecutive sequences from `first_seq u64` on, which stands
+//! behind the block's timestamp. That is for messages that keep their sequences: those of a stream that is restored. A
+//! record without a subject stands for a sequence that is gone.
+//!
 //! All numbers are little endian; offsets count from the start of the block. The flags of a record are
 //! [`RecordFlags`]; those of the block are zero.
 
@@ -29,7 +33,9 @@ use crate::time::Timestamp;
 const VERSION_WITHOUT_RECORD_CHECKSUMS: u8 = 1;
 const VERSION: u8 = 2;
 const VERSION_TIMED: u8 = 3;
+const VERSION_PLACED: u8 = 4;
 const BLOCK_HEAD_BYTES: usize = 16;
+const BLOCK_HEAD_BYTES_PLACED: usize = 24;
 const RECORD_HEAD_BYTES: usize = 16;
 const RECORD_HEAD_BYTES_WITHOUT_CHECKSUM: usize = 12;
 const RECORD_HEAD_BYTES_TIMED: usize = 24;
@@ -66,6 +72,14 @@ impl BlockBuilder {
         Self { version: VERSION_TIMED, ..Self::with_capacity(bytes) }
     }
 
+    /// A builder of a block whose records have times of their own, and consecutive sequences from `first` on.
+    #[must_use]
+    pub fn placed(first: Seq, bytes: usize) -> Self {
+        let mut builder = Self { version: VERSION_PLACED, ..Self::with_capacity(bytes) };
+        builder.bytes.extend_from_slice(&first.0.to_le_bytes());
+        builder
+    }
+
     /// Adds one message; its position in the block is the number of messages added before it.
     pub fn push(&mut self, subject: &[u8], header: &[u8], payload: &[u8]) {
         self.push_flagged(RecordFlags::PUBLISHED, subject, header, payload);
@@ -80,7 +94,7 @@ impl BlockBuilder {
 
     /// Adds one message with a time of its own, to a block made for those.
     pub fn push_timed(&mut self, flags: RecordFlags, record: &RecordRef<'_>) {
-        debug_assert_eq!(self.version, VERSION_TIMED, "records of this block have the block's time");
+        debug_assert!(is_timed(self.version), "records of this block have the block's time");
         let RecordRef { timestamp, subject, header, payload } = *record;
         self.push_head(flags, subject, header, payload);
         self.bytes.extend_from_slice(&timestamp.0.to_le_bytes());
@@ -236,9 +250,9 @@ impl Block {
         let table = (count as usize)
             .checked_mul(4)
             .and_then(|table| body.checked_sub(table))
-            .filter(|start| *start >= BLOCK_HEAD_BYTES)
+            .filter(|start| *start >= block_head_bytes(bytes[0]))
             .ok_or(DamagedBlock::Short)?;
-        let mut expected = BLOCK_HEAD_BYTES;
+        let mut expected = block_head_bytes(bytes[0]);
         for position in 0..count as usize {
             let start = u32_at(&bytes, table + position * 4) as usize;
             if start != expected || start + head_bytes > table {
@@ -283,7 +297,13 @@ impl Block {
     /// Whether records have times of their own.
     #[must_use]
     pub fn is_timed(&self) -> bool {
-        self.bytes[0] == VERSION_TIMED
+        is_timed(self.bytes[0])
+    }
+
+    /// The sequence of the first record, if records have sequences of their own.
+    #[must_use]
+    pub fn placed_at(&self) -> Option<Seq> {
+        (self.bytes[0] == VERSION_PLACED).then(|| Seq(u64_at(&self.bytes, BLOCK_HEAD_BYTES)))
     }
 
     /// The latest time of a record.
@@ -426,10 +446,18 @@ pub fn stored_bytes(storage: StorageType, subject_len: usize, header_len: usize,
     (text + overhead) as u64
 }
 
+fn is_timed(version: u8) -> bool {
+    matches!(version, VERSION_TIMED | VERSION_PLACED)
+}
+
+fn block_head_bytes(version: u8) -> usize {
+    if version == VERSION_PLACED { BLOCK_HEAD_BYTES_PLACED } else { BLOCK_HEAD_BYTES }
+}
+
 fn record_head_bytes(version: u8) -> Option<usize> {
     match version {
         VERSION => Some(RECORD_HEAD_BYTES),
-        VERSION_TIMED => Some(RECORD_HEAD_BYTES_TIMED),
+        VERSION_TIMED | VERSION_PLACED => Some(RECORD_HEAD_BYTES_TIMED),
         VERSION_WITHOUT_RECORD_CHECKSUMS => Some(RECORD_HEAD_BYTES_WITHOUT_CHECKSUM),
         _ => None,
     }
@@ -478,8 +506,8 @@ mod tests {
         let record =
             |time, payload| RecordRef { timestamp: Timestamp(time), subject: b"a", header: b"", payload };
         let mut builder = BlockBuilder::timed(0);
-        builder.push_timed(RecordFlags::COPIED, &record(9, b"one"));
-        builder.push_timed(RecordFlags::COPIED, &record(3, b""));
+        builder.push_timed(RecordFlags::PUBLISHED, &record(9, b"one"));
+        builder.push_timed(RecordFlags::PUBLISHED, &record(3, b""));
 
         let block = Block::parse(builder.finish(Timestamp(100)).as_bytes().clone()).unwrap();
 
@@ -490,6 +518,28 @@ mod tests {
             (block.timestamp(), block.latest(), block.is_timed()),
             (Timestamp(100), Timestamp(9), true)
         );
+        assert_eq!(block.placed_at(), None);
+    }
+
+    #[test]
+    fn a_placed_block_knows_its_first_sequence() {
+        let record =
+            |time, subject| RecordRef { timestamp: Timestamp(time), subject, header: b"", payload: b"" };
+        let mut builder = BlockBuilder::placed(Seq(7), 0);
+        builder.push_timed(RecordFlags::PUBLISHED, &record(9, b"a"));
+        builder.push_timed(RecordFlags::PUBLISHED, &record(3, b""));
+
+        let block = Block::parse(builder.finish(Timestamp(100)).as_bytes().clone()).unwrap();
+
+        assert_eq!((block.as_bytes()[0], block.placed_at()), (4, Some(Seq(7))));
+        assert_eq!((block.record(0), block.record(1)), (record(9, b"a"), record(3, b"")));
+        assert_eq!(
+            (block.timestamp(), block.latest(), block.is_timed()),
+            (Timestamp(100), Timestamp(9), true)
+        );
+        let empty = BlockBuilder::placed(Seq(7), 0).finish(Timestamp(100));
+        assert_eq!(Block::parse(empty.as_bytes().clone()).unwrap().placed_at(), Some(Seq(7)));
+        assert_eq!(Block::parse(empty.as_bytes().slice(..20)), Err(DamagedBlock::Checksum));
     }
 
     proptest! {

@@ -6,8 +6,8 @@
 use bytes::Bytes;
 
 use super::{
-    BLOCK_HEAD_BYTES, CHECKSUM_BYTES, DamagedBlock, Record, TIME_AT, VERSION, VERSION_TIMED,
-    record_head_bytes, u16_at, u32_at, u64_at,
+    BLOCK_HEAD_BYTES, CHECKSUM_BYTES, DamagedBlock, Record, TIME_AT, VERSION, VERSION_PLACED, VERSION_TIMED,
+    block_head_bytes, is_timed, record_head_bytes, u16_at, u32_at, u64_at,
 };
 use crate::ids::Seq;
 use crate::time::Timestamp;
@@ -38,8 +38,9 @@ pub fn read<E>(
     read: &mut ReadPart<'_, E>,
 ) -> Result<Result<Option<Record>, DamagedBlock>, E> {
     let Some(head) = read(0, BLOCK_HEAD_BYTES)? else { return Ok(Err(DamagedBlock::Short)) };
-    let (VERSION | VERSION_TIMED, Some(head_bytes)) = (head[0], record_head_bytes(head[0])) else {
-        return Ok(Ok(None));
+    let head_bytes = match (head[0], record_head_bytes(head[0])) {
+        (VERSION | VERSION_TIMED | VERSION_PLACED, Some(head_bytes)) => head_bytes,
+        _ => return Ok(Ok(None)),
     };
     if u32_at(&head, 4) != wanted.count || wanted.position >= wanted.count {
         return Ok(Err(DamagedBlock::Layout));
@@ -53,7 +54,7 @@ pub fn read<E>(
     let Some(offsets) = offsets else { return Ok(Err(DamagedBlock::Short)) };
     let start = u32_at(&offsets, 0) as usize;
     let end = if is_last { table } else { u32_at(&offsets, 4) as usize };
-    if start < BLOCK_HEAD_BYTES || end > table || start + head_bytes > end {
+    if start < block_head_bytes(head[0]) || end > table || start + head_bytes > end {
         return Ok(Err(DamagedBlock::Layout));
     }
     let Some(bytes) = read(start, end - start)? else { return Ok(Err(DamagedBlock::Short)) };
@@ -69,9 +70,9 @@ fn decode(
     if checksum(block_time, bytes) != u32_at(bytes, CHECKSUM_AT) {
         return Err(DamagedBlock::Checksum);
     }
-    let timestamp = match version {
-        VERSION_TIMED => Timestamp(u64_at(bytes, TIME_AT).cast_signed()),
-        _ => block_time,
+    let timestamp = match is_timed(version) {
+        true => Timestamp(u64_at(bytes, TIME_AT).cast_signed()),
+        false => block_time,
     };
     let header = head_bytes + u16_at(bytes, 2) as usize;
     let payload = header.checked_add(u32_at(bytes, 4) as usize).ok_or(DamagedBlock::Layout)?;
@@ -106,11 +107,15 @@ mod tests {
     type Message = (Vec<u8>, Vec<u8>, Vec<u8>);
 
     fn block(messages: &[Message], timed: bool) -> Block {
-        let mut builder = if timed { BlockBuilder::timed(0) } else { BlockBuilder::default() };
+        let mut builder = match timed {
+            true if messages.len().is_multiple_of(2) => BlockBuilder::placed(Seq(5), 0),
+            true => BlockBuilder::timed(0),
+            false => BlockBuilder::default(),
+        };
         for (time, (subject, header, payload)) in (1..).zip(messages) {
             if timed {
                 let record = RecordRef { timestamp: Timestamp(time), subject, header, payload };
-                builder.push_timed(RecordFlags::COPIED, &record);
+                builder.push_timed(RecordFlags::PUBLISHED, &record);
             } else {
                 builder.push(subject, header, payload);
             }

@@ -268,3 +268,28 @@ fn readers_see_every_live_message_while_blocks_are_moved_and_dropped() {
     });
     assert_eq!(stream.scan(0).len(), 600);
 }
+
+#[test]
+fn placed_records_are_found_by_their_own_times() {
+    let storage = Storage::in_memory(MemoryDisk::new());
+    let mut stream = Stream::open(&storage);
+    let times: Vec<i64> = (1..=6).map(|number| number * 10).collect();
+    stream.place(7, &times[..4], 1000);
+    stream.place(20, &times[4..], 1000);
+    let seek = |at| stream.messages.seek_time(Timestamp(at)).unwrap().map(|seq| seq.0);
+
+    let check = || {
+        assert_eq!([0, 10].map(seek), [Some(7), Some(7)]);
+        assert_eq!([31, 40, 41].map(seek), [Some(10), Some(10), Some(20)]);
+        assert_eq!([51, 60, 61].map(seek), [Some(21), Some(21), None]);
+        let record = stream.messages.record(Seq(10)).unwrap().unwrap();
+        assert_eq!((record.timestamp, &record.payload[..]), (Timestamp(40), &b"10"[..]));
+    };
+    check();
+    assert_eq!(seek(11), Some(8));
+    // The same from `kept`: the first block loses half of its records and is emptied.
+    stream.remove(8, 9);
+    stream.clean();
+    check();
+    assert_eq!(seek(11), Some(10));
+}

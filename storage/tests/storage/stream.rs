@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 
 use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId, Seq};
-use levee_protocol::record::{Block, BlockBuilder};
+use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::time::Timestamp;
 use levee_storage::{Batch, Durability, EntryLog, Error, LogEntry, LogId, MessageStore, Storage, Sync, kind};
 
@@ -79,6 +79,26 @@ impl Stream {
         self.messages.stored(index, block, Seq(self.last_seq + 1), &[]);
         self.last_seq += u64::from(block.count());
         index
+    }
+
+    /// Appends and applies a block of messages with sequences from `first` on and these times.
+    pub(crate) fn place(&mut self, first: u64, times: &[i64], now: i64) {
+        let mut builder = BlockBuilder::placed(Seq(first), 0);
+        for (seq, time) in (first..).zip(times) {
+            let payload = seq.to_string();
+            let record = RecordRef {
+                timestamp: Timestamp(*time),
+                subject: b"orders.eu",
+                header: b"",
+                payload: payload.as_bytes(),
+            };
+            builder.push_timed(RecordFlags::PUBLISHED, &record);
+        }
+        let block = builder.finish(Timestamp(now));
+        let index = self.log.last().map_or(0, |last| last.index + 1);
+        append(&self.log, vec![block_entry(index, &block)]).unwrap();
+        self.messages.stored(index, &block, Seq(first), &[]);
+        self.last_seq = first + times.len() as u64 - 1;
     }
 
     pub(crate) fn remove(&self, first: u64, last: u64) {
