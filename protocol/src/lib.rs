@@ -12,9 +12,11 @@
 //! | [`record`] | stored messages: the block that is log entry, wire and disk format at once |
 //! | [`command`] | what goes through a Raft log |
 //! | [`mirror`] | what a stream asks another one for that it mirrors or sources, and what it gets |
+//! | [`archive`] | backups of streams, as nats-server writes and reads them |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod archive;
 pub mod command;
 pub mod ids;
 pub mod mirror;
