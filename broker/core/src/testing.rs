@@ -102,7 +102,7 @@ impl Bench {
         self.log_index += 1;
         let outcome = self.machine.apply(self.log_index, command, &self.view).expect("memory does not fail");
         let block = match command {
-            StreamCommand::Publish(block) => Some(block),
+            StreamCommand::Publish(block) | StreamCommand::Restore(block) => Some(block),
             _ => None,
         };
         self.view.change(block, &outcome.changes);

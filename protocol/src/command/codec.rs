@@ -31,6 +31,9 @@ mod number {
     pub(super) const DELETE_CONSUMER: u8 = 21;
     pub(super) const PROGRESS: u8 = 22;
     pub(super) const PAUSE_CONSUMER: u8 = 23;
+    pub(super) const RESTORE_BEGIN: u8 = 32;
+    pub(super) const RESTORE_CONSUMER: u8 = 33;
+    pub(super) const RESTORE_END: u8 = 34;
 }
 
 /// An encoded command, and how the log should keep it.
@@ -62,7 +65,9 @@ impl StreamCommand {
     #[must_use]
     pub fn encode(&self) -> Encoded {
         let bytes = match self {
-            Self::Publish(block) => return Encoded::Block(block.as_bytes().clone()),
+            Self::Publish(block) | Self::Restore(block) => {
+                return Encoded::Block(block.as_bytes().clone());
+            }
             Self::Configure { now, created, config } => framed(
                 number::CONFIGURE,
                 &ConfigureBody { now: now.0, created: created.0, config: json(config) },
@@ -92,6 +97,16 @@ impl StreamCommand {
                 number::PAUSE_CONSUMER,
                 &PauseBody { now: now.0, name: name.as_str().to_owned(), until: until.0 },
             ),
+            Self::RestoreBegin { now, first } => {
+                framed(number::RESTORE_BEGIN, &SeqBody { now: now.0, seq: first.0 })
+            }
+            Self::RestoreConsumer { now, name, consumer } => framed(
+                number::RESTORE_CONSUMER,
+                &RestoreConsumerBody { now: now.0, name: name.as_str().to_owned(), consumer: json(consumer) },
+            ),
+            Self::RestoreEnd { now, last } => {
+                framed(number::RESTORE_END, &SeqBody { now: now.0, seq: last.0 })
+            }
         };
         Encoded::Inline(bytes)
     }
@@ -104,7 +119,8 @@ impl StreamCommand {
         let body = &bytes[1..];
         match first {
             ..=number::BLOCK_LAST => {
-                Block::parse(bytes).map(Self::Publish).map_err(|error| Undecodable(error.to_string()))
+                let block = Block::parse(bytes).map_err(|error| Undecodable(error.to_string()))?;
+                Ok(if block.placed_at().is_some() { Self::Restore(block) } else { Self::Publish(block) })
             }
             number::CONFIGURE => {
                 let ConfigureBody { now, created, config } = message(body)?;
@@ -148,6 +164,22 @@ impl StreamCommand {
                     until: Timestamp(until),
                 })
             }
+            number::RESTORE_BEGIN => {
+                let SeqBody { now, seq } = message(body)?;
+                Ok(Self::RestoreBegin { now: Timestamp(now), first: Seq(seq) })
+            }
+            number::RESTORE_CONSUMER => {
+                let RestoreConsumerBody { now, name, consumer } = message(body)?;
+                Ok(Self::RestoreConsumer {
+                    now: Timestamp(now),
+                    name: consumer_name(&name)?,
+                    consumer: Box::new(from_json(&consumer)?),
+                })
+            }
+            number::RESTORE_END => {
+                let SeqBody { now, seq } = message(body)?;
+                Ok(Self::RestoreEnd { now: Timestamp(now), last: Seq(seq) })
+            }
             unknown => Err(Undecodable(format!(
                 "unknown stream command {unknown}; it may come from a newer release"
             ))),
@@ -185,6 +217,7 @@ impl MetaCommand {
             Self::CreateStream { .. } => 3,
             Self::UpdateStream { .. } => 4,
             Self::DeleteStream { .. } => 5,
+            Self::EndRestore { .. } => 16,
         }
     }
 }
@@ -272,6 +305,24 @@ struct PurgeBody {
     seq: u64,
     #[prost(uint64, tag = "4")]
     keep: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SeqBody {
+    #[prost(sfixed64, tag = "1")]
+    now: i64,
+    #[prost(uint64, tag = "2")]
+    seq: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RestoreConsumerBody {
+    #[prost(sfixed64, tag = "1")]
+    now: i64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(bytes = "vec", tag = "3")]
+    consumer: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]

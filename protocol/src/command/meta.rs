@@ -33,6 +33,9 @@ pub enum MetaCommand {
         config: Box<StreamConfig>,
         /// Nodes that were alive when the leader looked; replicas are placed on these only.
         alive: Vec<NodeId>,
+        /// Whether an archive is to fill it: then it must not exist, and is hidden until `EndRestore`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        restoring: bool,
     },
     /// Change a stream's configuration.
     UpdateStream {
@@ -53,6 +56,15 @@ pub enum MetaCommand {
         account: AccountName,
         /// Which.
         name: StreamName,
+    },
+    /// What an archive held is in the stream, or the restore failed and nothing of it stays.
+    EndRestore {
+        /// The leader's time.
+        now: Timestamp,
+        /// The stream's group.
+        group: GroupId,
+        /// Whether the stream stays.
+        complete: bool,
     },
 }
 
@@ -85,4 +97,7 @@ pub struct StreamAssignment {
     /// Whether other nodes held it once: then not everybody who holds it is a founder of its group.
     #[serde(default)]
     pub replicas_changed: bool,
+    /// Whether it is being filled from an archive: until that has ended, only its leader knows of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restoring: bool,
 }

@@ -1,6 +1,7 @@
 //! Commands of a stream's group. Every one carries the leader's time; apply clamps it to be non-decreasing.
 
 use crate::api::{ConsumerConfig, ConsumerCreateAction, PurgeRequest, StreamConfig};
+use crate::archive::consumer::ArchivedConsumer;
 use crate::command::progress::Progress;
 use crate::ids::{ConsumerName, Seq};
 use crate::record::Block;
@@ -68,6 +69,31 @@ pub enum StreamCommand {
         /// Until when.
         until: Timestamp,
     },
+    /// The stream takes in what an archive holds, and nothing else until `RestoreEnd`.
+    RestoreBegin {
+        /// The leader's time.
+        now: Timestamp,
+        /// The first sequence of the archived stream.
+        first: Seq,
+    },
+    /// A consumer of an archive.
+    RestoreConsumer {
+        /// The leader's time.
+        now: Timestamp,
+        /// Its name.
+        name: ConsumerName,
+        /// Its configuration and marks.
+        consumer: Box<ArchivedConsumer>,
+    },
+    /// Messages of an archive: a block that says at which sequence it is placed. Time: the block's.
+    Restore(Block),
+    /// The archive was whole, and the stream is one like others from now on.
+    RestoreEnd {
+        /// The leader's time.
+        now: Timestamp,
+        /// The last sequence of the archived stream, whether there is a message or not.
+        last: Seq,
+    },
 }
 
 impl StreamCommand {
@@ -75,7 +101,7 @@ impl StreamCommand {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match self {
-            Self::Publish(block) => block.timestamp(),
+            Self::Publish(block) | Self::Restore(block) => block.timestamp(),
             Self::Progress(progress) => progress.now,
             Self::Configure { now, .. }
             | Self::Purge { now, .. }
@@ -83,7 +109,10 @@ impl StreamCommand {
             | Self::Tick { now }
             | Self::CreateConsumer { now, .. }
             | Self::DeleteConsumer { now, .. }
-            | Self::PauseConsumer { now, .. } => *now,
+            | Self::PauseConsumer { now, .. }
+            | Self::RestoreBegin { now, .. }
+            | Self::RestoreConsumer { now, .. }
+            | Self::RestoreEnd { now, .. } => *now,
         }
     }
 }

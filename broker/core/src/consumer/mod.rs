@@ -19,6 +19,7 @@
 //! | [`ledger`] | the replicated half, and how it lies on disk |
 //! | [`settle`] | the marks both halves keep: delivered, unacked, settled, and their transitions |
 //! | [`start`] | where a deliver policy begins |
+//! | `archived` | marks in an archive |
 //! | [`update`] | create or update: what may change, and the rules between consumers of one stream |
 //! | [`dispatch`] | the leader's half: the next delivery, or when to wake |
 //! | [`backlog`] | what is not delivered yet: the exact count, and records read ahead |
@@ -30,6 +31,7 @@
 //!
 //! [`ConsumerProgress`]: levee_protocol::command::ConsumerProgress
 
+mod archived;
 mod backlog;
 mod backoff;
 pub mod dispatch;
@@ -46,6 +48,7 @@ mod waiting;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use archived::restored_marks;
 pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Step};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};

@@ -68,9 +68,9 @@ impl MetaMachine {
                 self.advance_clock(*now);
                 Ok(self.remove_node(*node))
             }
-            MetaCommand::CreateStream { now, account, config, alive } => {
+            MetaCommand::CreateStream { now, account, config, alive, restoring } => {
                 let now = self.advance_clock(*now);
-                self.create_stream(now, account, config, alive)
+                self.create_stream(now, account, config, alive, *restoring)
             }
             MetaCommand::UpdateStream { now, account, config, alive } => {
                 self.advance_clock(*now);
@@ -79,6 +79,10 @@ impl MetaMachine {
             MetaCommand::DeleteStream { now, account, name } => {
                 self.advance_clock(*now);
                 self.delete_stream(account, name)
+            }
+            MetaCommand::EndRestore { now, group, complete } => {
+                self.advance_clock(*now);
+                self.end_restore(*group, *complete)
             }
         };
         answer.unwrap_or_else(MetaReply::Rejected)

@@ -77,12 +77,14 @@ impl MetaMachine {
         }
     }
 
-    /// The streams of an account, in order of their names.
+    /// The streams of an account, in order of their names, without those that are being filled from an archive: of
+    /// them clients do not know yet.
     pub fn streams(&self, account: &AccountName) -> impl Iterator<Item = &StreamAssignment> {
-        self.streams.get(account).into_iter().flat_map(BTreeMap::values)
+        let streams = self.streams.get(account).into_iter().flat_map(BTreeMap::values);
+        streams.filter(|stream| !stream.restoring)
     }
 
-    /// The streams of all accounts.
+    /// The streams of all accounts, and those that are being filled from an archive.
     pub fn all_streams(&self) -> impl Iterator<Item = &StreamAssignment> {
         self.streams.values().flat_map(BTreeMap::values)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use levee_protocol::api::{ApiError, Placement, StreamConfig};
 use levee_protocol::command::meta::StreamAssignment;
-use levee_protocol::ids::{AccountName, NodeId, StreamName};
+use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
 use levee_protocol::time::Timestamp;
 
 use super::placement;
@@ -18,12 +18,16 @@ impl MetaMachine {
         account: &AccountName,
         config: &StreamConfig,
         alive: &[NodeId],
+        restoring: bool,
     ) -> Result<MetaReply, ApiError> {
         let name = parse_name(config)?;
         let mut config = config.clone();
         config.store_metadata();
+        if restoring && self.stream(account, &name).is_some() {
+            return Err(ApiError::restore_name_exists());
+        }
         if let Some(existing) = self.stream(account, &name) {
-            if existing.config != config {
+            if existing.config != config || existing.restoring {
                 return Err(ApiError::stream_name_exists());
             }
             return Ok(MetaReply::Exists(Box::new(existing.clone())));
@@ -40,6 +44,7 @@ impl MetaMachine {
             replicas,
             revision: 1,
             replicas_changed: false,
+            restoring,
         };
         self.put_stream(assignment.clone(), &name);
         Ok(MetaReply::Created(Box::new(assignment)))
@@ -52,7 +57,8 @@ impl MetaMachine {
         alive: &[NodeId],
     ) -> Result<MetaReply, ApiError> {
         let name = parse_name(config)?;
-        let existing = self.stream(account, &name).ok_or_else(ApiError::stream_not_found)?;
+        let existing = self.stream(account, &name).filter(|existing| !existing.restoring);
+        let existing = existing.ok_or_else(ApiError::stream_not_found)?;
         let mut config = config.clone();
         check_update(&existing.config, &mut config)?;
         config.store_metadata();
@@ -87,6 +93,22 @@ impl MetaMachine {
         deleted
             .map(|assignment| MetaReply::Deleted(Box::new(assignment)))
             .ok_or_else(ApiError::stream_not_found)
+    }
+
+    /// A stream that was being filled from an archive is one like others from now on, or goes.
+    pub(super) fn end_restore(&mut self, group: GroupId, complete: bool) -> Result<MetaReply, ApiError> {
+        let assignment = self.stream_of_group(group).filter(|assignment| assignment.restoring);
+        let mut assignment = assignment.ok_or_else(ApiError::stream_not_found)?.clone();
+        let name = parse_name(&assignment.config)?;
+        if !complete {
+            self.take_stream(&(assignment.account.clone(), name));
+            return Ok(MetaReply::Deleted(Box::new(assignment)));
+        }
+        assignment.restoring = false;
+        assignment.revision += 1;
+        self.put_stream(assignment.clone(), &name);
+        let replicas_before = assignment.replicas.clone();
+        Ok(MetaReply::Updated { assignment: Box::new(assignment), replicas_before })
     }
 
     fn check_overlap(

@@ -38,8 +38,45 @@ fn create(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaR
     let config = Box::new(config.clone());
     meta.apply(
         9,
-        &MetaCommand::CreateStream { now: NOW, account: AccountName::global(), config, alive: alive(nodes) },
+        &MetaCommand::CreateStream {
+            now: NOW,
+            account: AccountName::global(),
+            config,
+            alive: alive(nodes),
+            restoring: false,
+        },
     )
+}
+
+fn restore(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {
+    let (account, config) = (AccountName::global(), Box::new(config.clone()));
+    let command =
+        MetaCommand::CreateStream { now: NOW, account, config, alive: alive(nodes), restoring: true };
+    meta.apply(9, &command)
+}
+
+#[test]
+fn a_stream_that_is_restored_holds_its_name_and_subjects_and_is_hidden_until_it_is_complete() {
+    let mut meta = cluster(1);
+    let (config, account) = (config("A", &["a"], 1), AccountName::global());
+    let end = |meta: &mut MetaMachine, group, complete| {
+        meta.apply(9, &MetaCommand::EndRestore { now: NOW, group, complete })
+    };
+    let first = created(restore(&mut meta, &config, &[1]));
+
+    assert_eq!(meta.streams(&account).count(), 0);
+    assert_eq!(refusal(create(&mut meta, &config, &[1])).0, 10058);
+    assert_eq!(refusal(restore(&mut meta, &config, &[1])).0, 10130);
+    assert_eq!(refusal(update(&mut meta, &config, &[1])).0, 10059);
+    assert_eq!(refusal(create(&mut meta, &self::config("B", &["a"], 1), &[1])).0, 10065);
+    assert!(matches!(end(&mut meta, first.group, false), MetaReply::Deleted(_)));
+    assert_eq!(refusal(end(&mut meta, first.group, true)).0, 10059);
+
+    let second = created(restore(&mut meta, &config, &[1]));
+    assert!(matches!(end(&mut meta, second.group, true), MetaReply::Updated { .. }));
+    assert_eq!(meta.streams(&account).count(), 1);
+    assert_eq!(refusal(end(&mut meta, second.group, false)).0, 10059);
+    assert_eq!(refusal(restore(&mut meta, &config, &[1])).0, 10130);
 }
 
 fn update(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {

@@ -78,6 +78,11 @@ impl DuplicateWindow {
         self.seen.back().map(|newest| newest.at.plus(window))
     }
 
+    /// When the last id was remembered.
+    pub(crate) fn newest(&self) -> Timestamp {
+        self.seen.back().map_or(Timestamp::ZERO, |newest| newest.at)
+    }
+
     /// Ids in the window.
     pub(crate) fn len(&self) -> usize {
         self.seen.len()

@@ -19,6 +19,7 @@
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
 //! | `purge` | removal on request |
+//! | [`restore`] | being filled from an archive |
 //! | [`update`] | which configuration fields may change |
 //! | `query` | what can be asked |
 
@@ -57,6 +58,7 @@ mod publish;
 mod purge;
 mod query;
 mod reads;
+pub mod restore;
 mod retention;
 mod schedules;
 mod state;
@@ -103,6 +105,8 @@ pub struct StreamMachine {
     /// There may be messages on subjects that the stream does not capture any more.
     has_foreign_subjects: bool,
     consumers: BTreeMap<ConsumerName, Ledger>,
+    /// The stream is being filled from an archive.
+    restoring: bool,
     /// The state row differs from what was written.
     dirty: bool,
     dirty_consumers: BTreeSet<ConsumerName>,
@@ -135,6 +139,9 @@ impl StreamMachine {
             }
             (_, None) => return Ok(Outcome::reply(Reply::Rejected(ApiError::stream_not_found()))),
         };
+        if self.restoring {
+            return self.apply_restoring(&settings, log_index, command, view);
+        }
         match command {
             StreamCommand::Publish(block) => self.publish(&settings, block, view),
             StreamCommand::Configure { .. } => unreachable!("handled above"),
@@ -148,13 +155,17 @@ impl StreamMachine {
             StreamCommand::DeleteConsumer { name, .. } => self.delete_consumer(&settings, name, view),
             StreamCommand::Progress(progress) => self.progress(&settings, progress, view),
             StreamCommand::PauseConsumer { name, until, .. } => Ok(self.pause_consumer(name, *until)),
+            StreamCommand::RestoreBegin { first, .. } => Ok(self.restore_begin(*first)),
+            StreamCommand::Restore(_)
+            | StreamCommand::RestoreConsumer { .. }
+            | StreamCommand::RestoreEnd { .. } => Ok(restore::not_begun()),
         }
     }
 
     /// The earliest time at which a `Tick` has something to do.
     #[must_use]
     pub fn next_tick(&self) -> Option<Timestamp> {
-        let settings = self.settings.as_ref()?;
+        let settings = self.settings.as_ref().filter(|_| !self.restoring)?;
         let aged = settings
             .limits
             .max_age

@@ -111,6 +111,8 @@ struct StateValue {
     aged: u64,
     #[prost(sint64, tag = "16")]
     aged_time: i64,
+    #[prost(bool, tag = "24")]
+    restoring: bool,
 }
 
 impl StreamMachine {
@@ -203,6 +205,7 @@ impl StreamMachine {
         self.ticked = Timestamp(state.ticked);
         self.last_msg_id = state.last_msg_id;
         self.has_foreign_subjects = state.has_foreign_subjects;
+        self.restoring = state.restoring;
         let messages = &mut self.messages;
         messages.first = state.first;
         messages.last = state.last;
@@ -259,6 +262,7 @@ impl StreamMachine {
             has_foreign_subjects: self.has_foreign_subjects,
             aged: self.messages.aged,
             aged_time: self.messages.aged_time.0,
+            restoring: self.restoring,
         };
         Some(StateRow::put(RowKind::State, &[], value.encode_to_vec()))
     }
@@ -280,6 +284,7 @@ impl Default for StreamMachine {
             last_msg_id: String::new(),
             has_foreign_subjects: false,
             consumers: BTreeMap::new(),
+            restoring: false,
             dirty: false,
             dirty_consumers: BTreeSet::new(),
         }

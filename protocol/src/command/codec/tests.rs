@@ -2,9 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{ConsumerConfig, StreamConfig, StreamSource};
+use crate::archive::consumer::{ArchivedConsumer, ConsumerState};
 use crate::command::meta::NodeRegistration;
-use crate::ids::{AccountName, NodeId, StreamName};
-use crate::record::BlockBuilder;
+use crate::ids::{AccountName, GroupId, NodeId, StreamName};
+use crate::record::{BlockBuilder, RecordFlags, RecordRef};
 use crate::time::Nanos;
 
 fn names() -> impl Strategy<Value = ConsumerName> {
@@ -105,6 +106,20 @@ fn commands() -> impl Strategy<Value = StreamCommand> {
             name,
             until
         }),
+        (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::RestoreBegin { now, first: Seq(seq) }),
+        (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::RestoreEnd { now, last: Seq(seq) }),
+        (times(), names(), consumers(), any::<(u64, u64)>()).prop_map(|(now, name, config, (seq, again))| {
+            let state =
+                ConsumerState { redelivered: Some([(seq, again)].into()), ..ConsumerState::default() };
+            let consumer = Box::new(ArchivedConsumer { config: *config, state });
+            StreamCommand::RestoreConsumer { now, name, consumer }
+        }),
+        (times(), any::<u64>(), any::<Vec<u8>>()).prop_map(|(now, seq, payload)| {
+            let mut builder = BlockBuilder::placed(Seq(seq), 0);
+            let record = RecordRef { timestamp: now, subject: b"a", header: b"", payload: &payload };
+            builder.push_timed(RecordFlags::PUBLISHED, &record);
+            StreamCommand::Restore(builder.finish(now))
+        }),
     ]
 }
 
@@ -123,7 +138,13 @@ fn meta_commands() -> impl Strategy<Value = MetaCommand> {
             now,
             account: account(),
             config,
-            alive
+            alive,
+            restoring: now == Timestamp::ZERO,
+        }),
+        (times(), any::<(u64, bool)>()).prop_map(|(now, (group, complete))| MetaCommand::EndRestore {
+            now,
+            group: GroupId(group),
+            complete
         }),
         (times(), streams(), nodes()).prop_map(move |(now, config, alive)| MetaCommand::UpdateStream {
             now,
@@ -174,6 +195,10 @@ fn bytes_of_stream_commands_are_pinned() {
     let request = PurgeRequest { filter: "a.>".to_owned(), seq: 300, keep: 1 };
 
     pinned(&StreamCommand::Tick { now }, "13090807060504030201");
+    pinned(&StreamCommand::RestoreBegin { now, first: Seq(7) }, "200908070605040302011007");
+    pinned(&StreamCommand::RestoreEnd { now, last: Seq(7) }, "220908070605040302011007");
+    let consumer = StreamCommand::RestoreConsumer { now, name: name(), consumer: Box::default() };
+    assert_eq!(consumer.encode().into_bytes()[0], 33);
     pinned(&StreamCommand::DeleteMessage { now, seq: Seq(7) }, "120908070605040302011007");
     pinned(&StreamCommand::Purge { now, request }, "110908070605040302011203612e3e18ac022001");
     pinned(&StreamCommand::DeleteConsumer { now, name: name() }, "15090807060504030201120163");
@@ -202,6 +227,7 @@ fn bytes_of_stream_commands_are_pinned() {
         builder.push(b"a", b"", b"x");
         builder.finish(Timestamp(1))
     };
+    assert_eq!(BlockBuilder::placed(Seq(1), 0).finish(Timestamp(1)).as_bytes()[0], 4);
     assert_eq!(block.as_bytes()[0], 2, "the version of a block is what tells it from other commands");
 }
 
@@ -224,6 +250,11 @@ fn numbers_of_configurations_in_commands_are_pinned() {
 
 #[test]
 fn bytes_of_meta_commands_are_pinned() {
+    let end = MetaCommand::EndRestore { now: Timestamp::ZERO, group: GroupId(9), complete: true };
+    assert_eq!(
+        &end.encode().into_bytes()[..],
+        b"\x10{\"EndRestore\":{\"now\":\"0001-01-01T00:00:00Z\",\"group\":9,\"complete\":true}}"
+    );
     let remove = MetaCommand::RemoveNode { now: Timestamp::ZERO, node: NodeId(9) };
     let bytes = remove.encode().into_bytes();
 
