@@ -1,12 +1,12 @@
 //! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only.
 
 use levee_broker_core::consumer::Advisory as Advice;
-use levee_protocol::api::advisory::{Abandoned, Action, Advisory, Delivered, Stamp};
+use levee_protocol::api::advisory::{Abandoned, Action, Advisory, ApiAudit, ClientInfo, Delivered, Stamp};
 use levee_protocol::ids::{AccountName, ConsumerName};
 
 use crate::jetstream::JetStream;
 use crate::nuid;
-use crate::router::{MessageRef, RouteBatch};
+use crate::router::{self, MessageRef, RouteBatch};
 
 const ID_CHARS: usize = 22;
 
@@ -40,8 +40,7 @@ pub fn consumer(
 
 /// A stream came, went or changed.
 pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str, action: Action) {
-    let mut route = jetstream.router().batch();
-    publish(jetstream, &mut route, account, &Advisory::StreamAction { stream: stream.to_owned(), action });
+    publish_one(jetstream, account, &Advisory::StreamAction { stream: stream.to_owned(), action });
 }
 
 /// An atomic batch was given up.
@@ -52,9 +51,8 @@ pub fn batch_abandoned(
     batch: &str,
     reason: Abandoned,
 ) {
-    let mut route = jetstream.router().batch();
     let (stream, batch) = (stream.to_owned(), batch.to_owned());
-    publish(jetstream, &mut route, account, &Advisory::BatchAbandoned { stream, batch, reason });
+    publish_one(jetstream, account, &Advisory::BatchAbandoned { stream, batch, reason });
 }
 
 /// A consumer came or went.
@@ -65,9 +63,52 @@ pub fn consumer_action(
     consumer: &str,
     action: Action,
 ) {
-    let mut route = jetstream.router().batch();
     let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
-    publish(jetstream, &mut route, account, &Advisory::ConsumerAction { stream, consumer, action });
+    publish_one(jetstream, account, &Advisory::ConsumerAction { stream, consumer, action });
+}
+
+/// A call of the API was answered.
+pub fn api_audit(
+    jetstream: &JetStream,
+    account: &AccountName,
+    client: &ClientInfo,
+    subject: &[u8],
+    (request, response): (&[u8], &[u8]),
+) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let audit = ApiAudit {
+        server: jetstream.identity().name.clone(),
+        client: client.clone(),
+        subject: text(subject),
+        request: text(request),
+        response: text(response),
+    };
+    publish_one(jetstream, account, &Advisory::ApiAudit(Box::new(audit)));
+}
+
+/// A client as advisories describe it.
+#[must_use]
+pub fn client(jetstream: &JetStream, from: &router::ClientInfo) -> ClientInfo {
+    let identity = jetstream.identity();
+    ClientInfo {
+        host: from.remote.map(|remote| remote.ip().to_string()).unwrap_or_default(),
+        id: from.cid,
+        acc: from.account.as_str().to_owned(),
+        user: from.user.clone(),
+        name: from.name.clone(),
+        lang: from.lang.clone(),
+        ver: from.version.clone(),
+        server: identity.name.clone(),
+        cluster: identity.cluster.clone(),
+        kind: "Client".to_owned(),
+        client_type: "nats".to_owned(),
+        ..ClientInfo::default()
+    }
+}
+
+/// Publishes one that comes alone.
+pub fn publish_one(jetstream: &JetStream, account: &AccountName, advisory: &Advisory) {
+    publish(jetstream, &mut jetstream.router().batch(), account, advisory);
 }
 
 /// Publishes like a client, so that streams may capture `$JS.EVENT.>`.

@@ -15,6 +15,7 @@ use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use crate::api;
+use crate::limits::Limits;
 use crate::meta::Meta;
 use crate::meta::bootstrap::{Bootstrap, Standing};
 use crate::router::peers::Peers;
@@ -24,6 +25,7 @@ use crate::sinks;
 use crate::stream::directory::Directory;
 use crate::stream::quota::Quota;
 use crate::stream::{Replica, forward};
+use crate::transfer::{self, FORWARD_TRANSFER, Transfers};
 
 /// Messages for a stream, on their way to its leader.
 pub const FORWARD_PUBLISH: u8 = 1;
@@ -75,6 +77,8 @@ pub struct JetStream {
     directory: Directory,
     replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
     quota: Quota,
+    limits: Limits,
+    transfers: Transfers,
     /// Atomic batches that are open in the streams that this node leads.
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
@@ -95,6 +99,7 @@ impl JetStream {
         meta: Arc<Meta>,
         bootstrap: Arc<Bootstrap>,
         quota: Quota,
+        limits: Limits,
     ) -> Arc<Self> {
         let jetstream = Arc::new(Self {
             directory: Directory::new(),
@@ -107,6 +112,8 @@ impl JetStream {
             meta,
             bootstrap,
             quota,
+            limits,
+            transfers: Transfers::default(),
             open_batches: Arc::default(),
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             replicas: RwLock::new(BTreeMap::new()),
@@ -162,6 +169,18 @@ impl JetStream {
     #[must_use]
     pub fn quota(&self) -> &Quota {
         &self.quota
+    }
+
+    /// What the configuration bounds besides storage.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Streams on their way out of or into this node.
+    #[must_use]
+    pub fn transfers(&self) -> &Transfers {
+        &self.transfers
     }
 
     /// How many atomic batches are open in the streams that this node leads.
@@ -394,6 +413,10 @@ impl JetStream {
             Ok((account, _, batch)) => {
                 api::stream_requests(jetstream, &account, &batch, sinks::Arrival::Forwarded)
             }
+            Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
+        });
+        on(FORWARD_TRANSFER, |jetstream, node, frame| match forward::decode(frame) {
+            Ok((account, _, batch)) => transfer::take_forwarded(jetstream, &account, &batch),
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
         on(FORWARD_LEADS, |jetstream, node, mut frame| {

@@ -25,6 +25,7 @@ use crate::config::{Addresses, Authorization, Config, LEVEE_VERSION, Listen, NAT
 use crate::frontend::nats::NatsListener;
 use crate::frontend::{self, http};
 use crate::jetstream::{CALL_API, Identity, JetStream};
+use crate::limits::Limits;
 use crate::meta::bootstrap::{Asker, Bootstrap, CALL_ADOPT, CALL_INVITE, Membership, Origin};
 use crate::meta::{self, Meta, membership, reconcile};
 use crate::mirror::origin::{self, CALL_ORIGIN};
@@ -37,6 +38,7 @@ use crate::runtime::{net, tasks};
 use crate::session::{AuthConfig, Secret, SessionLimits, Sessions, User};
 use crate::sinks::StreamServices;
 use crate::stream::quota::{self, Quota};
+use crate::transfer::restore;
 
 const NODE_ID_ROW: &str = "node_id";
 /// A node that stops hands its groups over and then waits this long at most for what is under way.
@@ -302,6 +304,7 @@ async fn start_jetstream(
         meta,
         Arc::clone(&bootstrap),
         quota(config),
+        Limits::of(config),
     );
     router.attach_services(StreamServices::new(Arc::clone(&jetstream)));
     answer_peers(&jetstream, &bootstrap);
@@ -398,6 +401,9 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
     answer_calls(jetstream, CALL_ORIGIN, |jetstream, frame| Box::pin(origin::answer_peer(jetstream, frame)));
     answer_calls(jetstream, stream_info::CALL_REACHABLE, |jetstream, frame| {
         Box::pin(stream_info::answer_reachable(jetstream, frame))
+    });
+    answer_calls(jetstream, restore::CALL_RESTORE, |jetstream, frame| {
+        Box::pin(restore::answer(jetstream, frame))
     });
     answer_calls(jetstream, stream_info::CALL_SETTLED, |jetstream, frame| {
         Box::pin(stream_info::answer_settled(jetstream, frame))

@@ -12,6 +12,7 @@ use crate::api;
 use crate::jetstream::{FORWARD_ACK, FORWARD_PUBLISH, JetStream};
 use crate::router::{ClientInfo, Inbound, InboundItem, MessageRef, Resolved, RouteBatch, Services, Sink};
 use crate::stream::forward;
+use crate::transfer::{self, TransferSink};
 
 const API_PREFIX: &[u8] = b"$JS.API.";
 const ACK_PREFIX: &[u8] = b"$JS.ACK.";
@@ -20,6 +21,7 @@ const FLOW_PREFIX: &[u8] = b"$JS.FC.";
 /// Sink ids are group numbers; these are below the first stream's.
 const API_SINK: u64 = 2;
 const ACK_SINK: u64 = 3;
+pub(crate) const TRANSFER_SINK: u64 = 4;
 
 /// How a batch came to this node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,6 +37,7 @@ pub struct StreamServices {
     jetstream: Arc<JetStream>,
     api: Arc<dyn Sink>,
     acks: Arc<dyn Sink>,
+    transfers: Arc<dyn Sink>,
     domain_prefix: Option<Vec<u8>>,
 }
 
@@ -46,6 +49,7 @@ impl StreamServices {
         Arc::new(Self {
             api: Arc::new(ApiSink { jetstream: Arc::clone(&jetstream) }),
             acks: Arc::new(AckSink { jetstream: Arc::clone(&jetstream) }),
+            transfers: Arc::new(TransferSink::new(Arc::clone(&jetstream))),
             domain_prefix: (!domain.is_empty()).then(|| format!("$JS.{domain}.API.").into_bytes()),
             jetstream,
         })
@@ -63,6 +67,9 @@ impl Services for StreamServices {
                 let answered = api::is_answered(&self.jetstream, account, subject);
                 let sinks = if answered { vec![Arc::clone(&self.api)] } else { Vec::new() };
                 return Resolved { sinks, responders: answered };
+            }
+            if let Some(resolved) = transfer::resolve(&self.jetstream, account, &self.transfers, subject) {
+                return resolved;
             }
         }
         let Some(group) = self.jetstream.directory().capturing(account, subject) else {

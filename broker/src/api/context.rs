@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use levee_protocol::api::advisory::ClientInfo;
 use levee_protocol::api::{ApiError, Request};
 use levee_protocol::ids::AccountName;
 use levee_raft::ProposeError;
@@ -15,6 +16,8 @@ pub struct Context<'a> {
     pub jetstream: &'a Arc<JetStream>,
     /// Who calls.
     pub account: &'a AccountName,
+    /// The same as advisories describe it.
+    pub client: &'a ClientInfo,
     /// What is called.
     pub request: Request<'a>,
     /// The body.

@@ -21,20 +21,24 @@ mod stream_delete;
 pub mod stream_info;
 mod stream_list;
 mod stream_purge;
+mod stream_restore;
+mod stream_snapshot;
 mod stream_update;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use levee_protocol::api::advisory::ClientInfo;
 use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
 use levee_protocol::api::{ApiError, level};
 use levee_protocol::ids::{AccountName, NodeId};
 use levee_protocol::wire::headers::HeaderBlock;
 
+use crate::advisory;
 use crate::api::context::{Answer, Context};
 use crate::jetstream::{CALL_API, FORWARD_REQUEST, JetStream};
-use crate::router::{ClientInfo, Inbound, MessageRef};
+use crate::router::{self, Inbound, InboundItem, MessageRef};
 use crate::runtime::{clock, tasks};
 use crate::sinks::{self, Arrival};
 use crate::stream::forward;
@@ -62,7 +66,7 @@ fn parse<'a>(jetstream: &JetStream, subject: &'a [u8]) -> Option<Request<'a>> {
 }
 
 /// Takes the API messages of one read chunk of a client.
-pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound) {
+pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<router::ClientInfo>, batch: Inbound) {
     let mut messages = Inbound { chunk: batch.chunk.clone(), items: Vec::new() };
     for item in &batch.items {
         match parse(jetstream, batch.subject(item)).map(|request| request.endpoint) {
@@ -74,14 +78,19 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound
                 tasks::spawn("api call", async move {
                     let item = &call.items[0];
                     let subject = call.subject(item);
+                    let client = advisory::client(&jetstream, &from);
                     let answer = match required_level(call.header(item)) {
-                        Ok(()) => answer(&jetstream, &from.account, subject, call.payload(item)).await,
+                        Ok(()) => {
+                            let caller = Caller { account: &from.account, client: &client };
+                            answer(&jetstream, caller, subject, call.payload(item)).await
+                        }
                         Err(error) => {
                             parse(&jetstream, subject).map(|request| request.endpoint.failure(&error))
                         }
                     };
                     if let Some(answer) = answer {
                         send(&jetstream, &from.account, call.reply(item), &answer);
+                        audit(&jetstream, &from.account, &client, (&call, item), &answer);
                     }
                 });
             }
@@ -91,21 +100,42 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<ClientInfo>, batch: Inbound
     stream_requests(jetstream, &from.account, &messages, Arrival::Client);
 }
 
+/// Tells of a call, unless it reads a single message: those are as many as messages.
+fn audit(
+    jetstream: &JetStream,
+    account: &AccountName,
+    client: &ClientInfo,
+    (call, item): (&Inbound, &InboundItem),
+    answer: &[u8],
+) {
+    let subject = call.subject(item);
+    if parse(jetstream, subject).is_some_and(|request| request.endpoint != Endpoint::MessageGet) {
+        advisory::api_audit(jetstream, account, client, subject, (call.payload(item), answer));
+    }
+}
+
 fn send(jetstream: &JetStream, account: &AccountName, to: &[u8], payload: &[u8]) {
     let mut route = jetstream.router().batch();
     route.send(account, to, MessageRef { subject: to, reply: &[], header: &[], payload });
 }
 
+/// Who calls.
+#[derive(Clone, Copy)]
+struct Caller<'a> {
+    account: &'a AccountName,
+    client: &'a ClientInfo,
+}
+
 /// Answers a client's call, wherever it has to be answered.
 async fn answer(
     jetstream: &Arc<JetStream>,
-    account: &AccountName,
+    caller: Caller<'_>,
     subject: &[u8],
     body: &[u8],
 ) -> Option<Vec<u8>> {
     let begun = clock::monotonic();
     loop {
-        let answer = try_once(jetstream, account, subject, body, HOPS_MAX).await?;
+        let answer = try_once(jetstream, caller, subject, body, HOPS_MAX).await?;
         let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
         // Never begun again after the client may have given up: by then it may have decided otherwise.
         if no_leader && begun.elapsed() < LEADER_PATIENCE {
@@ -126,18 +156,19 @@ async fn answer(
 /// ever that nobody can answer it now; `None` if it is no call.
 async fn try_once(
     jetstream: &Arc<JetStream>,
-    account: &AccountName,
+    caller: Caller<'_>,
     subject: &[u8],
     body: &[u8],
     hops: u8,
 ) -> Option<Result<Vec<u8>, ApiError>> {
     let request = parse(jetstream, subject)?;
+    let Caller { account, client } = caller;
     let endpoint = request.endpoint;
     let answer = match home(jetstream, account, &request) {
-        Home::Here => handle(&Context { jetstream, account, request, body }).await,
+        Home::Here => handle(&Context { jetstream, account, client, request, body }).await,
         Home::At(node) if hops > 0 => {
             // A peer answers with nothing when it can't answer now.
-            let answer = call(jetstream, node, account, subject, body, hops - 1).await;
+            let answer = call(jetstream, node, caller, subject, body, hops - 1).await;
             return Some(match answer {
                 Ok(answer) if !answer.is_empty() => Ok(answer.into()),
                 Ok(_) | Err(_) => Err(ApiError::not_available()),
@@ -190,20 +221,26 @@ fn meta_home(jetstream: &JetStream) -> Home {
     }
 }
 
-/// Calls that travel between nodes: `hops u8 | account_len u8 | account | subject_len u16 | subject | body`.
+/// Calls that travel between nodes: `hops u8 | account_len u8 | account | client_len u16 | client (JSON)
+/// | subject_len u16 | subject | body`.
 async fn call(
     jetstream: &JetStream,
     node: NodeId,
-    account: &AccountName,
+    caller: Caller<'_>,
     subject: &[u8],
     body: &[u8],
     hops: u8,
-) -> Result<Bytes, crate::router::peers::CallError> {
-    let account = account.as_str().as_bytes();
-    let mut frame = BytesMut::with_capacity(4 + account.len() + subject.len() + body.len());
+) -> Result<Bytes, router::peers::CallError> {
+    let account = caller.account.as_str().as_bytes();
+    let client = serde_json::to_vec(caller.client).expect("plain data encodes");
+    let mut frame = BytesMut::with_capacity(6 + account.len() + client.len() + subject.len() + body.len());
     frame.put_u8(hops);
     frame.put_u8(u8::try_from(account.len()).expect("account names are at most 255 bytes"));
     frame.put_slice(account);
+    // A client describes itself in one control line.
+    let client_len = u16::try_from(client.len()).unwrap_or(0);
+    frame.put_u16_le(client_len);
+    frame.put_slice(&client[..client_len.into()]);
     frame.put_u16_le(u16::try_from(subject.len()).expect("bounded by max_control_line"));
     frame.put_slice(subject);
     frame.put_slice(body);
@@ -212,22 +249,25 @@ async fn call(
 
 /// Answers a peer's call. Empty when it does not decode, or when nobody can answer it now: the peer tries again.
 pub async fn answer_peer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
-    let Some((hops, account, subject, body)) = decode_call(frame) else { return Bytes::new() };
-    match try_once(&jetstream, &account, &subject, &body, hops).await {
+    let Some((hops, account, client, subject, body)) = decode_call(frame) else { return Bytes::new() };
+    let caller = Caller { account: &account, client: &client };
+    match try_once(&jetstream, caller, &subject, &body, hops).await {
         Some(Ok(answer)) => answer.into(),
         Some(Err(_)) | None => Bytes::new(),
     }
 }
 
-fn decode_call(mut frame: Bytes) -> Option<(u8, AccountName, Bytes, Bytes)> {
+fn decode_call(mut frame: Bytes) -> Option<(u8, AccountName, ClientInfo, Bytes, Bytes)> {
     let take = |frame: &mut Bytes, len: usize| (frame.len() >= len).then(|| frame.split_to(len));
     let mut head = take(&mut frame, 2)?;
     let (hops, account_len) = (head.get_u8().min(HOPS_MAX - 1), head.get_u8() as usize);
     let account = take(&mut frame, account_len)?;
     let account = AccountName::parse(std::str::from_utf8(&account).ok()?).ok()?;
+    let client_len = take(&mut frame, 2)?.get_u16_le() as usize;
+    let client = serde_json::from_slice(&take(&mut frame, client_len)?).unwrap_or_default();
     let subject_len = take(&mut frame, 2)?.get_u16_le() as usize;
     let subject = take(&mut frame, subject_len)?;
-    Some((hops, account, subject, frame))
+    Some((hops, account, client, subject, frame))
 }
 
 async fn handle(cx: &Context<'_>) -> Answer {
@@ -243,6 +283,8 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::StreamNames => stream_list::names(cx),
         Endpoint::StreamList => stream_list::infos(cx).await,
         Endpoint::StreamPurge => stream_purge::handle(cx).await,
+        Endpoint::StreamSnapshot => stream_snapshot::handle(cx),
+        Endpoint::StreamRestore => stream_restore::handle(cx).await,
         Endpoint::MessageGet => message::get(cx),
         Endpoint::MessageDelete => message::delete(cx).await,
         Endpoint::StreamStepDown => step_down::stream(cx).await,
@@ -257,9 +299,7 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::ConsumerNext | Endpoint::DirectGet => {
             unreachable!("taken by stream_requests")
         }
-        Endpoint::StreamSnapshot
-        | Endpoint::StreamRestore
-        | Endpoint::StreamPeerRemove
+        Endpoint::StreamPeerRemove
         | Endpoint::StreamPeerEvacuate
         | Endpoint::StreamCancelMove
         | Endpoint::ConsumerReset

@@ -20,15 +20,24 @@ use crate::meta::membership;
 /// Reads and checks the configuration in a create or update request.
 pub(super) fn requested_config(cx: &Context<'_>) -> Result<StreamConfig, ApiError> {
     let request: StreamConfigRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
-    let mut config = request.config;
+    checked_config(cx, request.config, Adjust::from_pedantic(request.pedantic))
+}
+
+/// Checks a configuration that the call has asked for.
+pub(super) fn checked_config(
+    cx: &Context<'_>,
+    mut config: StreamConfig,
+    adjust: Adjust,
+) -> Result<StreamConfig, ApiError> {
     if matches!(cx.request.endpoint, Endpoint::StreamUpdate) && config.name.is_empty() {
         return Err(stream_check::name_required());
     }
     config.check_subject_name(cx.request.stream)?;
     let limits = ServerLimits::default();
-    let adjust = Adjust::from_pedantic(request.pedantic);
     match cx.request.endpoint {
         Endpoint::StreamUpdate => stream_check::validate_update(&mut config, &limits, adjust)?,
+        // A sealed stream is never created as such, but it may have been when it was archived.
+        Endpoint::StreamRestore => stream_check::validate_restored(&mut config, &limits)?,
         _ => stream_check::validate_create(&mut config, &limits, adjust)?,
     }
     if let Some(feature) = stream_check::unsupported_yet(&config) {
@@ -100,6 +109,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         account: cx.account.clone(),
         config: Box::new(config),
         alive: cx.jetstream.alive_nodes(),
+        restoring: false,
     };
     let assignment = match cx.jetstream.meta().propose(&command).await {
         Ok(MetaReply::Created(assignment)) => {

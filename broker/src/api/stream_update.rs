@@ -65,7 +65,8 @@ async fn check_consumers(cx: &Context<'_>, config: &StreamConfig) -> Result<(), 
     loop {
         let body = json!({ "offset": consumers.len() }).to_string();
         // Asked like a client would: the consumers are known where the stream is led.
-        let ask = api::try_once(cx.jetstream, cx.account, subject.as_bytes(), body.as_bytes(), 1);
+        let caller = api::Caller { account: cx.account, client: cx.client };
+        let ask = api::try_once(cx.jetstream, caller, subject.as_bytes(), body.as_bytes(), 1);
         let page = Box::pin(ask).await.ok_or_else(ApiError::not_available)??;
         let page: Page = serde_json::from_slice(&page).map_err(|_| ApiError::not_available())?;
         if let Some(error) = page.error {

@@ -175,10 +175,13 @@ impl Streams {
     }
 
     fn learn(&mut self, assignment: &StreamAssignment) {
-        let account = self.by_account.entry(assignment.account.clone()).or_default();
-        account.by_name.insert(assignment.config.name.clone(), assignment.group);
-        for subject in &assignment.config.subjects {
-            account.captures.insert(subject.as_bytes(), assignment.group);
+        // Nobody finds a stream that is being restored, but its leader is known.
+        if !assignment.restoring {
+            let account = self.by_account.entry(assignment.account.clone()).or_default();
+            account.by_name.insert(assignment.config.name.clone(), assignment.group);
+            for subject in &assignment.config.subjects {
+                account.captures.insert(subject.as_bytes(), assignment.group);
+            }
         }
         let known = Known {
             revision: assignment.revision,
@@ -207,7 +210,25 @@ mod tests {
             replicas: vec![NodeId(1)],
             revision: 1,
             replicas_changed: false,
+            restoring: false,
         }
+    }
+
+    #[test]
+    fn a_stream_that_is_being_restored_is_not_found_until_that_has_ended() {
+        let directory = Directory::new();
+        let account = AccountName::global();
+        let restoring = StreamAssignment { restoring: true, ..assignment(20, "ORDERS", "orders.>") };
+        directory.adopt(GroupId(20), Some(&restoring));
+        directory.leads(GroupId(20), 1, NodeId(1));
+
+        assert_eq!(directory.group(&account, "ORDERS"), None);
+        assert_eq!(directory.capturing(&account, b"orders.new"), None);
+        assert_eq!(directory.leader(GroupId(20)), Some(NodeId(1)));
+        directory.adopt(GroupId(20), Some(&assignment(20, "ORDERS", "orders.>")));
+        assert_eq!(directory.capturing(&account, b"orders.new"), Some(GroupId(20)));
+        directory.adopt(GroupId(20), None);
+        assert!(directory.is_gone(GroupId(20)) && directory.leader(GroupId(20)).is_none());
     }
 
     #[test]

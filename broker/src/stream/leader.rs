@@ -24,6 +24,7 @@ use crate::mirror::Receivers;
 use crate::runtime::tasks;
 use crate::stream::ingest::{Ingest, PubAckStream};
 use crate::stream::{Replica, ticker};
+use crate::transfer::restore;
 
 /// How long the leader waits before it tries again to make a change of membership.
 const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(30);
@@ -135,10 +136,17 @@ impl Leader {
             "stream adoption",
             adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
         );
+        if replica.assignment().restoring {
+            let abandoned = restore::look_for_abandoned(Arc::clone(jetstream), replica.group_id());
+            leader.tasks.spawn("abandoned restore", abandoned);
+        }
         replica.set_leader(Some(Arc::clone(&leader)));
         leader.receivers.configure(jetstream, replica);
-        let consumers: Vec<ConsumerName> =
-            replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
+        // Those of a stream that is being restored begin at the end of that.
+        let consumers: Vec<ConsumerName> = replica.read(|machine, _| {
+            let names = machine.consumers().map(|(name, _)| name.clone());
+            if machine.is_restoring() { Vec::new() } else { names.collect() }
+        });
         for name in consumers {
             // One that was created in between is there already.
             if leader.driver(&name).is_none() {

@@ -111,7 +111,7 @@ impl ReplicatedMachine for Machine {
         for change in outcome.changes {
             match change {
                 Change::Stored { first_seq, holes } => {
-                    let StreamCommand::Publish(block) = &command else {
+                    let (StreamCommand::Publish(block) | StreamCommand::Restore(block)) = &command else {
                         unreachable!("only a publish stores messages")
                     };
                     replica.messages.stored(entry.index, block, first_seq, &holes);

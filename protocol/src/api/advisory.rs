@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::envelope::push_json;
 use crate::api::stream_config::{is_false, is_zero};
-use crate::api::stream_info::PeerInfo;
+use crate::api::stream_info::{PeerInfo, StreamState};
 use crate::ids::Seq;
 use crate::time::{Nanos, Timestamp};
 
@@ -120,6 +120,49 @@ pub enum Advisory {
         group: String,
         /// `timeout` or `admin`.
         reason: String,
+    },
+    /// A stream is being sent to a client as an archive.
+    SnapshotCreate {
+        /// The stream.
+        stream: String,
+        /// What it held at that time.
+        state: Box<StreamState>,
+        /// Who asked for it.
+        client: Box<ClientInfo>,
+    },
+    /// The archive was sent, or given up.
+    SnapshotComplete {
+        /// The stream.
+        stream: String,
+        /// When it began.
+        start: Timestamp,
+        /// When it ended.
+        end: Timestamp,
+        /// Who asked for it.
+        client: Box<ClientInfo>,
+        /// Why it was given up; empty if it was not.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        error: String,
+    },
+    /// A stream is being restored from an archive.
+    RestoreCreate {
+        /// The stream.
+        stream: String,
+        /// Who asked for it.
+        client: Box<ClientInfo>,
+    },
+    /// The restore ended, well or not.
+    RestoreComplete {
+        /// The stream.
+        stream: String,
+        /// When it began.
+        start: Timestamp,
+        /// When it ended.
+        end: Timestamp,
+        /// Bytes of the archive that came.
+        bytes: u64,
+        /// Who asked for it.
+        client: Box<ClientInfo>,
     },
     /// A stream has a new leader.
     StreamLeaderElected {
@@ -348,6 +391,10 @@ impl Advisory {
             Self::GroupUnpinned { stream, consumer, .. } => {
                 format!("{ADVISORY}.CONSUMER.UNPINNED.{stream}.{consumer}")
             }
+            Self::SnapshotCreate { stream, .. } => format!("{ADVISORY}.STREAM.SNAPSHOT_CREATE.{stream}"),
+            Self::SnapshotComplete { stream, .. } => format!("{ADVISORY}.STREAM.SNAPSHOT_COMPLETE.{stream}"),
+            Self::RestoreCreate { stream, .. } => format!("{ADVISORY}.STREAM.RESTORE_CREATE.{stream}"),
+            Self::RestoreComplete { stream, .. } => format!("{ADVISORY}.STREAM.RESTORE_COMPLETE.{stream}"),
             Self::StreamLeaderElected { stream, .. } => format!("{ADVISORY}.STREAM.LEADER_ELECTED.{stream}"),
             Self::StreamQuorumLost { stream, .. } => format!("{ADVISORY}.STREAM.QUORUM_LOST.{stream}"),
             Self::ConsumerLeaderElected { stream, consumer, .. } => {
@@ -375,6 +422,10 @@ impl Advisory {
             Self::ConsumerAck { .. } => "io.nats.jetstream.metric.v1.consumer_ack",
             Self::GroupPinned { .. } => "io.nats.jetstream.advisory.v1.consumer_group_pinned",
             Self::GroupUnpinned { .. } => "io.nats.jetstream.advisory.v1.consumer_group_unpinned",
+            Self::SnapshotCreate { .. } => "io.nats.jetstream.advisory.v1.snapshot_create",
+            Self::SnapshotComplete { .. } => "io.nats.jetstream.advisory.v1.snapshot_complete",
+            Self::RestoreCreate { .. } => "io.nats.jetstream.advisory.v1.restore_create",
+            Self::RestoreComplete { .. } => "io.nats.jetstream.advisory.v1.restore_complete",
             Self::StreamLeaderElected { .. } => "io.nats.jetstream.advisory.v1.stream_leader_elected",
             Self::StreamQuorumLost { .. } => "io.nats.jetstream.advisory.v1.stream_quorum_lost",
             Self::ConsumerLeaderElected { .. } => "io.nats.jetstream.advisory.v1.consumer_leader_elected",

@@ -16,8 +16,8 @@ use crate::api::message::{DirectGetRequest, MessageDeleteRequest, MessageGetRequ
 use crate::api::pull::PullRequest;
 use crate::api::stream_config::StreamConfig;
 use crate::api::stream_request::{
-    NamesRequest, PeerRequest, PurgeRequest, ServerPeerRequest, StepDownRequest, StreamConfigRequest,
-    StreamInfoRequest,
+    NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
+    StepDownRequest, StreamConfigRequest, StreamInfoRequest,
 };
 
 /// What happens to fields that a request should not have.
@@ -146,7 +146,9 @@ plain_bodies!(
     PeerRequest,
     PullRequest,
     PurgeRequest,
+    RestoreRequest,
     ServerPeerRequest,
+    SnapshotRequest,
     StepDownRequest,
     StreamConfig,
     StreamInfoRequest,

@@ -73,6 +73,6 @@ pub use stream_info::{
     StreamAlternate, StreamInfo, StreamSourceInfo, StreamState,
 };
 pub use stream_request::{
-    NamesRequest, PeerRequest, PurgeRequest, ServerPeerRequest, StepDownRequest, StreamConfigRequest,
-    StreamInfoRequest,
+    NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
+    StepDownRequest, StreamConfigRequest, StreamInfoRequest,
 };

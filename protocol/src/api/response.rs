@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::api::consumer_info::ConsumerInfo;
 use crate::api::message::StoredMessage;
-use crate::api::stream_config::is_false;
-use crate::api::stream_info::StreamInfo;
+use crate::api::stream_config::{StreamConfig, is_false};
+use crate::api::stream_info::{StreamInfo, StreamState};
 use crate::ids::Seq;
 use crate::time::{Nanos, Timestamp};
 
@@ -85,6 +85,22 @@ pub struct StreamList {
     /// Names of streams that are offline, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub offline: BTreeMap<String, String>,
+}
+
+/// The answer to stream snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct SnapshotBegun {
+    /// The stream's configuration.
+    pub config: StreamConfig,
+    /// What the archive will hold.
+    pub state: StreamState,
+}
+
+/// The answer to stream restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreBegun {
+    /// Where the archive is to be sent.
+    pub deliver_subject: String,
 }
 
 /// The answer to stream purge.

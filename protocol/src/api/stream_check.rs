@@ -77,6 +77,11 @@ pub fn validate_create(
     Ok(())
 }
 
+/// Fills in defaults and checks the configuration of a stream that is made of an archive. It may be sealed.
+pub fn validate_restored(config: &mut StreamConfig, limits: &ServerLimits) -> Result<(), ApiError> {
+    check(config, limits, Adjust::Silently)
+}
+
 /// Fills in defaults and checks the new configuration of an existing stream. Sealing changes what else is set.
 pub fn validate_update(
     config: &mut StreamConfig,

@@ -1,0 +1,51 @@
+//! `$JS.API.STREAM.RESTORE.*`: meta makes a hidden stream, and its leader listens for the archive that fills it.
+
+use levee_broker_core::meta::MetaReply;
+use levee_protocol::api::envelope::{self, Strictness};
+use levee_protocol::api::response::RestoreBegun;
+use levee_protocol::api::{Adjust, ApiError, RestoreRequest};
+use levee_protocol::command::MetaCommand;
+use levee_protocol::ids::StreamName;
+
+use crate::api::context::{Answer, Context};
+use crate::api::stream_create::{check_reservation, checked_config};
+use crate::meta::membership;
+use crate::transfer::restore;
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    if envelope::is_empty_request(cx.body) {
+        return Err(ApiError::bad_request());
+    }
+    let request: RestoreRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
+    let mut config = request.config;
+    if config.name.is_empty() {
+        cx.request.stream.clone_into(&mut config.name);
+    }
+    let config = checked_config(cx, config, Adjust::Silently)?;
+    // How far a stream had copied others is not in an archive.
+    if config.mirror.is_some() || !config.sources.is_empty() {
+        let why = "a stream that mirrors or sources others can't be restored as such; restore it without them";
+        return Err(ApiError::stream_invalid_config(why));
+    }
+    let exists = StreamName::parse(cx.request.stream)
+        .is_ok_and(|name| cx.jetstream.meta().read(|machine| machine.stream(cx.account, &name).is_some()));
+    if exists {
+        return Err(ApiError::restore_name_exists());
+    }
+    check_reservation(cx, &config)?;
+    membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
+    let command = MetaCommand::CreateStream {
+        now: cx.jetstream.clock().now(),
+        account: cx.account.clone(),
+        config: Box::new(config),
+        alive: cx.jetstream.alive_nodes(),
+        restoring: true,
+    };
+    let group = match cx.jetstream.meta().propose(&command).await {
+        Ok(MetaReply::Created(assignment)) => assignment.group,
+        Ok(MetaReply::Rejected(error)) => return Err(error),
+        Ok(_) | Err(_) => return Err(ApiError::not_available()),
+    };
+    let deliver_subject = restore::begin(cx.jetstream, group, cx.client).await?;
+    Ok(cx.request.endpoint.success(&RestoreBegun { deliver_subject }))
+}
