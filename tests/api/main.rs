@@ -19,6 +19,7 @@ mod publish;
 mod pull;
 mod reads;
 mod replay;
+mod snapshots;
 mod streams;
 
 /// Makes a test of each claim for each number of nodes.
@@ -98,6 +99,13 @@ claims! {
         an_origin_keeps_messages_until_its_readers_have_them,
         counters_are_gathered,
         leaders_may_move_on_both_sides,
+    }
+    snapshots {
+        a_stream_comes_back_from_its_archive,
+        a_stream_comes_back_under_a_changed_configuration,
+        a_bad_archive_is_refused_and_leaves_nothing_behind,
+        nobody_sees_a_stream_before_it_is_restored,
+        a_snapshot_keeps_to_its_window_and_says_why_it_ends,
     }
     reads {
         messages_are_read_by_sequence_and_by_subject,

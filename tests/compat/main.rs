@@ -6,4 +6,5 @@ mod bad_input;
 mod mirrors;
 mod monitoring;
 mod pair;
+mod snapshots;
 mod transcripts;

@@ -134,6 +134,11 @@ impl Model {
             | StreamCommand::DeleteConsumer { .. }
             | StreamCommand::Progress(_)
             | StreamCommand::PauseConsumer { .. } => Ok(Expected::Anything),
+            // No simulated client restores a stream.
+            StreamCommand::RestoreBegin { .. }
+            | StreamCommand::RestoreConsumer { .. }
+            | StreamCommand::Restore(_)
+            | StreamCommand::RestoreEnd { .. } => Err("a restore that nobody asked for".to_owned()),
         }
     }
 

@@ -48,8 +48,10 @@ pub struct SequencePair {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Pending {
     /// Number of the delivery.
+    #[serde(rename = "Sequence")]
     pub sequence: u64,
     /// When, in nanoseconds.
+    #[serde(rename = "Timestamp")]
     pub ts: i64,
 }
 
@@ -68,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_state_reads_as_nats_server_writes_it() {
-        let text = r#"{"config":{"durable_name":"c","ack_policy":"explicit"},"state":{"delivered":{"consumer_seq":7,"stream_seq":5},"ack_floor":{"consumer_seq":2,"stream_seq":2},"pending":{"3":{"sequence":3,"ts":1700000000000000000}},"redelivered":{"3":1}}}"#;
+        let text = r#"{"config":{"durable_name":"c","ack_policy":"explicit"},"state":{"delivered":{"consumer_seq":7,"stream_seq":5},"ack_floor":{"consumer_seq":2,"stream_seq":2},"pending":{"3":{"Sequence":3,"Timestamp":1700000000000000000}},"redelivered":{"3":1}}}"#;
 
         let read: ArchivedConsumer = serde_json::from_str(text).unwrap();
 
@@ -77,6 +79,6 @@ mod tests {
         assert_eq!(read.state.pending, Some(BTreeMap::from([(3, pending)])));
         let again = serde_json::to_string(&read).unwrap();
         assert_eq!(serde_json::from_str::<ArchivedConsumer>(&again).unwrap(), read);
-        assert!(again.contains(r#""pending":{"3":{"sequence":3"#), "{again}");
+        assert!(again.contains(r#""pending":{"3":{"Sequence":3"#), "{again}");
     }
 }
