@@ -82,6 +82,7 @@ pub struct JetStream {
     /// Atomic batches that are open in the streams that this node leads.
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
+    open_fast_batches: Arc<AtomicUsize>,
     api_total: AtomicU64,
     api_errors: AtomicU64,
 }
@@ -116,6 +117,7 @@ impl JetStream {
             transfers: Transfers::default(),
             open_batches: Arc::default(),
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
+            open_fast_batches: Arc::default(),
             replicas: RwLock::new(BTreeMap::new()),
             api_total: AtomicU64::new(0),
             api_errors: AtomicU64::new(0),
@@ -193,6 +195,12 @@ impl JetStream {
     #[must_use]
     pub fn waiting_readers(&self) -> Arc<Semaphore> {
         Arc::clone(&self.waiting_readers)
+    }
+
+    /// How many fast batches are open in the streams that this node leads.
+    #[must_use]
+    pub fn open_fast_batches(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.open_fast_batches)
     }
 
     /// The message router.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! block  := version u8 | flags u8 | zero u16 | count u32 | timestamp i64 | record* | offset u32 * count | crc32c u32
-//! record := flags u8 | zero u8 | subject_len u16 | header_len u32 | payload_len u32 | crc32c u32
+//! record := flags u8 | chain u8 | subject_len u16 | header_len u32 | payload_len u32 | crc32c u32
 //!           | subject | header | payload
 //! ```
 //!
@@ -18,6 +18,8 @@
 //! In a block of version 4 records have times as well, and consecutive sequences from `first_seq u64` on, which stands
 //! behind the block's timestamp. That is for messages that keep their sequences: those of a stream that is restored. A
 //! record without a subject stands for a sequence that is gone.
+//!
+//! Records of a chain, of the same number that is not zero, are stored up to the first that is refused.
 //!
 //! All numbers are little endian; offsets count from the start of the block. The flags of a record are
 //! [`RecordFlags`]; those of the block are zero.
@@ -119,6 +121,13 @@ impl BlockBuilder {
         self.bytes.extend_from_slice(subject);
         self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(payload);
+    }
+
+    /// Makes the last record one of a chain.
+    pub fn chain_last(&mut self, chain: u8) {
+        if let Some(last) = self.offsets.last() {
+            self.bytes[*last as usize + 1] = chain;
+        }
     }
 
     /// Messages added so far.
@@ -328,6 +337,12 @@ impl Block {
         RecordFlags(self.bytes[self.start(position)])
     }
 
+    /// The chain of the record at `position`; zero is none. Panics when `position` is not below `count`.
+    #[must_use]
+    pub fn chain(&self, position: u32) -> u8 {
+        self.bytes[self.start(position) + 1]
+    }
+
     /// The record at `position`, borrowed. Panics when `position` is not below `count`.
     #[must_use]
     pub fn record(&self, position: u32) -> RecordRef<'_> {
@@ -519,6 +534,19 @@ mod tests {
             (Timestamp(100), Timestamp(9), true)
         );
         assert_eq!(block.placed_at(), None);
+    }
+
+    #[test]
+    fn records_tell_their_chain() {
+        let mut builder = BlockBuilder::default();
+        builder.chain_last(9);
+        builder.push(b"a", b"", b"x");
+        builder.push(b"a", b"", b"y");
+        builder.chain_last(7);
+
+        let block = Block::parse(builder.finish(Timestamp(7)).as_bytes().clone()).unwrap();
+
+        assert_eq!((block.chain(0), block.chain(1)), (0, 7));
     }
 
     #[test]

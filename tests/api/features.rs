@@ -305,3 +305,104 @@ pub(crate) async fn bounds_for_consumers_hold_for_those_that_exist(ground: &Grou
     assert_eq!(changed["config"]["consumer_limits"]["max_ack_pending"], 500, "{changed}");
     Ok(())
 }
+
+/// Publishes a message of a fast batch; what is said about it comes to subscribers of the inbox.
+async fn fast(stream: &Bare, inbox: &str, what: &str, last: &str, body: &str) -> Result<()> {
+    let reply = format!("{inbox}.{what}.$FI");
+    let subject = format!("{}.{last}", stream.name);
+    Ok(stream.client.publish_with_reply(subject, reply, body.to_owned().into()).await?)
+}
+
+pub(crate) async fn a_fast_batch_is_acked_now_and_then_and_at_its_end(ground: &Ground) -> Result<()> {
+    let stream = Bare::new(ground, "FAST", json!({"allow_batched": true})).await?;
+    let inbox = stream.client.new_inbox();
+    let mut answers = stream.client.subscribe(format!("{inbox}.>")).await?;
+    for seq in 1..=1000 {
+        let op = if seq == 1 { 0 } else { 1 };
+        fast(&stream, &inbox, &format!("b.100.fail.{seq}.{op}"), "a", "x").await?;
+    }
+    fast(&stream, &inbox, "b.100.fail.1001.3", "a", "").await?;
+
+    let mut acked = Vec::new();
+    let last = loop {
+        let answer = timeout(PATIENCE, answers.next()).await?.context("an answer")?;
+        let answer: Value = serde_json::from_slice(&answer.payload)?;
+        if answer["type"] != "ack" {
+            break answer;
+        }
+        assert_eq!(answer["msgs"], 100, "{answer}");
+        acked.push(answer["seq"].as_u64().context("seq")?);
+    };
+    assert_eq!(last, json!({"stream": stream.name, "seq": 1000, "batch": "b", "count": 1000}));
+    assert!(acked.len() > 1 && acked[0] == 0 && acked.is_sorted(), "{acked:?}");
+    assert!(acked.iter().all(|seq| seq % 100 == 0), "{acked:?}");
+    assert_eq!(stream.state().await?["messages"], 1000);
+    Ok(())
+}
+
+pub(crate) async fn a_fast_batch_without_holes_ends_at_the_first_refusal(ground: &Ground) -> Result<()> {
+    let stream = Bare::new(ground, "HOLE", json!({"allow_batched": true, "max_msg_size": 10})).await?;
+    for (mode, stored) in [("fail", 49), ("ok", 99)] {
+        let before = stream.state().await?["messages"].as_u64().context("messages")?;
+        let inbox = stream.client.new_inbox();
+        let mut answers = stream.client.subscribe(format!("{inbox}.>")).await?;
+        for seq in 1..=100 {
+            let op = match seq {
+                1 => 0,
+                100 => 2,
+                _ => 1,
+            };
+            // All of it is under way before anything is known about the bad one.
+            let header = if seq == 50 { Some(("Nats-Expected-Last-Sequence", "7")) } else { None };
+            let mut map = HeaderMap::new();
+            for (name, value) in header {
+                map.insert(name, value);
+            }
+            let reply = format!("{inbox}.{mode}.500.{mode}.{seq}.{op}.$FI");
+            let subject = format!("{}.a", stream.name);
+            let message = stream.client.publish_with_reply_and_headers(subject, reply, map, "x".into());
+            message.await?;
+        }
+        let mut errors = 0;
+        let last = loop {
+            let answer = timeout(PATIENCE, answers.next()).await?.context("an answer")?;
+            let answer: Value = serde_json::from_slice(&answer.payload)?;
+            match answer["type"].as_str() {
+                Some("err") => {
+                    assert_eq!((&answer["seq"], &answer["error"]["err_code"]), (&json!(50), &json!(10071)));
+                    errors += 1;
+                }
+                Some(_) => {}
+                None => break answer,
+            }
+        };
+        assert_eq!(errors, 1);
+        assert_eq!(last["count"], if mode == "fail" { 49 } else { 100 }, "{last}");
+        assert_eq!(last["seq"].as_u64(), Some(before + stored), "{last}");
+        assert_eq!(stream.state().await?["messages"].as_u64(), Some(before + stored));
+    }
+    Ok(())
+}
+
+pub(crate) async fn calls_of_the_api_are_audited(ground: &Ground) -> Result<()> {
+    let stream = Bare::new(ground, "AUDIT", json!({})).await?;
+    let mut audits = stream.client.subscribe("$JS.EVENT.ADVISORY.API").await?;
+    stream.client.flush().await?;
+    let purged = stream.api("STREAM.PURGE", &json!({"keep": 1})).await?;
+    let subject = format!("$JS.API.STREAM.PURGE.{}", stream.name);
+
+    let audit = loop {
+        let audit = timeout(PATIENCE, audits.next()).await?.context("an advisory")?;
+        let audit: Value = serde_json::from_slice(&audit.payload)?;
+        if audit["subject"] == subject.as_str() {
+            break audit;
+        }
+    };
+    assert_eq!(audit["type"], "io.nats.jetstream.advisory.v1.api_audit");
+    assert_eq!(audit["request"], r#"{"keep":1}"#);
+    let response: Value = serde_json::from_str(audit["response"].as_str().context("a response")?)?;
+    assert_eq!(response, purged);
+    assert_eq!((&audit["client"]["acc"], &audit["client"]["lang"]), (&json!("$G"), &json!("rust")));
+    assert_eq!(audit["server"], ground.cluster.node(0).name());
+    Ok(())
+}

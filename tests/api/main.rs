@@ -84,6 +84,9 @@ claims! {
         subjects_are_rewritten_before_messages_are_stored,
         what_is_stored_is_published_again,
         bounds_for_consumers_hold_for_those_that_exist,
+        a_fast_batch_is_acked_now_and_then_and_at_its_end,
+        a_fast_batch_without_holes_ends_at_the_first_refusal,
+        calls_of_the_api_are_audited,
     }
     mirrors {
         a_mirror_has_the_sequences_times_and_gaps_of_its_origin,

@@ -7,4 +7,5 @@ mod copies;
 mod cut;
 mod failover;
 mod joining;
+mod restoring;
 mod spreading;

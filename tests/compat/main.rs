@@ -3,6 +3,7 @@
 
 mod answers;
 mod bad_input;
+mod fast_batches;
 mod mirrors;
 mod monitoring;
 mod pair;

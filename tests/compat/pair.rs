@@ -16,11 +16,19 @@ pub(crate) struct Pair {
 impl Pair {
     /// Both, with these lines in their configuration. Nothing where there is no reference.
     pub(crate) async fn start(test: &str, extra: &str) -> Result<Option<Self>> {
+        Self::with(test, &|| Setup { extra: extra.to_owned(), ..Setup::default() }).await
+    }
+
+    /// Both, with these lines in the `jetstream` block of their configuration.
+    pub(crate) async fn start_in_jetstream(test: &str, jetstream: &str) -> Result<Option<Self>> {
+        Self::with(test, &|| Setup { jetstream: jetstream.to_owned(), ..Setup::default() }).await
+    }
+
+    async fn with(test: &str, setup: &dyn Fn() -> Setup) -> Result<Option<Self>> {
         let Some(program) = tools::nats_server() else {
             skip::missing(test, "there is no nats-server to compare with")?;
             return Ok(None);
         };
-        let setup = || Setup { extra: extra.to_owned(), ..Setup::default() };
         let reference = Cluster::with(Setup { program: Some(program), ..setup() }).await?;
         let subject = Cluster::with(setup()).await?;
         Ok(Some(Self { reference, subject }))

@@ -83,11 +83,19 @@ async fn carried(test: &str, from: &Cluster, to: &Cluster, found: &mut Differenc
     for config in streams() {
         fill(&source, &config).await?;
         let name = config["name"].as_str().context("a name")?;
-        let dir = from.dir().join(format!("backup-{name}"));
-        let dir = dir.to_str().context("a path")?;
-        run(from.node(0).url(), &["stream", "backup", name, dir, "--no-progress"]).await?;
-        ensure!(Path::new(dir).join("stream.tar.s2").exists(), "there is no archive of {name}");
-        run(to.node(0).url(), &["stream", "restore", dir, "--no-progress"]).await?;
+        if config["storage"] == "memory" {
+            // The command line does not even ask.
+            let saved = backup(&source, name, &json!({})).await?;
+            let request = json!({"config": saved.config, "state": saved.state});
+            let answer = restore(&target, &request, &saved.archive, 100_000).await?;
+            ensure!(answer.get("error").is_none(), "{answer}");
+        } else {
+            let dir = from.dir().join(format!("backup-{name}"));
+            let dir = dir.to_str().context("a path")?;
+            run(from.node(0).url(), &["stream", "backup", name, dir, "--no-progress"]).await?;
+            ensure!(Path::new(dir).join("stream.tar.s2").exists(), "there is no archive of {name}");
+            run(to.node(0).url(), &["stream", "restore", dir, "--no-progress"]).await?;
+        }
         found.compare(name, &seen(&source, name).await?, &seen(&target, name).await?);
         let info =
             |client: Client| async move { api(&client, &format!("STREAM.INFO.{name}"), &json!({})).await };
@@ -131,6 +139,7 @@ async fn calls_that_are_refused_are_refused_alike() -> Result<()> {
             config.as_object_mut().expect("an object").extend(fields.as_object().expect("one").clone());
             json!({"config": config, "state": state})
         };
+        // Not compared: nats-server restores more replicas than there are nodes; Levee refuses, as it does creating them.
         for (call, body) in [
             ("STREAM.SNAPSHOT.A", json!({})),
             ("STREAM.SNAPSHOT.NONE", json!({"deliver_subject": "x"})),
@@ -142,7 +151,6 @@ async fn calls_that_are_refused_are_refused_alike() -> Result<()> {
             ("STREAM.RESTORE.B", config(json!({"name": "C"}))),
             ("STREAM.RESTORE.B", config(json!({"subjects": ["b..c"]}))),
             ("STREAM.RESTORE.B", config(json!({"retention": "never"}))),
-            ("STREAM.RESTORE.B", config(json!({"num_replicas": 3}))),
             ("STREAM.RESTORE.B", config(json!({"max_age": 5}))),
         ] {
             answers.push((format!("{call} {body}"), normalized(&api(&client, call, &body).await?)));

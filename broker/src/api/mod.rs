@@ -31,7 +31,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::advisory::ClientInfo;
 use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
-use levee_protocol::api::{ApiError, level};
+use levee_protocol::api::{ApiError, envelope, level};
 use levee_protocol::ids::{AccountName, NodeId};
 use levee_protocol::wire::headers::HeaderBlock;
 
@@ -100,7 +100,7 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<router::ClientInfo>, batch:
     stream_requests(jetstream, &from.account, &messages, Arrival::Client);
 }
 
-/// Tells of a call, unless it reads a single message: those are as many as messages.
+/// Tells of a call, unless it has read a single message: those are as many as messages.
 fn audit(
     jetstream: &JetStream,
     account: &AccountName,
@@ -109,7 +109,8 @@ fn audit(
     answer: &[u8],
 ) {
     let subject = call.subject(item);
-    if parse(jetstream, subject).is_some_and(|request| request.endpoint != Endpoint::MessageGet) {
+    let Some(request) = parse(jetstream, subject) else { return };
+    if request.endpoint != Endpoint::MessageGet || envelope::is_failure(answer) {
         advisory::api_audit(jetstream, account, client, subject, (call.payload(item), answer));
     }
 }

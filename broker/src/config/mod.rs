@@ -22,6 +22,8 @@ mod resources;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::limits::BatchLimits;
+
 pub use self::duration::{InvalidDuration, format_duration, parse_duration};
 pub use self::flags::{Flags, Signal, SignalTarget};
 pub use self::grammar::{Problem, Source};
@@ -181,6 +183,8 @@ pub struct JetStream {
     pub domain: Option<String>,
     /// How often the reference server syncs. Shown in monitoring only: this node always syncs before it acks.
     pub sync_interval: SyncInterval,
+    /// What bounds batches of publishers, `limits { batch {} }`. Default: nats-server's.
+    pub batches: BatchLimits,
 }
 
 /// See [`JetStream::sync_interval`].

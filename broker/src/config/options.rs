@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::grammar::{Block, Entry, Problem, Value};
 use super::{Authorization, Draft, JetStream, Listen, SyncInterval, format_duration, parse_duration};
+use crate::limits::BatchLimits;
 
 /// Accepted at the top level without effect, each with the reason.
 const NO_EFFECT: &[(&str, &str)] = &[
@@ -103,13 +104,15 @@ const JETSTREAM_UNSUPPORTED: &[&str] = &[
     "ek",
     "encryption_key",
     "key",
-    "limits",
     "prev_encryption_key",
     "prev_ek",
     "prev_key",
     "tpm",
     "unique_tag",
 ];
+
+const LIMITS_UNSUPPORTED: &[&str] =
+    &["default_max_consumers", "duplicate_window", "max_ack_pending", "max_ha_assets", "max_request_batch"];
 
 const AUTHORIZATION_UNSUPPORTED: &[&str] =
     &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required", "users"];
@@ -257,6 +260,13 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
                 _ => duration(&mut draft.config.warnings, entry, key)
                     .map(|every| jetstream.sync_interval = SyncInterval::Every(every)),
             },
+            "limits" => match limits(draft, entry) {
+                Ok(batches) => {
+                    jetstream.batches = batches;
+                    Ok(())
+                }
+                Err(problems) => return Err(problems),
+            },
             "strict" => boolean(entry).and_then(|strict| {
                 if strict { Ok(()) } else { Err(not_supported("jetstream.strict: false", entry)) }
             }),
@@ -266,6 +276,52 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
     });
     draft.config.jetstream = enabled.then_some(jetstream);
     all_or_problems(problems)
+}
+
+/// `jetstream { limits { batch {} } }`
+fn limits(draft: &mut Draft, entry: &Entry) -> Result<BatchLimits, Vec<Problem>> {
+    let mut batches = BatchLimits::DEFAULT;
+    let problems = each(block_of(entry, "jetstream.limits")?, |entry, key| match key {
+        "batch" => all_or_problems(each(block_of(entry, "jetstream.limits.batch")?, |entry, key| {
+            let done = match key {
+                "max_inflight_per_stream" => bound(entry).map(|max| {
+                    if let Some(max) = max {
+                        (batches.atomic_per_stream_max, batches.fast_per_stream_max) = (max, max);
+                    }
+                }),
+                "max_inflight_total" => bound(entry).map(|max| {
+                    if let Some(max) = max {
+                        (batches.atomic_on_node_max, batches.fast_on_node_max) = (max, max);
+                    }
+                }),
+                "max_msgs" => bound(entry)
+                    .map(|max| batches.messages_max = max.map_or(batches.messages_max, |max| max as u64)),
+                "timeout" => {
+                    duration(&mut draft.config.warnings, entry, key).map(|idle| batches.idle_max = idle)
+                }
+                _ => other(draft, entry, key, &[], &[], "jetstream.limits.batch."),
+            };
+            done.map_err(|problem| vec![problem])
+        })),
+        _ => other(draft, entry, key, &[], LIMITS_UNSUPPORTED, "jetstream.limits.")
+            .map_err(|problem| vec![problem]),
+    });
+    all_or_problems(problems).map(|()| batches)
+}
+
+fn block_of<'a>(entry: &'a Entry, what: &str) -> Result<&'a Block, Vec<Problem>> {
+    match &entry.value {
+        Value::Block(block) => Ok(block),
+        other => {
+            let found = other.kind();
+            Err(vec![entry.problem(format!("expected a block to define {what}, but it is {found}"))])
+        }
+    }
+}
+
+/// A bound; zero and less are the default.
+fn bound(entry: &Entry) -> Read<Option<usize>> {
+    Ok(usize::try_from(integer(entry)?).ok().filter(|max| *max > 0))
 }
 
 fn jetstream_switch(entry: &Entry) -> Read<bool> {

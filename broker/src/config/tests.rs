@@ -347,3 +347,36 @@ fn the_example_configurations_are_read() {
     assert_eq!(cluster.cluster.unwrap().routes.len(), 3);
     assert_eq!(cluster.lame_duck_duration, Duration::from_secs(60));
 }
+
+#[test]
+fn batches_have_bounds_of_their_own() {
+    let batches = |limits: &str| {
+        let config = load(&format!("jetstream {{ limits {{ {limits} }} }}"), &[]);
+        config.map(|config| config.jetstream.unwrap().batches)
+    };
+    let default = crate::limits::BatchLimits::DEFAULT;
+
+    assert_eq!(batches(""), Ok(default));
+    assert_eq!(batches("batch { max_msgs: 0 }"), Ok(default));
+    let set = "batch { max_inflight_per_stream: 2, max_inflight_total: 3, max_msgs: 4, timeout: \"5s\" }";
+    let expected = crate::limits::BatchLimits {
+        atomic_per_stream_max: 2,
+        fast_per_stream_max: 2,
+        atomic_on_node_max: 3,
+        fast_on_node_max: 3,
+        messages_max: 4,
+        idle_max: Duration::from_secs(5),
+    };
+    assert_eq!(batches(set), Ok(expected));
+    for (text, expected) in [
+        ("jetstream { limits: 5 }", "expected a block to define jetstream.limits"),
+        ("jetstream { limits { batch { nope: 1 } } }", "unknown field \"nope\""),
+        (
+            "jetstream { limits { max_ack_pending: 1 } }",
+            "\"jetstream.limits.max_ack_pending\" is not supported yet",
+        ),
+    ] {
+        let refused = load(text, &[]).unwrap_err();
+        assert!(refused.contains(expected), "{refused}");
+    }
+}

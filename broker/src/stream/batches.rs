@@ -7,23 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use levee_protocol::api::advisory::Abandoned;
 use levee_protocol::api::{ApiError, RareIntent};
 use tokio::time::Instant;
 
+use crate::limits::BatchLimits;
 use crate::stream::compose::Piece;
 
-/// Most messages of a batch.
-const MESSAGES_MAX: u64 = 1000;
-/// Most open batches of a stream, and of all streams that this node leads.
-const OPEN_MAX: usize = 50;
-const OPEN_ON_NODE_MAX: usize = 1000;
 /// Most bytes of all open batches of a stream: what is committed at once has to fit into one log entry.
 const BYTES_MAX: usize = 64 << 20;
-/// A batch to which nothing is added for so long is given up.
-const IDLE_MAX: Duration = Duration::from_secs(10);
 const ID_CHARS_MAX: usize = 64;
 
 /// The open batches of one stream.
@@ -31,6 +24,7 @@ const ID_CHARS_MAX: usize = 64;
 pub(super) struct Batches {
     open: BTreeMap<String, Batch>,
     bytes: usize,
+    limits: BatchLimits,
     /// Of the whole node.
     on_node: Arc<AtomicUsize>,
 }
@@ -46,7 +40,7 @@ struct Batch {
 
 /// One of the batches that may be open on a node.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+pub(super) struct Place(Arc<AtomicUsize>);
 
 /// What becomes of a message of a batch.
 #[derive(Debug)]
@@ -70,8 +64,8 @@ enum Commit {
 }
 
 impl Batches {
-    pub(super) fn new(on_node: Arc<AtomicUsize>) -> Self {
-        Self { open: BTreeMap::new(), bytes: 0, on_node }
+    pub(super) fn new(limits: BatchLimits, on_node: Arc<AtomicUsize>) -> Self {
+        Self { open: BTreeMap::new(), bytes: 0, limits, on_node }
     }
 
     /// Takes a message with a batch id.
@@ -90,8 +84,9 @@ impl Batches {
             Some(_) => return self.refuse(id, ApiError::atomic_commit_invalid(), Abandoned::Unsupported),
         };
         let place = seq - u64::from(commit == Commit::Exclusive && seq > 0);
-        if place > MESSAGES_MAX {
-            return self.refuse(id, ApiError::atomic_too_large(MESSAGES_MAX), Abandoned::Large);
+        let messages_max = self.limits.messages_max;
+        if place > messages_max {
+            return self.refuse(id, ApiError::atomic_too_large(messages_max), Abandoned::Large);
         }
         let expected = self.open.get(id).map_or(1, |batch| batch.pieces.len() as u64 + 1);
         if seq != expected || (seq == 1 && commit == Commit::Exclusive) {
@@ -105,7 +100,8 @@ impl Batches {
             return Offer::Commits(pieces);
         }
         if seq == 1 {
-            let Some(_place) = Place::take(&self.on_node).filter(|_| self.open.len() < OPEN_MAX) else {
+            let place = Place::take(&self.on_node, self.limits.atomic_on_node_max);
+            let Some(_place) = place.filter(|_| self.open.len() < self.limits.atomic_per_stream_max) else {
                 return Offer::Refused(ApiError::atomic_too_many_inflight(), None);
             };
             let batch = Batch { pieces: Vec::new(), bytes: 0, touched: now, _place };
@@ -135,7 +131,8 @@ impl Batches {
 
     /// Gives up the batches to which nothing was added for too long, and says which.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<String> {
-        let idle = self.open.iter().filter(|(_, batch)| now.duration_since(batch.touched) >= IDLE_MAX);
+        let idle =
+            self.open.iter().filter(|(_, batch)| now.duration_since(batch.touched) >= self.limits.idle_max);
         let idle: Vec<String> = idle.map(|(id, _)| id.clone()).collect();
         for id in &idle {
             self.take(id);
@@ -145,7 +142,7 @@ impl Batches {
 
     /// When the next batch has been idle for too long, unless something is added to it.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.open.values().map(|batch| batch.touched + IDLE_MAX).min()
+        self.open.values().map(|batch| batch.touched + self.limits.idle_max).min()
     }
 
     fn take(&mut self, id: &str) -> Option<Batch> {
@@ -156,10 +153,11 @@ impl Batches {
 }
 
 impl Place {
-    fn take(on_node: &Arc<AtomicUsize>) -> Option<Self> {
+    /// A place, if fewer than `max` are taken.
+    pub(super) fn take(on_node: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
         let place = Self(Arc::clone(on_node));
         let open = on_node.fetch_add(1, Ordering::AcqRel);
-        (open < OPEN_ON_NODE_MAX).then_some(place)
+        (open < max).then_some(place)
     }
 }
 
@@ -184,8 +182,13 @@ mod tests {
         Piece::new(AccountName::global(), Bytes::from(vec![0; size as usize]), item)
     }
 
+    const LIMITS: BatchLimits = BatchLimits::DEFAULT;
+    const OPEN_MAX: usize = LIMITS.atomic_per_stream_max;
+    const OPEN_ON_NODE_MAX: usize = LIMITS.atomic_on_node_max;
+    const IDLE_MAX: std::time::Duration = LIMITS.idle_max;
+
     fn batches() -> Batches {
-        Batches::new(Arc::default())
+        Batches::new(LIMITS, Arc::default())
     }
 
     /// Offers a message and says what came of it: how many commit, `None` while it waits, or the error.
@@ -259,7 +262,7 @@ mod tests {
         assert_eq!(offer(&mut batches, "more", "1", Some("1")), Ok(Some(1)));
 
         let on_node = Arc::new(AtomicUsize::new(OPEN_ON_NODE_MAX));
-        let mut elsewhere = Batches::new(Arc::clone(&on_node));
+        let mut elsewhere = Batches::new(LIMITS, Arc::clone(&on_node));
         assert_eq!(offer(&mut elsewhere, "a", "1", None), Err(10210));
         assert_eq!(on_node.load(Ordering::Acquire), OPEN_ON_NODE_MAX);
     }

@@ -2,14 +2,15 @@
 //! told what afterwards. The rules are in `broker-core`'s composition; streams without one never get here.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use levee_broker_core::stream::counter::{self, PendingSums};
 use levee_broker_core::stream::{Composition, MessageView, PublishReply, StreamMachine};
 use levee_protocol::api::advisory::Abandoned;
-use levee_protocol::api::{ApiError, PubAck, PublishIntent, stored_header};
+use levee_protocol::api::fast_batch::FastReply;
+use levee_protocol::api::{ApiError, PubAck, PublishIntent, fast_batch, stored_header};
 use levee_protocol::ids::AccountName;
 use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::time::Timestamp;
@@ -23,7 +24,10 @@ use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::chance::Chance;
 use crate::runtime::clock;
 use crate::stream::batches::{Batches, Offer};
+use crate::stream::fast::{FastBatches, Said, Ticket};
 use crate::stream::ingest::PubAckStream;
+
+const BATCH_ID_BYTES_MAX: usize = 64;
 
 /// What one message needs on its way into a block, and back to its publisher.
 #[derive(Clone, Debug)]
@@ -112,6 +116,8 @@ struct Asker {
     sum: String,
     /// The batch that this commits, or empty.
     batch: String,
+    /// Its place in a fast batch.
+    fast: Option<Ticket>,
 }
 
 /// A block, and who waits for what becomes of it.
@@ -125,12 +131,13 @@ pub(super) struct Composed {
 pub(super) struct Composer {
     jetstream: Arc<JetStream>,
     batches: Batches,
+    fast: FastBatches,
     chance: Chance,
 }
 
-/// Answers that do not wait for the log.
+/// Answers that do not wait for the log: confirmations and refusals, and what is said about fast batches.
 #[derive(Default)]
-pub(super) struct AtOnce(Vec<(AccountName, Bytes, Option<ApiError>)>);
+pub(super) struct AtOnce(Vec<(AccountName, Bytes, Option<ApiError>)>, Vec<(AccountName, Bytes, Vec<u8>)>);
 
 impl AtOnce {
     pub(super) fn send(self, stream: &PubAckStream, route: &mut RouteBatch) {
@@ -140,6 +147,9 @@ impl AtOnce {
             if let Some(error) = &error {
                 PubAck::encode_rejection(&stream.name, error, &mut text);
             }
+            route.send(&account, &to, MessageRef { subject: &to, payload: &text, ..MessageRef::default() });
+        }
+        for (account, to, text) in self.1 {
             route.send(&account, &to, MessageRef { subject: &to, payload: &text, ..MessageRef::default() });
         }
         route.flush();
@@ -153,12 +163,16 @@ struct Draft<'a> {
     sums: PendingSums,
     machine: &'a StreamMachine,
     view: &'a dyn MessageView,
+    /// Numbers of the fast batches that must have no hole.
+    chains: BTreeMap<String, u8>,
 }
 
 impl Composer {
     pub(super) fn new(jetstream: &Arc<JetStream>) -> Self {
-        let batches = Batches::new(jetstream.open_batches());
-        Self { jetstream: Arc::clone(jetstream), batches, chance: Chance::new() }
+        let limits = jetstream.limits().batches;
+        let batches = Batches::new(limits, jetstream.open_batches());
+        let fast = FastBatches::new(limits, jetstream.open_fast_batches());
+        Self { jetstream: Arc::clone(jetstream), batches, fast, chance: Chance::new() }
     }
 
     /// Writes what arrived into a block; `None` if nothing of it goes to the log now.
@@ -171,7 +185,8 @@ impl Composer {
         now: Timestamp,
     ) -> (Option<Composed>, AtOnce) {
         let block = BlockBuilder::default();
-        let mut draft = Draft { composition, block, sums: PendingSums::new(), machine, view };
+        let mut draft =
+            Draft { composition, block, sums: PendingSums::new(), machine, view, chains: BTreeMap::new() };
         let mut askers = Vec::new();
         let mut at_once = AtOnce::default();
         for (account, inbound) in arrived {
@@ -198,6 +213,9 @@ impl Composer {
     ) {
         let reply = piece.item.reply;
         let reply = piece.chunk.slice(reply.start as usize..reply.end as usize);
+        if fast_batch::is_fast(&reply) {
+            return self.one_fast(stream, piece, reply, draft, askers, at_once);
+        }
         let account = piece.account.clone();
         let header = piece.header().to_vec();
         // Headers that can not be read are refused when the block is applied.
@@ -206,7 +224,7 @@ impl Composer {
         let Some(rare) = batch else {
             let (last, sum) = draft.push(&piece, &intent, RecordFlags::PUBLISHED, &mut self.chance);
             let batch = String::new();
-            askers.push(Asker { account, reply, pieces: vec![piece], last, sum, batch });
+            askers.push(Asker { account, reply, pieces: vec![piece], last, sum, batch, fast: None });
             return;
         };
         let id = rare.batch_id.unwrap_or_default();
@@ -241,18 +259,89 @@ impl Composer {
                     (last, _) = draft.push(piece, &intent, flags, &mut self.chance);
                 }
                 let batch = id.to_owned();
-                askers.push(Asker { account, reply, pieces, last, sum: String::new(), batch });
+                askers.push(Asker { account, reply, pieces, last, sum: String::new(), batch, fast: None });
             }
         }
     }
 
+    /// A message of a fast batch: stored like others, and answered as its batch has it.
+    fn one_fast(
+        &mut self,
+        stream: &PubAckStream,
+        piece: Piece,
+        reply: Bytes,
+        draft: &mut Draft<'_>,
+        askers: &mut Vec<Asker>,
+        at_once: &mut AtOnce,
+    ) {
+        let account = piece.account.clone();
+        let header = piece.header().to_vec();
+        let intent = PublishIntent::parse(&header).unwrap_or_default();
+        let mut said = Said::default();
+        let offered = match self.checked_fast(&piece, &reply, &header, draft) {
+            Ok(fast) => self.fast.offer(&fast, stream, clock::monotonic(), &mut said),
+            Err(error) => Err(error),
+        };
+        let ticket = match offered {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                at_once.0.push((account, reply, Some(error)));
+                return;
+            }
+        };
+        for text in said.0 {
+            at_once.1.push((account.clone(), reply.clone(), text));
+        }
+        let Some(ticket) = ticket else { return };
+        let (last, sum) = draft.push(&piece, &intent, RecordFlags::PUBLISHED, &mut self.chance);
+        if ticket.is_chained {
+            draft.chain(ticket.id());
+        }
+        let batch = String::new();
+        askers.push(Asker { account, reply, pieces: vec![piece], last, sum, batch, fast: Some(ticket) });
+    }
+
+    /// What every message of a fast batch has to be, in the order of nats-server's checks.
+    fn checked_fast<'a>(
+        &self,
+        piece: &Piece,
+        reply: &'a Bytes,
+        header: &[u8],
+        draft: &Draft<'_>,
+    ) -> Result<FastReply<'a>, ApiError> {
+        if draft.machine.config().is_some_and(|config| config.sealed) {
+            return Err(ApiError::stream_sealed());
+        }
+        let record = RecordRef {
+            timestamp: Timestamp::ZERO,
+            subject: piece.subject(),
+            header,
+            payload: piece.payload(),
+        };
+        draft.composition.check_size(&record)?;
+        if !draft.composition.fast_batches {
+            return Err(ApiError::batch_disabled());
+        }
+        let fast = FastReply::parse(reply).ok_or_else(ApiError::batch_pattern_invalid)?;
+        if fast.id.len() > BATCH_ID_BYTES_MAX {
+            return Err(ApiError::batch_id_invalid());
+        }
+        Ok(fast)
+    }
+
+    /// Whether the next block has to wait for what becomes of the one under way.
+    pub(super) fn waits_for_outcome(&self) -> bool {
+        self.fast.is_chained()
+    }
+
     /// When a batch has been idle for too long.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.batches.next_expiry()
+        self.batches.next_expiry().into_iter().chain(self.fast.next_expiry()).min()
     }
 
     /// Gives up batches that have been idle for too long.
     pub(super) fn expire(&mut self, account: &AccountName, stream: &str) {
+        self.fast.expire(clock::monotonic());
         for id in self.batches.expire(clock::monotonic()) {
             advisory::batch_abandoned(&self.jetstream, account, stream, &id, Abandoned::Timeout);
         }
@@ -271,6 +360,16 @@ impl Composer {
         let mut text = Vec::with_capacity(128);
         for asker in &composed.askers {
             let Some(reply) = replies.get(asker.last as usize) else { break };
+            if let Some(ticket) = &asker.fast {
+                let mut said = Said::default();
+                self.fast.settle(ticket, reply, stream, &mut said);
+                let to = &asker.reply[..];
+                for text in said.0.iter().filter(|_| acks == Acks::Sent) {
+                    let message = MessageRef { subject: to, payload: text, ..MessageRef::default() };
+                    route.send(&asker.account, to, message);
+                }
+                continue;
+            }
             if *reply == PublishReply::Outdated {
                 again.extend(asker.again());
                 continue;
@@ -347,6 +446,13 @@ impl Asker {
 }
 
 impl Draft<'_> {
+    /// Has the last record stored only if those of its batch before it are.
+    fn chain(&mut self, batch: &str) {
+        let next = u8::try_from(self.chains.len() + 1).unwrap_or(u8::MAX);
+        let chain = *self.chains.entry(batch.to_owned()).or_insert(next);
+        self.block.chain_last(chain);
+    }
+
     /// Writes one record; gives its position, and the sum if it counts.
     fn push(
         &mut self,

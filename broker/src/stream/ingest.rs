@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use levee_broker_core::stream::{Composition, PublishReply, Reply};
-use levee_protocol::api::{ApiError, PubAck, stored_header};
+use levee_protocol::api::{ApiError, PubAck, fast_batch, stored_header};
 use levee_protocol::ids::AccountName;
 use levee_protocol::record::BlockBuilder;
 use levee_raft::{Outcome, ProposeError};
@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::jetstream::JetStream;
-use crate::router::{Inbound, MessageRef, RouteBatch};
+use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::clock::monotonic;
 use crate::stream::Replica;
 use crate::stream::compose::{Acks, Composed, Composer};
@@ -116,6 +116,7 @@ impl Ingest {
     /// Queues a read chunk's publishes, in order. A future comes back when the queue is full: whoever reads the
     /// publisher's socket waits for it before reading on.
     pub fn accept(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Option<BoxFuture<'static, ()>> {
+        let batch = self.without_refused_batches(account, batch);
         let mut queue = self.queue.lock();
         queue.push(account, batch);
         let full = queue.is_full();
@@ -126,6 +127,7 @@ impl Ingest {
     /// Queues publishes that came from another node, whose link can not be made to wait; gives them back when the
     /// queue is full.
     pub fn accept_bounded(self: &Arc<Self>, account: &AccountName, batch: Inbound) -> Result<(), Inbound> {
+        let batch = self.without_refused_batches(account, batch);
         let mut queue = self.queue.lock();
         if queue.is_full() {
             return Err(batch);
@@ -133,6 +135,32 @@ impl Ingest {
         queue.push(account, batch);
         self.propose_or_wake(queue);
         Ok(())
+    }
+
+    /// Takes messages of fast batches out of what comes to a stream that does not allow them, and says so.
+    fn without_refused_batches(&self, account: &AccountName, mut batch: Inbound) -> Inbound {
+        if !batch.items.iter().any(is_fast_in(&batch.chunk)) {
+            return batch;
+        }
+        let (Some(replica), Some(jetstream)) = (self.replica.upgrade(), self.jetstream.upgrade()) else {
+            return batch;
+        };
+        let refused = replica.read(|machine, _| {
+            let config = machine.config().filter(|config| !config.allow_batched)?;
+            let error = if config.sealed { ApiError::stream_sealed() } else { ApiError::batch_disabled() };
+            Some((error, config.no_ack))
+        });
+        let Some((error, no_ack)) = refused else { return batch };
+        let mut text = Vec::new();
+        PubAck::encode_rejection(&self.stream.name, &error, &mut text);
+        let (fast, rest): (Vec<InboundItem>, Vec<InboundItem>) =
+            std::mem::take(&mut batch.items).into_iter().partition(is_fast_in(&batch.chunk));
+        let mut route = jetstream.router().batch();
+        for to in fast.iter().filter(|_| !no_ack).map(|item| item.reply.of(&batch.chunk)) {
+            route.send(account, to, MessageRef { subject: to, payload: &text, ..MessageRef::default() });
+        }
+        batch.items = rest;
+        batch
     }
 
     /// Drops what waits and lets everybody go who waits for room.
@@ -212,7 +240,9 @@ impl Ingest {
         let composition = replica.read(|machine, _| machine.composition().cloned());
         let mut queue = self.queue.lock();
         // A sum follows from the one before, so that one has to be applied.
-        let waits = queue.in_flight > 0 && composition.as_ref().is_some_and(|composition| composition.counts);
+        let counts = composition.as_ref().is_some_and(|composition| composition.counts);
+        // What comes next of a batch without holes depends on what is under way of it.
+        let waits = queue.in_flight > 0 && (counts || composer.waits_for_outcome());
         if waits || !queue.may_propose() {
             return false;
         }
@@ -370,10 +400,14 @@ impl Ingest {
     }
 }
 
+fn is_fast_in(chunk: &Bytes) -> impl Fn(&InboundItem) -> bool + '_ {
+    move |item| fast_batch::is_fast(item.reply.of(chunk))
+}
+
 impl Queue {
     /// What comes after the leader is gone is dropped.
     fn push(&mut self, account: &AccountName, batch: Inbound) {
-        if self.closed {
+        if self.closed || batch.items.is_empty() {
             return;
         }
         self.messages += batch.items.len();
@@ -425,7 +459,9 @@ impl PubAckStream {
             }
             PublishReply::Rejected(error) => PubAck::encode_rejection(stream, error, out),
             // The stream was reconfigured while this was on its way.
-            PublishReply::Outdated => PubAck::encode_rejection(stream, &ApiError::not_available(), out),
+            PublishReply::Outdated | PublishReply::Skipped => {
+                PubAck::encode_rejection(stream, &ApiError::not_available(), out)
+            }
         }
     }
 

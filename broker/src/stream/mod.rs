@@ -6,6 +6,7 @@
 mod batches;
 pub(crate) mod compose;
 pub mod directory;
+mod fast;
 pub mod forward;
 pub mod ingest;
 pub mod leader;

@@ -144,15 +144,21 @@ async fn end_here(jetstream: &JetStream, group: GroupId, complete: bool) -> Opti
     }
 }
 
-/// Deletes a stream whose restore does not run where it is led: its node is gone, or was gone for a while.
+/// Deletes a stream whose restore does not run where it is led: its node is gone, or was gone for a while. Looks for as
+/// long as the stream is one that is being restored.
 pub async fn look_for_abandoned(jetstream: Arc<JetStream>, group: GroupId) {
-    tokio::time::sleep(BEGIN_PATIENCE).await;
-    let is_restoring = jetstream
-        .meta()
-        .read(|machine| machine.stream_of_group(group).is_some_and(|stream| stream.restoring));
-    if is_restoring && !jetstream.transfers().has(group) {
-        tracing::warn!("a restore was cut off; what it left of its stream is deleted");
-        end(&jetstream, group, false).await;
+    loop {
+        tokio::time::sleep(BEGIN_PATIENCE).await;
+        let is_restoring = jetstream
+            .meta()
+            .read(|machine| machine.stream_of_group(group).is_some_and(|stream| stream.restoring));
+        if !is_restoring {
+            return;
+        }
+        if !jetstream.transfers().has(group) {
+            tracing::warn!("a restore was cut off; what it left of its stream is deleted");
+            end(&jetstream, group, false).await;
+        }
     }
 }
 
@@ -166,6 +172,7 @@ fn start(jetstream: &Arc<JetStream>, group: GroupId, client: advisory::ClientInf
     if !is_ready {
         return None;
     }
+    tracing::info!("restore of stream '{}' begins", assignment.config.name);
     let open = Open::new(jetstream, &assignment.account, group);
     let subject = format!("$JS.SNAPSHOT.RESTORE.{}.{}", assignment.config.name, open.id);
     let restore = Restore {
@@ -303,7 +310,8 @@ impl Restore {
             self.place(block).await?;
         }
         self.placed().await?;
-        let end = StreamCommand::RestoreEnd { now: self.now(), last: state.last_seq };
+        let (last, last_time) = (state.last_seq, state.last_ts);
+        let end = StreamCommand::RestoreEnd { now: self.now(), last, last_time };
         self.decide(end.encode().into_bytes(), INLINE).await
     }
 

@@ -72,6 +72,13 @@ pub fn failure(response_type: &str, error: &ApiError, tail: &str) -> Vec<u8> {
     out
 }
 
+/// Whether an answer is one that says why not.
+#[must_use]
+pub fn is_failure(answer: &[u8]) -> bool {
+    let fields = answer.iter().position(|byte| *byte == b',').map(|comma| &answer[comma..]);
+    fields.is_some_and(|fields| fields.starts_with(b",\"error\":"))
+}
+
 fn open(response_type: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(b"{\"type\":\"io.nats.jetstream.api.v1.");
@@ -358,6 +365,8 @@ mod tests {
             br#"{"type":"io.nats.jetstream.api.v1.x_response","subject":"g1.\u003e"}"#
         );
         assert_eq!(success("x_response", &Empty {}), br#"{"type":"io.nats.jetstream.api.v1.x_response"}"#);
+        assert!(is_failure(&failure("x_response", &ApiError::bad_request(), "")));
+        assert!(!is_failure(&success("x_response", &Body { subject: "error" })));
         assert_eq!(
             failure("stream_purge_response", &ApiError::bad_request(), "\"purged\":0"),
             br#"{"type":"io.nats.jetstream.api.v1.stream_purge_response","error":{"code":400,"err_code":10003,"description":"bad request"},"purged":0}"#

@@ -20,6 +20,7 @@
 //! | [`publish`] | publish headers, and the answer to a publish |
 //! | [`pull`] | the next-message request |
 //! | [`ack`] | ack payloads and ack subjects |
+//! | [`fast_batch`] | reply subjects of fast batches, and what is said on them |
 //! | [`advisory`] | events |
 
 pub mod account_info;
@@ -34,6 +35,7 @@ pub mod duration_text;
 pub mod endpoint;
 pub mod envelope;
 pub mod error;
+pub mod fast_batch;
 mod json_syntax;
 pub mod level;
 pub mod message;

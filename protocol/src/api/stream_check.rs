@@ -115,10 +115,8 @@ impl StreamConfig {
 #[must_use]
 pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
     let origins = config.mirror.iter().chain(&config.sources);
-    if origins.into_iter().any(|origin| origin.consumer.is_some()) {
-        return Some("a consumer of one's own for a mirror or source");
-    }
-    config.allow_batched.then_some("batch publish")
+    let own = origins.into_iter().any(|origin| origin.consumer.is_some());
+    own.then_some("a consumer of one's own for a mirror or source")
 }
 
 fn refuse<T>(why: impl std::fmt::Display) -> Result<T, ApiError> {

@@ -104,9 +104,10 @@ impl StreamCommand {
                 number::RESTORE_CONSUMER,
                 &RestoreConsumerBody { now: now.0, name: name.as_str().to_owned(), consumer: json(consumer) },
             ),
-            Self::RestoreEnd { now, last } => {
-                framed(number::RESTORE_END, &SeqBody { now: now.0, seq: last.0 })
-            }
+            Self::RestoreEnd { now, last, last_time } => framed(
+                number::RESTORE_END,
+                &RestoreEndBody { now: now.0, last: last.0, last_time: last_time.0 },
+            ),
         };
         Encoded::Inline(bytes)
     }
@@ -177,8 +178,8 @@ impl StreamCommand {
                 })
             }
             number::RESTORE_END => {
-                let SeqBody { now, seq } = message(body)?;
-                Ok(Self::RestoreEnd { now: Timestamp(now), last: Seq(seq) })
+                let RestoreEndBody { now, last, last_time } = message(body)?;
+                Ok(Self::RestoreEnd { now: Timestamp(now), last: Seq(last), last_time: Timestamp(last_time) })
             }
             unknown => Err(Undecodable(format!(
                 "unknown stream command {unknown}; it may come from a newer release"
@@ -313,6 +314,16 @@ struct SeqBody {
     now: i64,
     #[prost(uint64, tag = "2")]
     seq: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RestoreEndBody {
+    #[prost(sfixed64, tag = "1")]
+    now: i64,
+    #[prost(uint64, tag = "2")]
+    last: u64,
+    #[prost(sfixed64, tag = "3")]
+    last_time: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

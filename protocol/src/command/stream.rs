@@ -93,6 +93,8 @@ pub enum StreamCommand {
         now: Timestamp,
         /// The last sequence of the archived stream, whether there is a message or not.
         last: Seq,
+        /// When it was given out.
+        last_time: Timestamp,
     },
 }
 

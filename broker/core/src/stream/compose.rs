@@ -34,6 +34,8 @@ pub struct Composition {
     pub counts: bool,
     /// Whether messages may be parts of atomic batches.
     pub batches: bool,
+    /// Whether messages may be parts of fast batches.
+    pub fast_batches: bool,
 }
 
 /// What of a body is published again.
@@ -65,9 +67,15 @@ impl Composition {
             transform.map(|transform| (transform, if *headers_only { Body::Size } else { Body::Whole }))
         });
         let (counts, batches) = (config.allow_msg_counter, config.allow_atomic);
+        let fast_batches = config.allow_batched;
         let schedules = config.allow_msg_schedules;
-        let is_needed =
-            transform.is_some() || ttl_min.is_some() || republish.is_some() || counts || batches || schedules;
+        let is_needed = transform.is_some()
+            || ttl_min.is_some()
+            || republish.is_some()
+            || counts
+            || batches
+            || fast_batches
+            || schedules;
         is_needed.then(|| Self {
             name: config.name.clone(),
             transform,
@@ -77,6 +85,7 @@ impl Composition {
             schedules,
             counts,
             batches,
+            fast_batches,
         })
     }
 

@@ -131,6 +131,8 @@ pub enum PublishReply {
         /// Sequence of that message.
         seq: Seq,
     },
+    /// A message before it in its chain was refused, and so it was not looked at.
+    Skipped,
     /// What the leader wrote does not fit the state any more, and was not stored.
     Outdated,
     /// Refused by a rule.

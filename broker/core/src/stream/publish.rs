@@ -4,6 +4,8 @@
 //! whole stream are enforced once per block, because evicting needs a read and one read can serve many messages; a
 //! message whose acceptance could depend on an eviction makes them happen before it is looked at.
 
+use std::collections::BTreeSet;
+
 use levee_protocol::api::publish::{Rollup, Ttl};
 use levee_protocol::api::{ApiError, PublishIntent, RetentionPolicy};
 use levee_protocol::ids::Seq;
@@ -42,8 +44,15 @@ impl StreamMachine {
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         let mut replies = Vec::with_capacity(block.count() as usize);
         let mut position = 0;
+        let mut broken = BTreeSet::new();
         while position < block.count() {
             let flags = block.flags(position);
+            let chain = block.chain(position);
+            if chain > 0 && broken.contains(&chain) {
+                replies.push(PublishReply::Skipped);
+                position += 1;
+                continue;
+            }
             if flags.contains(RecordFlags::IN_BATCH) {
                 let last = batch::end_of(block, position);
                 let batch = (block, position, last);
@@ -76,13 +85,18 @@ impl StreamMachine {
                     Err(error) => Err(PublishReply::Rejected(error)),
                 }
             };
-            replies.push(match admitted {
+            let reply = match admitted {
                 Ok(admitted) => {
                     reads.accept(position);
                     self.store(settings, &record, admitted, &reads, &mut removals)?
                 }
                 Err(reply) => reply,
-            });
+            };
+            let is_held = matches!(reply, PublishReply::Stored { .. } | PublishReply::Duplicate { .. });
+            if chain > 0 && !is_held {
+                broken.insert(chain);
+            }
+            replies.push(reply);
             position += 1;
         }
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;

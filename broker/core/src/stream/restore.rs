@@ -13,6 +13,7 @@ use levee_protocol::archive::consumer::ArchivedConsumer;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::record::{Block, RecordRef};
+use levee_protocol::time::Timestamp;
 
 use super::StreamMachine;
 use super::dedup::MsgId;
@@ -50,7 +51,9 @@ impl StreamMachine {
             StreamCommand::RestoreConsumer { name, consumer, .. } => {
                 self.restore_consumer(log_index, name, consumer, view)
             }
-            StreamCommand::RestoreEnd { last, .. } => self.restore_end(settings, *last, view),
+            StreamCommand::RestoreEnd { last, last_time, .. } => {
+                self.restore_end(settings, (*last, *last_time), view)
+            }
             // A configuration is taken on before this is asked; everything else waits for the end.
             StreamCommand::Configure { .. }
             | StreamCommand::Publish(_)
@@ -138,7 +141,7 @@ impl StreamMachine {
     pub(super) fn restore_end(
         &mut self,
         settings: &Settings,
-        last: Seq,
+        (last, last_time): (Seq, Timestamp),
         view: &dyn MessageView,
     ) -> Result<Outcome, ReadFailed> {
         if last.0 < self.messages.last || last.0 > SEQ_MAX {
@@ -148,6 +151,7 @@ impl StreamMachine {
             return Ok(refused);
         }
         self.restoring = false;
+        self.messages.last_time = self.messages.last_time.max(last_time);
         let reads = Reads::stored_only(view);
         let mut removals = Removals::default();
         if settings.config.retention == RetentionPolicy::Interest {
@@ -239,7 +243,7 @@ mod tests {
     use levee_protocol::api::{AckPolicy, ConsumerConfig, StreamConfig};
     use levee_protocol::archive::consumer::{ConsumerState, Pending, SequencePair};
     use levee_protocol::record::{BlockBuilder, RecordFlags};
-    use levee_protocol::time::{Nanos, Timestamp};
+    use levee_protocol::time::Nanos;
 
     use super::*;
     use crate::stream::PublishReply;
@@ -281,7 +285,7 @@ mod tests {
     }
 
     fn end(bench: &mut Bench, last: u64) -> Outcome {
-        bench.apply(&StreamCommand::RestoreEnd { now: NOW, last: Seq(last) })
+        bench.apply(&StreamCommand::RestoreEnd { now: NOW, last: Seq(last), last_time: Timestamp(31) })
     }
 
     fn seqs(bench: &Bench) -> Vec<u64> {
@@ -298,7 +302,7 @@ mod tests {
 
         let state = bench.machine.state();
         assert_eq!((state.messages, state.first_seq, state.last_seq), (3, Seq(7), Seq(10_009)));
-        assert_eq!((state.first_ts, state.last_ts), (Timestamp(10), Timestamp(30)));
+        assert_eq!((state.first_ts, state.last_ts), (Timestamp(10), Timestamp(31)));
         assert_eq!(state.num_deleted, 10_009 - 7 + 1 - 3);
         assert_eq!(seqs(&bench), [7, 9, 10_000]);
         let mut block = BlockBuilder::default();

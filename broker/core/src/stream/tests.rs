@@ -386,3 +386,26 @@ fn rows_that_contradict_each_other_are_refused() {
         let _ = StreamMachine::load(cut);
     }
 }
+
+#[test]
+fn a_chain_is_stored_up_to_the_first_message_that_is_refused() {
+    let mut bench = Bench::default();
+    let config = Box::new(StreamConfig { subjects: vec!["a".into()], ..StreamConfig::default() });
+    bench.apply(&StreamCommand::Configure { now: Timestamp(1), created: Timestamp(1), config });
+    let mut block = BlockBuilder::default();
+    let wrong = b"NATS/1.0\r\nNats-Expected-Last-Sequence: 99\r\n\r\n";
+    for (chain, header) in [(1, &b""[..]), (2, b""), (1, wrong), (1, b""), (2, b""), (0, wrong), (0, b"")] {
+        block.push(b"a", header, b"x");
+        block.chain_last(chain);
+    }
+
+    let Reply::Publish(replies) = bench.apply(&StreamCommand::Publish(block.finish(Timestamp(1)))).reply
+    else {
+        panic!("a publish is answered with replies");
+    };
+
+    let stored = |reply: &PublishReply| matches!(reply, PublishReply::Stored { .. });
+    assert_eq!(replies.iter().map(stored).collect::<Vec<_>>(), [true, true, false, false, true, false, true]);
+    assert_eq!(replies[3], PublishReply::Skipped);
+    assert_eq!(bench.machine.state().messages, 4);
+}

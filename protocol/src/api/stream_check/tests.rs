@@ -213,7 +213,7 @@ fn the_first_feature_that_is_missing_is_named() {
     assert_eq!(unsupported_yet(&StreamConfig::default()), None);
     let config = StreamConfig { allow_atomic: true, allow_msg_ttl: true, ..StreamConfig::default() };
     assert_eq!(unsupported_yet(&config), None);
-    assert_eq!(unsupported_yet(&StreamConfig { allow_batched: true, ..config }), Some("batch publish"));
+    assert_eq!(unsupported_yet(&StreamConfig { allow_batched: true, ..config }), None);
 }
 
 #[test]

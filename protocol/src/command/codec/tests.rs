@@ -107,7 +107,11 @@ fn commands() -> impl Strategy<Value = StreamCommand> {
             until
         }),
         (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::RestoreBegin { now, first: Seq(seq) }),
-        (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::RestoreEnd { now, last: Seq(seq) }),
+        (times(), any::<u64>(), times()).prop_map(|(now, seq, last_time)| StreamCommand::RestoreEnd {
+            now,
+            last: Seq(seq),
+            last_time
+        }),
         (times(), names(), consumers(), any::<(u64, u64)>()).prop_map(|(now, name, config, (seq, again))| {
             let state =
                 ConsumerState { redelivered: Some([(seq, again)].into()), ..ConsumerState::default() };
@@ -196,7 +200,10 @@ fn bytes_of_stream_commands_are_pinned() {
 
     pinned(&StreamCommand::Tick { now }, "13090807060504030201");
     pinned(&StreamCommand::RestoreBegin { now, first: Seq(7) }, "200908070605040302011007");
-    pinned(&StreamCommand::RestoreEnd { now, last: Seq(7) }, "220908070605040302011007");
+    pinned(
+        &StreamCommand::RestoreEnd { now, last: Seq(7), last_time: Timestamp(2) },
+        "220908070605040302011007190200000000000000",
+    );
     let consumer = StreamCommand::RestoreConsumer { now, name: name(), consumer: Box::default() };
     assert_eq!(consumer.encode().into_bytes()[0], 33);
     pinned(&StreamCommand::DeleteMessage { now, seq: Seq(7) }, "120908070605040302011007");
