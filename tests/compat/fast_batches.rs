@@ -61,7 +61,9 @@ const STEPS: &[Step] = &[
     ("bad3.5.fail.2.1", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "2"),
     ("bad3.5.fail.3.1", "fb.a", &[], "3"),
     ("bad4.1.ok.1.0", "fb.a", &[], "1"),
-    ("bad4.1.ok.2.1", "fb.a", &[("Nats-Expected-Last-Msg-Id", "no")], "2"),
+    // Not compared: what nats-server checks only when it stores, like the last message id, it answers with a PubAck of
+    // its own and never counts as done.
+    ("bad4.1.ok.2.1", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "2"),
     ("bad4.1.ok.3.1", "fb.a", &[], "3"),
     ("bad4.1.ok.4.2", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "4"),
     ("bad5.5.fail.1.0", "fb.a", &[("Nats-Rollup", "all")], "1"),

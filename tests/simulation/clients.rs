@@ -167,7 +167,10 @@ async fn attempt(world: &World, chance: &mut Chance, batch: &mut Vec<Item>, last
                             .oracle
                             .violated(format!("{} was never sent and is a duplicate of {seq}", item.word));
                     }
-                    PublishReply::Duplicate { .. } | PublishReply::Outdated | PublishReply::Rejected(_) => {}
+                    PublishReply::Duplicate { .. }
+                    | PublishReply::Outdated
+                    | PublishReply::Skipped
+                    | PublishReply::Rejected(_) => {}
                 }
             }
         }

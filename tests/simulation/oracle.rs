@@ -294,7 +294,9 @@ fn is_as_expected(expected: &Expected, reply: &Reply) -> bool {
             let verdicts = replies.iter().map(|reply| match reply {
                 PublishReply::Stored { seq, .. } => Verdict::Stored(seq.0),
                 PublishReply::Duplicate { seq } => Verdict::Duplicate(seq.0),
-                PublishReply::Outdated | PublishReply::Rejected(_) => Verdict::Refused,
+                PublishReply::Outdated | PublishReply::Skipped | PublishReply::Rejected(_) => {
+                    Verdict::Refused
+                }
             });
             expected.iter().copied().eq(verdicts)
         }

@@ -365,6 +365,7 @@ fn write_reply(reply: &Reply, out: &mut String) {
                     PublishReply::Stored { seq, .. } => writeln!(out, "ack seq={seq}"),
                     PublishReply::Duplicate { seq } => writeln!(out, "ack seq={seq} duplicate"),
                     PublishReply::Outdated => writeln!(out, "outdated"),
+                    PublishReply::Skipped => writeln!(out, "skipped"),
                     PublishReply::Rejected(error) => {
                         writeln!(out, "refused {}/{} {}", error.code, error.err_code, error.description)
                     }

@@ -102,6 +102,13 @@ impl Router {
         table.is_some_and(|table| table.has_interest(subject))
     }
 
+    /// The same for subscriptions to just this subject.
+    #[must_use]
+    pub fn has_literal_interest(&self, account: &AccountName, subject: &[u8]) -> bool {
+        let table = self.accounts.read().get(account).cloned();
+        table.is_some_and(|table| table.has_literal_interest(subject))
+    }
+
     /// Moves whenever [`Self::has_interest`] may have changed.
     #[must_use]
     pub fn interest_changed(&self) -> watch::Receiver<u64> {

@@ -120,6 +120,19 @@ impl AccountTable {
         found
     }
 
+    /// Whether somebody, here or on a connected peer, has subscribed to just this subject, not by a wildcard.
+    #[must_use]
+    pub fn has_literal_interest(&self, subject: &[u8]) -> bool {
+        let mut found = false;
+        self.for_each_match(subject, |interest| {
+            found |= match interest {
+                Interest::Local(subscription) => *subscription.filter == *subject && subscription.is_open(),
+                Interest::Remote(remote) => *remote.filter == *subject && remote.link.is_connected(),
+            };
+        });
+        found
+    }
+
     /// How many subscriptions and interests of peers there are.
     #[must_use]
     pub fn len(&self) -> usize {

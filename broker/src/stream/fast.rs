@@ -205,21 +205,17 @@ impl FastBatches {
                 }
             }
             PublishReply::Duplicate { seq } => {
+                if batch.pending == 0 {
+                    batch.settled = batch.last;
+                    batch.flow_ack(others, said);
+                }
                 if ticket.commits && batch.gap == Gap::Fail && ticket.seq == 1 {
                     let ack = batch.pub_ack(stream, &ticket.id, *seq, ticket.seq);
                     said.0.push(encoded(PubAck { duplicate: true, ..ack }));
                     self.open.remove(&ticket.id);
                     return;
                 }
-                if batch.pending == 0 {
-                    batch.settled = batch.last;
-                }
-                if !self.finish(&ticket.id, stream, said)
-                    && let Some(batch) = self.open.get_mut(&ticket.id)
-                    && batch.pending == 0
-                {
-                    batch.flow_ack(others, said);
-                }
+                self.finish(&ticket.id, stream, said);
             }
             PublishReply::Rejected(error) => {
                 if batch.gap == Gap::Fail && ticket.seq == 1 {

@@ -25,7 +25,7 @@ use crate::transfer::Open;
 const ACK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long somebody may take to subscribe to where the archive goes.
 const INTEREST_PATIENCE: Duration = Duration::from_secs(2);
-const INTEREST_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const INTEREST_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// The answer to the call has so much of a start before the first chunk.
 const HEAD_START: Duration = Duration::from_millis(10);
 /// Bytes of messages that are read at once.
@@ -189,7 +189,9 @@ impl Sending {
         self.chunks(&mut writer).await?;
         if !self.waiting.is_empty() {
             let rest = self.waiting.split();
-            self.interested().await?;
+            if self.index == 0 {
+                self.interested().await?;
+            }
             self.send(b"", b"", &rest);
         }
         Ok(())
@@ -238,13 +240,15 @@ impl Sending {
         }
     }
 
-    /// Waits until somebody has subscribed to where the archive goes.
+    /// Waits until somebody has subscribed to where the archive goes. Clients do that after they got the answer to
+    /// their call, and may have a wildcard there before, behind which nobody waits yet; it is the last resort.
     async fn interested(&mut self) -> Result<(), GivenUp> {
-        let mut waited = Duration::ZERO;
         let subject = self.to.request.deliver_subject.as_bytes();
-        while !self.router.has_interest(&self.to.account, subject) {
+        let mut waited = Duration::ZERO;
+        while !self.router.has_literal_interest(&self.to.account, subject) {
             if waited >= INTEREST_PATIENCE {
-                return Err(GivenUp::NoInterest);
+                let any = self.router.has_interest(&self.to.account, subject);
+                return if any { Ok(()) } else { Err(GivenUp::NoInterest) };
             }
             tokio::time::sleep(INTEREST_LOOK_INTERVAL).await;
             waited += INTEREST_LOOK_INTERVAL;

@@ -257,7 +257,7 @@ impl PubAck<'_> {
         }
         push_field(out, b",\"val\":", self.value);
         push_field(out, b",\"batch\":", self.batch);
-        if self.count > 0 {
+        if !self.batch.is_empty() {
             out.extend_from_slice(b",\"count\":");
             push_u64(out, self.count);
         }

@@ -249,7 +249,10 @@ mod tests {
         Ok(entries)
     }
 
-    fn archive(messages: &[(Vec<u8>, i64, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    /// Subject, time, header and body.
+    type Message = (Vec<u8>, i64, Vec<u8>, Vec<u8>);
+
+    fn archive(messages: &[Message]) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.document(STATE, 5, b"{}");
         writer.document("consumers/c", 6, b"{\"a\":1}");

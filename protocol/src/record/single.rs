@@ -38,9 +38,9 @@ pub fn read<E>(
     read: &mut ReadPart<'_, E>,
 ) -> Result<Result<Option<Record>, DamagedBlock>, E> {
     let Some(head) = read(0, BLOCK_HEAD_BYTES)? else { return Ok(Err(DamagedBlock::Short)) };
-    let head_bytes = match (head[0], record_head_bytes(head[0])) {
-        (VERSION | VERSION_TIMED | VERSION_PLACED, Some(head_bytes)) => head_bytes,
-        _ => return Ok(Ok(None)),
+    let (VERSION | VERSION_TIMED | VERSION_PLACED, Some(head_bytes)) = (head[0], record_head_bytes(head[0]))
+    else {
+        return Ok(Ok(None));
     };
     if u32_at(&head, 4) != wanted.count || wanted.position >= wanted.count {
         return Ok(Err(DamagedBlock::Layout));
@@ -70,10 +70,8 @@ fn decode(
     if checksum(block_time, bytes) != u32_at(bytes, CHECKSUM_AT) {
         return Err(DamagedBlock::Checksum);
     }
-    let timestamp = match is_timed(version) {
-        true => Timestamp(u64_at(bytes, TIME_AT).cast_signed()),
-        false => block_time,
-    };
+    let timestamp =
+        if is_timed(version) { Timestamp(u64_at(bytes, TIME_AT).cast_signed()) } else { block_time };
     let header = head_bytes + u16_at(bytes, 2) as usize;
     let payload = header.checked_add(u32_at(bytes, 4) as usize).ok_or(DamagedBlock::Layout)?;
     if payload.checked_add(u32_at(bytes, 8) as usize) != Some(bytes.len()) {

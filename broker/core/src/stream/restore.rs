@@ -431,7 +431,7 @@ mod tests {
             chosen: None,
         };
         let consumer = Box::new(ArchivedConsumer { config, state });
-        let command = StreamCommand::RestoreConsumer { now: NOW, name: name.clone(), consumer };
+        let command = StreamCommand::RestoreConsumer { now: NOW, name, consumer };
         assert_eq!(bench.apply(&command).reply, Reply::None);
         assert!(matches!(bench.apply(&command).reply, Reply::Rejected(_)));
         put(&mut bench, &[(1, "a.x", "", 1), (2, "a.x", "", 1), (3, "a.x", "", 1), (5, "a.x", "", 1)]);
