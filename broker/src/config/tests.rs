@@ -354,12 +354,12 @@ fn batches_have_bounds_of_their_own() {
         let config = load(&format!("jetstream {{ limits {{ {limits} }} }}"), &[]);
         config.map(|config| config.jetstream.unwrap().batches)
     };
-    let default = crate::limits::BatchLimits::DEFAULT;
+    let default = BatchLimits::DEFAULT;
 
     assert_eq!(batches(""), Ok(default));
     assert_eq!(batches("batch { max_msgs: 0 }"), Ok(default));
     let set = "batch { max_inflight_per_stream: 2, max_inflight_total: 3, max_msgs: 4, timeout: \"5s\" }";
-    let expected = crate::limits::BatchLimits {
+    let expected = BatchLimits {
         atomic_per_stream_max: 2,
         fast_per_stream_max: 2,
         atomic_on_node_max: 3,
