@@ -24,7 +24,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let config = checked_config(cx, config, Adjust::Silently)?;
     // How far a stream had copied others is not in an archive.
     if config.mirror.is_some() || !config.sources.is_empty() {
-        let why = "a stream that mirrors or sources others can't be restored as such; restore it without them";
+        let why =
+            "a stream that mirrors or sources others can't be restored as such; restore it without them";
         return Err(ApiError::stream_invalid_config(why));
     }
     let exists = StreamName::parse(cx.request.stream)

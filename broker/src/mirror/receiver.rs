@@ -306,7 +306,7 @@ async fn propose(
     for reply in replies.iter().skip(1) {
         match reply {
             PublishReply::Rejected(error) => return Err(NotStored(Some(error.clone()))),
-            PublishReply::Outdated => return Err(NotStored(None)),
+            PublishReply::Outdated | PublishReply::Skipped => return Err(NotStored(None)),
             PublishReply::Stored { .. } | PublishReply::Duplicate { .. } => {}
         }
     }
