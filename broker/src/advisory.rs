@@ -75,6 +75,12 @@ pub fn api_audit(
     subject: &[u8],
     (request, response): (&[u8], &[u8]),
 ) {
+    // Calls are many, and who wants to hear of them is rare.
+    let on = b"$JS.EVENT.ADVISORY.API";
+    if !jetstream.router().has_interest(account, on) && jetstream.directory().capturing(account, on).is_none()
+    {
+        return;
+    }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let audit = ApiAudit {
         server: jetstream.identity().name.clone(),

@@ -194,7 +194,9 @@ impl FastBatches {
         let others = self.open.len();
         let Some(batch) = self.open.get_mut(&ticket.id) else { return };
         batch.pending = batch.pending.saturating_sub(1);
-        match reply {
+        // Nobody writes a message of a batch anew, so its publisher hears that it was not stored.
+        let outdated = PublishReply::Rejected(ApiError::not_available());
+        match if *reply == PublishReply::Outdated { &outdated } else { reply } {
             PublishReply::Stored { seq, .. } => {
                 batch.stored = *seq;
                 batch.settled = if batch.pending == 0 { batch.last } else { ticket.seq };
@@ -232,7 +234,7 @@ impl FastBatches {
                 }
                 self.none_pending(ticket, stream, said);
             }
-            // One before it was refused, or the stream's state moved on under it.
+            // One before it was refused.
             PublishReply::Skipped | PublishReply::Outdated => {
                 if batch.gap == Gap::Fail || ticket.commits {
                     batch.last = batch.last.min(ticket.seq - 1);

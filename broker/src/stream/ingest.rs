@@ -242,7 +242,7 @@ impl Ingest {
         // A sum follows from the one before, so that one has to be applied.
         let counts = composition.as_ref().is_some_and(|composition| composition.counts);
         // What comes next of a batch without holes depends on what is under way of it.
-        let waits = queue.in_flight > 0 && (counts || composer.waits_for_outcome());
+        let waits = (counts && queue.in_flight > 0) || composer.waits_for_outcome();
         if waits || !queue.may_propose() {
             return false;
         }

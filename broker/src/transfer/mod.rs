@@ -61,6 +61,8 @@ struct Waiting {
     messages: VecDeque<Message>,
     bytes: usize,
     overrun: bool,
+    /// The transfer has ended.
+    closed: bool,
 }
 
 /// One message to a transfer.
@@ -96,6 +98,10 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.jetstream.transfers().open.lock().remove(&self.id);
+        {
+            let mut waiting = self.inbox.waiting.lock();
+            *waiting = Waiting { closed: true, overrun: waiting.overrun, ..Waiting::default() };
+        }
         self.inbox.room.notify_waiters();
     }
 }
@@ -133,6 +139,11 @@ impl Inbox {
         }
     }
 
+    /// Whether more came than can be kept.
+    pub(crate) fn is_overrun(&self) -> bool {
+        self.waiting.lock().overrun
+    }
+
     /// How many messages wait; they are taken.
     pub(crate) fn take_all(&self) -> usize {
         let mut waiting = self.waiting.lock();
@@ -142,9 +153,14 @@ impl Inbox {
 
     fn put(&self, message: Message) {
         let mut waiting = self.waiting.lock();
+        if waiting.closed || waiting.overrun {
+            return;
+        }
         waiting.bytes += message.payload.len();
         waiting.messages.push_back(message);
-        waiting.overrun |= waiting.bytes > WAITING_BYTES_MAX || waiting.messages.len() > WAITING_MESSAGES_MAX;
+        if waiting.bytes > WAITING_BYTES_MAX || waiting.messages.len() > WAITING_MESSAGES_MAX {
+            *waiting = Waiting { overrun: true, ..Waiting::default() };
+        }
         drop(waiting);
         self.arrived.notify_one();
     }
@@ -155,12 +171,12 @@ impl Inbox {
         if !is_full(self) {
             return None;
         }
-        let inbox = Arc::downgrade(self);
+        let inbox = Arc::clone(self);
         Some(Box::pin(async move {
-            while let Some(inbox) = inbox.upgrade() {
+            loop {
                 let room = inbox.room.notified();
-                // A transfer that has ended is held by nobody but those who wait here.
-                if !is_full(&inbox) || Arc::strong_count(&inbox) == 1 {
+                // What has ended holds nothing any more.
+                if !is_full(&inbox) {
                     return;
                 }
                 room.await;

@@ -58,8 +58,8 @@ const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 const END_PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Bytes of the state or of one consumer in an archive.
-const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the state or of one consumer in an archive: half a million pending messages.
+const DOCUMENT_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Serialize, Deserialize)]
 enum Call {
@@ -241,7 +241,7 @@ struct Restore {
 enum Expected {
     State,
     Consumers { left: u64, state: StreamState },
-    Messages { next: u64, state: StreamState },
+    Messages { next: u64, left: u64, state: StreamState },
     Nothing { state: StreamState },
 }
 
@@ -299,6 +299,9 @@ impl Restore {
             self.bytes += payload.len() as u64;
             reader.feed(payload);
             while let Some(entry) = reader.next_entry()? {
+                if self.open.inbox.is_overrun() {
+                    return Err(Failed::Overrun);
+                }
                 expected = self.take(expected, entry).await?;
             }
             self.answer(reply, b"");
@@ -329,9 +332,12 @@ impl Restore {
                 Ok(Expected::Consumers { left: left - 1, state }.settled())
             }
             (Expected::Consumers { .. }, _) => Err(Failed::content("expected a consumer")),
-            (Expected::Messages { next, state }, Name::Message { seq, subject }) => {
+            (Expected::Messages { next, left, state }, Name::Message { seq, subject }) => {
                 if seq < next {
                     return Err(Failed::Content(format!("message sequence {seq} out of order")));
+                }
+                if left == 0 {
+                    return Err(Failed::content("more messages than the state counts"));
                 }
                 if seq > state.last_seq.0 {
                     let last = state.last_seq;
@@ -348,7 +354,7 @@ impl Restore {
                 if let Some(full) = self.placing.put(Seq(seq), &record, self.now()) {
                     self.place(full).await?;
                 }
-                Ok(Expected::Messages { next: seq + 1, state })
+                Ok(Expected::Messages { next: seq + 1, left: left - 1, state })
             }
             (Expected::Messages { state, .. }, Name::End) => Ok(Expected::Nothing { state }),
             (Expected::Messages { .. } | Expected::Nothing { .. }, _) => {
@@ -441,7 +447,9 @@ impl Expected {
     /// Behind the last consumer messages are next.
     fn settled(self) -> Self {
         match self {
-            Self::Consumers { left: 0, state } => Self::Messages { next: state.first_seq.0.max(1), state },
+            Self::Consumers { left: 0, state } => {
+                Self::Messages { next: state.first_seq.0.max(1), left: state.messages, state }
+            }
             other => other,
         }
     }
@@ -478,6 +486,7 @@ fn checked_state(document: &[u8]) -> Result<StreamState, Failed> {
     let Some(missing) = (last - first + 1).checked_sub(messages) else {
         return Err(Failed::content("invalid stream state: message count exceeds sequence range"));
     };
+    // Without messages nothing is kept of the others.
     if messages > 0 && missing > GAP_MAX {
         let why =
             format!("invalid stream state: {missing} sequences without a message are more than {GAP_MAX}");

@@ -9,15 +9,17 @@ use levee_protocol::time::Timestamp;
 
 use crate::consumer::ledger::Ledger;
 use crate::consumer::settle::{Chosen, Marks, Position, Unacked};
+use crate::stream::SEQ_MAX;
 
 impl Ledger {
     /// Its marks as an archive keeps them that ends with the message `last`.
     #[must_use]
     pub fn archived(&self, last: Seq) -> ConsumerState {
         let marks = &self.marks;
+        // These may be behind the last message: where a consumer begins that was made to begin later.
         let pair = |position: Position| SequencePair {
             consumer_seq: position.consumer,
-            stream_seq: position.stream.min(last),
+            stream_seq: position.stream,
         };
         let unacked = || marks.unacked.range(..=last);
         let pending: BTreeMap<u64, Pending> = unacked()
@@ -49,6 +51,9 @@ impl Ledger {
 pub(crate) fn restored_marks(config: &ConsumerConfig, state: &ConsumerState) -> Result<Marks, &'static str> {
     let position = |pair: SequencePair| Position { consumer: pair.consumer_seq, stream: pair.stream_seq };
     let (delivered, floor) = (position(state.delivered), position(state.ack_floor));
+    if delivered.stream.0 > SEQ_MAX {
+        return Err("it is behind the last sequence that a stream can have");
+    }
     if floor.stream > delivered.stream || floor.consumer > delivered.consumer {
         return Err("its ack floor is above what was delivered");
     }
@@ -124,7 +129,7 @@ mod tests {
 
         assert_eq!(restored_marks(&ledger.config, &state).as_ref(), Ok(&ledger.marks), "{text}");
         let cut = ledger.archived(Seq(3));
-        assert_eq!(cut.delivered.stream_seq, Seq(3));
+        assert_eq!(cut.delivered.stream_seq, Seq(6));
         assert_eq!(cut.pending.unwrap().keys().copied().collect::<Vec<_>>(), [2]);
     }
 

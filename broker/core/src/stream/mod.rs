@@ -72,6 +72,7 @@ mod tests;
 pub(crate) use compose::is_sound;
 pub use compose::{Composition, Republished};
 pub use outcome::{Change, ConsumerCreated, Event, Outcome, PublishReply, Reply};
+pub(crate) use purge::SEQ_MAX;
 pub use update::{check_consumer_limits, check_update};
 pub use view::{MessageView, ReadFailed};
 
@@ -196,7 +197,7 @@ impl StreamMachine {
         let Some(before) = before else {
             self.created = created;
             self.messages.keep_history = settings.limits.keep_history();
-            self.messages.begin_at(config.first_seq.min(purge::SEQ_MAX));
+            self.messages.begin_at(config.first_seq.min(SEQ_MAX));
             return Ok(Outcome::configured(removals));
         };
         self.has_foreign_subjects |= self.messages.count > 0 && before.may_leave_foreign_subjects(&settings);

@@ -27,7 +27,7 @@ use super::state::Settings;
 use super::view::{MessageView, ReadFailed};
 use crate::consumer::{CreateRequest, Creation, create_or_update, restored_marks};
 
-/// Most sequences without a message that an archive may leave between two messages or at its end. A page of removed
+/// Most sequences without a message that an archive may leave behind its first message, all together. A page of removed
 /// sequences takes some memory for each 4096 of them.
 pub const GAP_MAX: u64 = 1 << 32;
 
@@ -181,7 +181,8 @@ impl StreamMachine {
             }
             return Ok(());
         }
-        if gap > GAP_MAX {
+        let missing = (messages.last + 1 - messages.first).saturating_sub(messages.count);
+        if missing.saturating_add(gap) > GAP_MAX {
             return Err(refused("too many sequences without a message"));
         }
         if gap > 0 {
@@ -197,7 +198,7 @@ impl StreamMachine {
         let appended = self.messages.append(record, bytes, record.timestamp);
         self.last_msg_id.clear();
         let intent = PublishIntent::parse(record.header).unwrap_or_default();
-        match intent.ttl {
+        match intent.ttl.filter(|_| settings.config.allow_msg_ttl) {
             None | Some(Ttl::Invalid) => {}
             Some(Ttl::Never) => self.messages.exempt_last(),
             Some(Ttl::After(span)) => {

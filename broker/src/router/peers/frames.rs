@@ -23,7 +23,7 @@ use crate::router::MessageRef;
 use crate::router::stage::Staged;
 
 /// Version of this page.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const SYNC: u8 = 1;
 pub(crate) const INTEREST: u8 = 2;
