@@ -29,6 +29,7 @@ use crate::limits::Limits;
 use crate::meta::bootstrap::{Asker, Bootstrap, CALL_ADOPT, CALL_INVITE, Membership, Origin};
 use crate::meta::{self, Meta, membership, reconcile};
 use crate::mirror::origin::{self, CALL_ORIGIN};
+use crate::mirror::orphans;
 use crate::monitoring::Monitor;
 use crate::router::Router;
 use crate::router::peers::{self, PeerEvent, Peers, PeersConfig};
@@ -357,6 +358,7 @@ async fn join(
     jetstream.meta().attach(group);
     tasks::spawn("meta membership", membership::run(Arc::clone(&jetstream), uid));
     tasks::spawn("limits of the streams", quota::watch(Arc::clone(&jetstream)));
+    tasks::spawn("remove consumers of readers that are gone", orphans::run(Arc::downgrade(&jetstream)));
     tasks::spawn("reconcile streams", reconcile::run(Arc::clone(&jetstream)));
     loop {
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;

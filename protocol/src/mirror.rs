@@ -69,9 +69,12 @@ pub struct Reader {
     /// It is read no more: the consumer is not needed.
     #[prost(bool, tag = "5")]
     pub leaves: bool,
-    /// The incarnation of the origin that `stored` is about. A mirror does not say.
+    /// The incarnation of the origin that `stored` is about.
     #[prost(string, tag = "6")]
     pub identity: String,
+    /// The number of the stream's group, which tells it from one that had its name before.
+    #[prost(uint64, tag = "7")]
+    pub group: u64,
 }
 
 /// What an origin has.

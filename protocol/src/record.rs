@@ -418,6 +418,12 @@ impl RecordRef<'_> {
     pub fn stored_bytes(&self, storage: StorageType) -> u64 {
         stored_bytes(storage, self.subject.len(), self.header.len(), self.payload.len())
     }
+
+    /// The bytes it takes at most in a block.
+    #[must_use]
+    pub fn framed_bytes(&self) -> usize {
+        RECORD_HEAD_BYTES_TIMED + self.subject.len() + self.header.len() + self.payload.len()
+    }
 }
 
 /// A stored message that keeps its block's bytes alive.

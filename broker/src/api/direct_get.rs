@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use levee_broker_core::meta::MetaMachine;
 use levee_broker_core::stream::{MessageView, ReadFailed, StreamMachine};
 use levee_protocol::api::message::{DirectGet, DirectStatus, UpTo};
-use levee_protocol::api::{DirectGetRequest, Request, StreamConfig};
+use levee_protocol::api::{DirectGetRequest, Request};
 use levee_protocol::ids::{AccountName, GroupId, Seq, StreamName};
 use levee_protocol::record::Record;
 use levee_protocol::subject::{Filter, InvalidSubject};
@@ -26,40 +27,47 @@ const MULTI_LAST_MAX: usize = 1024;
 /// A batch without a bound of its own stops after this many bytes.
 const BATCH_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 
-/// Groups that may be read in the name of a stream: its own if that is allowed, and its mirrors'.
-pub(super) fn readable(jetstream: &JetStream, account: &AccountName, stream: &str) -> Vec<GroupId> {
-    let Ok(name) = StreamName::parse(stream) else { return Vec::new() };
-    let own = jetstream.meta().read(|machine| {
-        machine.stream(account, &name).filter(|own| own.config.allow_direct).map(|own| own.group)
-    });
-    if let Some(own) = own
-        && jetstream.directory().leader(own).is_some()
-    {
-        return vec![own];
-    }
-    let answers_for = |config: &StreamConfig| {
-        let origin = config.mirror.as_ref().filter(|_| config.mirror_direct);
-        origin.is_some_and(|origin| origin.external.is_none() && origin.name == stream)
-    };
+/// Whether the stream may be read, itself or by a mirror.
+pub(super) fn is_readable(jetstream: &JetStream, account: &AccountName, stream: &str) -> bool {
+    let Ok(name) = StreamName::parse(stream) else { return false };
     jetstream.meta().read(|machine| {
-        let mirrors = machine.streams(account).filter(|other| answers_for(&other.config));
-        own.into_iter().chain(mirrors.map(|known| known.group)).collect()
+        own(machine, account, &name).is_some() || mirrors(machine, account, &name).next().is_some()
     })
 }
 
-/// The one of them that is read: one that this node leads if it was asked as its leader, else one that has a leader.
+/// The group that is read in the name of a stream: one that this node leads if it was asked as its leader, else one that
+/// has a leader. The stream's own comes before its mirrors'.
 pub(super) fn read_from(
     jetstream: &JetStream,
     account: &AccountName,
     stream: &str,
     arrival: Arrival,
 ) -> Option<GroupId> {
-    let readable = readable(jetstream, account, stream);
-    let is_led = |group: &&GroupId| match arrival {
-        Arrival::Client => jetstream.directory().leader(**group).is_some(),
-        Arrival::Forwarded => jetstream.replica(**group).is_some_and(|replica| replica.leader().is_some()),
+    let name = StreamName::parse(stream).ok()?;
+    let is_led = |group: GroupId| match arrival {
+        Arrival::Client => jetstream.directory().leader(group).is_some(),
+        Arrival::Forwarded => jetstream.replica(group).is_some_and(|replica| replica.leader().is_some()),
     };
-    readable.iter().find(is_led).or_else(|| readable.first()).copied()
+    let own = jetstream.meta().read(|machine| own(machine, account, &name));
+    if let Some(own) = own.filter(|own| is_led(*own)) {
+        return Some(own);
+    }
+    let mirrors: Vec<GroupId> = jetstream.meta().read(|machine| mirrors(machine, account, &name).collect());
+    mirrors.iter().copied().find(|mirror| is_led(*mirror)).or(own).or(mirrors.first().copied())
+}
+
+fn own(machine: &MetaMachine, account: &AccountName, name: &StreamName) -> Option<GroupId> {
+    machine.stream(account, name).filter(|own| own.config.allow_direct).map(|own| own.group)
+}
+
+/// Mirrors that may answer for a stream.
+fn mirrors(
+    machine: &MetaMachine,
+    account: &AccountName,
+    origin: &StreamName,
+) -> impl Iterator<Item = GroupId> {
+    let mirrors = machine.mirrors_of(account, origin);
+    mirrors.filter(|mirror| mirror.config.mirror_direct).map(|mirror| mirror.group)
 }
 
 pub(super) fn take(

@@ -55,7 +55,7 @@ const HOPS_MAX: u8 = 2;
 pub fn is_answered(jetstream: &Arc<JetStream>, account: &AccountName, subject: &[u8]) -> bool {
     let Some(request) = parse(jetstream, subject) else { return false };
     match request.endpoint {
-        Endpoint::DirectGet => !direct_get::readable(jetstream, account, request.stream).is_empty(),
+        Endpoint::DirectGet => direct_get::is_readable(jetstream, account, request.stream),
         _ => true,
     }
 }

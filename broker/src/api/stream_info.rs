@@ -7,10 +7,8 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
-use levee_protocol::api::{
-    ApiError, ClusterInfo, PeerInfo, StreamAlternate, StreamConfig, StreamInfo, StreamInfoRequest,
-};
-use levee_protocol::ids::{GroupId, NodeId};
+use levee_protocol::api::{ApiError, ClusterInfo, PeerInfo, StreamAlternate, StreamInfo, StreamInfoRequest};
+use levee_protocol::ids::{GroupId, NodeId, StreamName};
 use levee_protocol::subject::Filter;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +30,9 @@ const DELETED: u64 = u64::MAX;
 /// How long a create or update waits for nodes that do not know of it yet.
 const REACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Removed sequences that are listed at most; nats-server lists all. Their number is told in any case.
+const DELETED_DETAILS_MAX: usize = 100_000;
+
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const REACHABLE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -44,9 +45,10 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     info.config = info.config.shown();
 
     if request.deleted_details {
-        info.state.deleted = led
-            .replica
-            .read(|machine, _| machine.deleted().flat_map(|(first, last)| first.0..=last.0).collect());
+        info.state.deleted = led.replica.read(|machine, _| {
+            let deleted = machine.deleted().flat_map(|(first, last)| first.0..=last.0);
+            deleted.take(DELETED_DETAILS_MAX).collect()
+        });
     }
     let (mut total, mut limit, mut offset) = (0, 0, 0);
     if !request.subjects_filter.is_empty() {
@@ -73,12 +75,10 @@ fn alternates(cx: &Context<'_>) -> Vec<StreamAlternate> {
     if !cx.jetstream.identity().has_cluster_name() {
         return Vec::new();
     }
-    let mirrors =
-        |config: &StreamConfig| config.mirror.as_ref().is_some_and(|origin| origin.name == cx.request.stream);
+    let Ok(origin) = StreamName::parse(cx.request.stream) else { return Vec::new() };
     let mut names = vec![cx.request.stream.to_owned()];
     cx.jetstream.meta().read(|machine| {
-        let others = machine.streams(cx.account).filter(|other| mirrors(&other.config));
-        names.extend(others.map(|other| other.config.name.clone()));
+        names.extend(machine.mirrors_of(cx.account, &origin).map(|mirror| mirror.config.name.clone()));
     });
     if names.len() == 1 {
         return Vec::new();

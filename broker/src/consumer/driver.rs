@@ -49,6 +49,8 @@ pub struct Driver {
     wake: Notify,
     dispatch: Mutex<Dispatch>,
     clock: Clock,
+    /// It stands for the reader of a mirrored or sourced stream: nothing is delivered to it.
+    is_idle: bool,
     /// Its info as of before the first delivery: what the answer to a create says. Watchers count on `num_pending`
     /// there being all that will come.
     first_info: ConsumerInfo,
@@ -91,9 +93,9 @@ impl Driver {
             let mut dispatch = Dispatch::new(ledger, machine, view, now)?;
             dispatch.bind(&interest, now);
             let info = dispatch.info(machine, view, now)?;
-            Ok(Some((dispatch, info)))
+            Ok(Some((dispatch, info, ledger.config().sourcing)))
         })?;
-        Ok(begun.map(|(dispatch, first_info)| {
+        Ok(begun.map(|(dispatch, first_info, is_idle)| {
             Arc::new(Self {
                 name: name.clone(),
                 account,
@@ -101,6 +103,7 @@ impl Driver {
                 wake: Notify::new(),
                 dispatch: Mutex::new(dispatch),
                 clock,
+                is_idle,
                 first_info,
             })
         }))
@@ -113,6 +116,9 @@ impl Driver {
 
     /// A pull request arrived.
     pub fn on_pull(&self, batch: &Inbound, item: &InboundItem) {
+        if self.is_idle {
+            return;
+        }
         let batch = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
         self.inbox.lock().requests.push(Request { kind: RequestKind::Pull, batch });
         self.wake.notify_one();
@@ -120,6 +126,9 @@ impl Driver {
 
     /// Acks and flow control answers arrived, all for this consumer.
     pub fn on_acks(&self, batch: &Inbound, items: &[InboundItem]) {
+        if self.is_idle {
+            return;
+        }
         let batch = Inbound { chunk: batch.chunk.clone(), items: items.to_vec() };
         self.inbox.lock().requests.push(Request { kind: RequestKind::Ack, batch });
         self.wake.notify_one();
@@ -127,6 +136,9 @@ impl Driver {
 
     /// Something happened to the stream.
     pub fn on_stream_events(&self, events: &[Event]) {
+        if self.is_idle {
+            return;
+        }
         let mut inbox = self.inbox.lock();
         // Only what moved matters of appends: the next poll looks at the stream itself.
         inbox.events.extend(events.iter().filter(|event| matches!(event, Event::Removed { .. })).cloned());
@@ -179,7 +191,9 @@ impl Driver {
             {
                 dispatch.on_configured(ledger, now);
             }
-            if let Some(ledger) = machine.consumer(&self.name).filter(|ledger| ledger.config().sourcing) {
+            if self.is_idle
+                && let Some(ledger) = machine.consumer(&self.name)
+            {
                 // What it stands for is not read through it.
                 return Dispatch::new(ledger, machine, view, now)?.info(machine, view, now);
             }
@@ -195,6 +209,9 @@ impl Driver {
         replica: Arc<Replica>,
         progress: Arc<Collector>,
     ) {
+        if self.is_idle {
+            return;
+        }
         let mut route = jetstream.router().batch();
         let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);

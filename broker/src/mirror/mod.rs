@@ -5,12 +5,14 @@
 //! | `link` | the way to an origin, wherever it is led |
 //! | `receiver` | reads one origin and proposes what it got |
 //! | [`origin`] | answers readers, on the origin's leader |
+//! | [`orphans`] | removes consumers of readers that could not say that they left |
 //!
 //! The rules are in `broker-core`: its `mirror` says what is asked for, answered and proposed, its `stream/mirror.rs`
 //! what is stored.
 
 mod link;
 pub mod origin;
+pub mod orphans;
 mod receiver;
 
 use std::sync::Arc;
@@ -41,9 +43,11 @@ struct Running {
 impl Receivers {
     /// Reads what the configuration in force names: new origins from now on, others no more.
     pub fn configure(&self, jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
-        let wanted = replica.read(|machine, _| machine.config().map(origins)).unwrap_or_default();
-        // Held to the end: a leader that starts and a new configuration may meet here. Nobody takes it who holds the stream.
+        // Held to the end, and before the look: a leader that starts and a new configuration may meet here. Nobody takes
+        // it who holds the stream.
         let mut running = self.running.lock();
+        let wanted = replica.read(|machine, _| machine.config().map(origins)).unwrap_or_default();
+        let keys: Vec<String> = wanted.iter().map(Wanted::key).collect();
         let mut before = std::mem::take(&mut *running);
         for wanted in wanted {
             let known = before.iter().position(|running| running.receiver.reads(&wanted.source));
@@ -70,7 +74,8 @@ impl Receivers {
                 ),
             }
         }
-        for former in before {
+        // One that is only read otherwise from now on knows its reader by the same name.
+        for former in before.iter().filter(|former| !keys.iter().any(|key| key == former.receiver.key())) {
             Arc::clone(&former.receiver).leave();
         }
     }
@@ -117,6 +122,13 @@ fn described(source: &StreamSource) -> StreamSourceInfo {
 struct Wanted {
     source: StreamSource,
     mirrors: bool,
+}
+
+impl Wanted {
+    /// What names it among the stream's origins; empty for a mirror.
+    fn key(&self) -> String {
+        if self.mirrors { String::new() } else { self.source.key() }
+    }
 }
 
 /// What a stream reads. A sealed one reads nothing.

@@ -55,16 +55,27 @@ pub(super) async fn answer(jetstream: &Arc<JetStream>, mut request: FetchRequest
                 return FetchAnswer::refused(&ApiError::stream_general(error));
             }
         };
-        answer.from = *began.get_or_insert(answer.from);
+        let (identity, from) = began.get_or_insert_with(|| (answer.identity.clone(), answer.from));
+        if *identity != answer.identity {
+            // Created again meanwhile: what was said of the one before does not go with this.
+            return answer;
+        }
+        answer.from = *from;
         if !answer.seqs.is_empty() || clock::monotonic() >= until {
             return answer;
         }
+        let is_all = answer.through >= answer.last_seq;
         // What was looked at once is not looked at again.
         request.from = (answer.through + 1).max(answer.from);
         request.identity.clone_from(&answer.identity);
         // It is noted.
         request.reader = None;
-        let _ = tokio::time::timeout_at(until, moved).await;
+        if is_all {
+            let _ = tokio::time::timeout_at(until, moved).await;
+        } else {
+            // There is more to look through. Who wants to publish comes first.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -74,12 +85,11 @@ async fn note_reader(
     replica: &Replica,
     request: &FetchRequest,
 ) -> Result<(), ApiError> {
-    // One is made, then settled.
-    for _ in 0..2 {
+    // That of another stream goes, one is made, then settled.
+    for _ in 0..3 {
         let now = replica.now(jetstream.clock());
-        let Some(command) = replica.read(|machine, _| readers::note(machine, request, now)) else {
-            return Ok(());
-        };
+        let noted = replica.read(|machine, view| readers::note(machine, view, request, now));
+        let Some(command) = noted.map_err(ApiError::stream_general)? else { return Ok(()) };
         match replica.propose(&command).await {
             Ok(Reply::Rejected(error)) => return Err(error),
             Ok(_) => {}

@@ -29,6 +29,8 @@ const WAIT_MS: u64 = 1000;
 /// messages for its readers has a consumer that its owner can delete.
 const LEAVE_ATTEMPTS: u32 = 20;
 const LEAVE_PAUSE: Duration = Duration::from_millis(500);
+/// So often a sum is composed anew at once when others published to its subject meanwhile.
+const COMPOSE_ATTEMPTS: u32 = 64;
 /// The code of an error that says that the origin does not exist.
 const NOT_FOUND: u16 = 10059;
 
@@ -80,7 +82,12 @@ impl Receiver {
         self.copier.source() == source
     }
 
-    pub(super) fn mirrors(&self) -> bool {
+    /// What names the origin among the stream's; empty for a mirror.
+    pub(super) fn key(&self) -> &str {
+        self.copier.key()
+    }
+
+    fn mirrors(&self) -> bool {
         self.copier.mirrors()
     }
 
@@ -173,6 +180,7 @@ impl Receiver {
             stored: has.seq,
             leaves: false,
             identity: has.identity,
+            group: replica.group_id().0,
         }
     }
 
@@ -219,7 +227,7 @@ impl Receiver {
                 let now = replica.now(jetstream.clock());
                 replica.read(|machine, _| match self.copier.check_gap(machine, begins) {
                     Some(error) => Err(NotStored(Some(error))),
-                    None => Ok(self.copier.skip(machine, begins.saturating_sub(1), now)),
+                    None => Ok(self.copier.skip(machine, answer, now)),
                 })?
             } else {
                 None
@@ -238,6 +246,7 @@ impl Receiver {
         };
         let counts = replica.read(|machine, _| machine.composition().is_some_and(|all| all.counts));
         let _turn = if counts { Some(self.turn.lock().await) } else { None };
+        let mut attempts = 0;
         loop {
             if jetstream.quota().is_reached(replica.assignment().config.storage) {
                 return Err(NotStored(Some(ApiError::insufficient_resources())));
@@ -251,7 +260,13 @@ impl Receiver {
                 self.copier.block((machine, view), &copied, now, &mut || chance.draw())
             });
             match next {
-                Ok(Ok(Some(block))) => propose(&replica, &block, route, chance).await?,
+                Ok(Ok(Some(block))) => match propose(&replica, &block, route, chance).await {
+                    // Somebody published to the counter in between.
+                    Err(NotStored(None)) if counts && attempts < COMPOSE_ATTEMPTS && leads(&replica) => {
+                        attempts += 1
+                    }
+                    stored => stored?,
+                },
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(NotStored(Some(error))),
                 Err(error) => return Err(NotStored(Some(ApiError::stream_general(error)))),
@@ -278,13 +293,11 @@ impl Receiver {
 
 /// How far the stream has got with the origin.
 fn has(replica: &Replica, copier: &Copier) -> Origin {
-    replica.read(|machine, _| {
-        if copier.mirrors() {
-            Origin { seq: machine.last_seq().0, ..Origin::default() }
-        } else {
-            machine.source(copier.key())
-        }
-    })
+    replica.read(|machine, _| machine.source(copier.key()))
+}
+
+fn leads(replica: &Replica) -> bool {
+    replica.leader().is_some()
 }
 
 async fn propose(

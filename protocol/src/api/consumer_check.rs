@@ -420,7 +420,7 @@ impl ConsumerConfig {
         if !matches!(self.ack_policy, AckPolicy::Explicit | AckPolicy::FlowControl) {
             return Err(ApiError::workqueue_requires_explicit_ack());
         }
-        if self.deliver_policy != DeliverPolicy::All {
+        if self.deliver_policy != DeliverPolicy::All && !self.sourcing {
             return Err(ApiError::workqueue_requires_deliver_all());
         }
         Ok(())

@@ -31,20 +31,6 @@ impl StreamSource {
         format!("{name} {} {}", sources.join(SEPARATOR), destinations.join(SEPARATOR))
     }
 
-    /// The value of the header `Nats-Stream-Source` of a message that is sourced through this.
-    #[must_use]
-    pub fn header(&self, seq: u64, subject: &[u8], identity: &str) -> Vec<u8> {
-        let key = self.key();
-        let (name, patterns) = key.split_once(' ').unwrap_or((&key, ""));
-        let mut value = format!("{name} {seq} {patterns} ").into_bytes();
-        value.extend_from_slice(subject);
-        if !identity.is_empty() {
-            value.push(b' ');
-            value.extend_from_slice(identity.as_bytes());
-        }
-        value
-    }
-
     /// Filters of the messages that are meant; none is all of them.
     #[must_use]
     pub fn filters(&self) -> Vec<Filter> {
@@ -68,6 +54,41 @@ impl StreamSource {
     pub fn transforms(&self) -> Result<Vec<Transform>, InvalidTransform> {
         let changing = self.subject_transforms.iter().filter(|transform| !transform.dest.is_empty());
         changing.map(|transform| Transform::parse(&transform.src, &transform.dest)).collect()
+    }
+}
+
+/// Writes the header `Nats-Stream-Source` of messages that are sourced from one origin.
+#[derive(Clone, Debug)]
+pub struct SourceHeader {
+    origin: String,
+    patterns: String,
+}
+
+impl SourceHeader {
+    /// Of messages that come this way.
+    #[must_use]
+    pub fn of(source: &StreamSource) -> Self {
+        let key = source.key();
+        let (origin, patterns) = key.split_once(' ').unwrap_or((&key, ""));
+        Self { origin: origin.to_owned(), patterns: patterns.to_owned() }
+    }
+
+    /// What the origin is called in headers.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The value for one message, by its sequence and subject at the origin.
+    #[must_use]
+    pub fn value(&self, seq: u64, subject: &[u8], identity: &str) -> Vec<u8> {
+        let mut value = format!("{} {seq} {} ", self.origin, self.patterns).into_bytes();
+        value.extend_from_slice(subject);
+        if !identity.is_empty() {
+            value.push(b' ');
+            value.extend_from_slice(identity.as_bytes());
+        }
+        value
     }
 }
 
@@ -100,9 +121,10 @@ mod tests {
         assert_eq!(filtered.key(), "S s.1 >");
         assert_eq!(transformed(&[("s.0", "x.0"), ("s.1", "")]).key(), "S s.0\u{c}s.1 x.0\u{c}>");
         assert_eq!(external.key(), format!("S:{} > >", short_hash("$JS.hub.API")));
-        let header = transformed(&[("s.*", "agg.{{wildcard(1)}}")]).header(1, b"s.a", "v1SG4L62");
+        let through = transformed(&[("s.*", "agg.{{wildcard(1)}}")]);
+        let header = SourceHeader::of(&through).value(1, b"s.a", "v1SG4L62");
         assert_eq!(String::from_utf8(header).unwrap(), "S 1 s.* agg.{{wildcard(1)}} s.a v1SG4L62");
-        assert_eq!(plain.header(7, b"s.a", ""), b"S 7 > > s.a");
+        assert_eq!(SourceHeader::of(&plain).value(7, b"s.a", ""), b"S 7 > > s.a");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use levee_protocol::api::ApiError;
 use levee_protocol::command::MetaCommand;
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::NodeId;
-use levee_protocol::time::Timestamp;
+use levee_protocol::time::{Nanos, Timestamp};
 
 pub use state::{MetaMachine, Touched};
 
@@ -86,6 +86,12 @@ impl MetaMachine {
             }
         };
         answer.unwrap_or_else(MetaReply::Rejected)
+    }
+
+    /// When a stream is created, by the clock: no two at the same time, so that two of one name can be told apart.
+    fn stamp(&mut self, now: Timestamp) -> Timestamp {
+        self.clock = now.plus(Nanos(1));
+        now
     }
 
     /// Time never runs backwards, whatever a new leader's clock says.

@@ -28,6 +28,8 @@ pub struct MetaMachine {
     pub(super) captures: BTreeMap<AccountName, Trie<StreamName>>,
     /// Follows from `streams`.
     groups: BTreeMap<GroupId, StreamKey>,
+    /// By a stream, those of its account that mirror it. Follows from `streams`.
+    mirrors: BTreeMap<StreamKey, BTreeSet<StreamName>>,
     /// Follows from `streams`.
     pub(super) load: Load,
     touched: Touched,
@@ -69,6 +71,7 @@ impl MetaMachine {
             streams: BTreeMap::new(),
             captures: BTreeMap::new(),
             groups: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
             load: Load::default(),
             touched: Touched::All,
             dirty_counters: false,
@@ -93,6 +96,18 @@ impl MetaMachine {
     #[must_use]
     pub fn stream(&self, account: &AccountName, name: &StreamName) -> Option<&StreamAssignment> {
         self.streams.get(account)?.get(name)
+    }
+
+    /// The streams of the account that mirror this one.
+    pub fn mirrors_of(
+        &self,
+        account: &AccountName,
+        origin: &StreamName,
+    ) -> impl Iterator<Item = &StreamAssignment> {
+        // Without any it costs nothing.
+        let key = (!self.mirrors.is_empty()).then(|| (account.clone(), origin.clone()));
+        let names = key.and_then(|key| self.mirrors.get(&key)).into_iter().flatten();
+        names.filter_map(|name| self.stream(account, name))
     }
 
     /// The stream that a group holds.
@@ -144,6 +159,15 @@ impl MetaMachine {
     pub(super) fn take_stream(&mut self, key: &StreamKey) -> Option<StreamAssignment> {
         let assignment = self.streams.get_mut(&key.0)?.remove(&key.1)?;
         self.groups.remove(&assignment.group);
+        if let Some(origin) = mirrored(&assignment) {
+            let origin = (key.0.clone(), origin);
+            if let Some(names) = self.mirrors.get_mut(&origin) {
+                names.remove(&key.1);
+                if names.is_empty() {
+                    self.mirrors.remove(&origin);
+                }
+            }
+        }
         self.load.remove(&assignment.replicas);
         self.touch(assignment.group);
         if let Some(captures) = self.captures.get_mut(&key.0) {
@@ -252,6 +276,9 @@ impl MetaMachine {
 
     fn index(&mut self, key: &StreamKey, assignment: &StreamAssignment) {
         self.groups.insert(assignment.group, key.clone());
+        if let Some(origin) = mirrored(assignment) {
+            self.mirrors.entry((key.0.clone(), origin)).or_default().insert(key.1.clone());
+        }
         self.load.add(&assignment.replicas);
         let captures = self.captures.entry(key.0.clone()).or_default();
         for subject in &assignment.config.subjects {
@@ -263,6 +290,12 @@ impl MetaMachine {
         let counters = Counters { clock: self.clock.0, next_group: self.next_group };
         StateRow::put(RowKind::Meta, &[], to_value(&counters))
     }
+}
+
+/// The stream of the same account that this one mirrors.
+fn mirrored(assignment: &StreamAssignment) -> Option<StreamName> {
+    let origin = assignment.config.mirror.as_ref().filter(|origin| origin.external.is_none())?;
+    StreamName::parse(&origin.name).ok()
 }
 
 fn stream_row(key: &StreamKey, assignment: &StreamAssignment) -> StateRow {

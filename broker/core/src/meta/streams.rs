@@ -40,7 +40,7 @@ impl MetaMachine {
             account: account.clone(),
             group: self.take_group(),
             config,
-            created: now,
+            created: self.stamp(now),
             replicas,
             revision: 1,
             replicas_changed: false,

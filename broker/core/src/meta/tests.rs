@@ -1,6 +1,6 @@
 //! The meta machine as its users see it.
 
-use levee_protocol::api::{Placement, StreamConfig};
+use levee_protocol::api::{Placement, StreamConfig, StreamSource};
 use levee_protocol::command::MetaCommand;
 use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
@@ -276,4 +276,36 @@ fn who_follows_the_streams_hears_of_each_that_changed() {
 
     let mut loaded = MetaMachine::load(meta.all_rows().into_iter()).unwrap();
     assert_eq!(loaded.take_touched(), Touched::All);
+}
+
+#[test]
+fn streams_of_one_name_are_never_created_at_the_same_time() {
+    let mut meta = cluster(1);
+    let first = created(create(&mut meta, &config("A", &["a"], 1), &[1]));
+    delete(&mut meta, "A");
+    let second = created(create(&mut meta, &config("A", &["a"], 1), &[1]));
+
+    assert!(second.created > first.created);
+}
+
+#[test]
+fn the_mirrors_of_a_stream_are_known_while_they_mirror_it() {
+    let mut meta = cluster(1);
+    let (account, origin) = (AccountName::global(), StreamName::parse("A").unwrap());
+    let names = |meta: &MetaMachine| -> Vec<String> {
+        meta.mirrors_of(&account, &origin).map(|mirror| mirror.config.name.clone()).collect()
+    };
+    let mirror = |of: Option<&str>| {
+        let mirror = of.map(|name| StreamSource { name: name.into(), ..StreamSource::default() });
+        StreamConfig { mirror, ..config("M", &[], 1) }
+    };
+    created(create(&mut meta, &mirror(Some("A")), &[1]));
+    assert_eq!(names(&meta), ["M"]);
+    assert_eq!(names(&MetaMachine::load(meta.all_rows().into_iter()).unwrap()), ["M"]);
+
+    update(&mut meta, &mirror(None), &[1]);
+    assert_eq!(names(&meta), [""; 0]);
+    delete(&mut meta, "M");
+    created(create(&mut meta, &mirror(Some("B")), &[1]));
+    assert_eq!(names(&meta), [""; 0]);
 }

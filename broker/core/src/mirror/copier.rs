@@ -3,8 +3,10 @@
 
 use std::borrow::Cow;
 
+use levee_protocol::api::stream_source::SourceHeader;
 use levee_protocol::api::{ApiError, PublishIntent, StreamSource};
 use levee_protocol::command::OriginClaim;
+use levee_protocol::mirror::FetchAnswer;
 use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::subject::{InvalidTransform, Transform};
 use levee_protocol::time::Timestamp;
@@ -24,6 +26,7 @@ pub struct Copier {
     source: StreamSource,
     /// Empty for a mirror.
     key: String,
+    header: SourceHeader,
     transforms: Vec<Transform>,
 }
 
@@ -45,12 +48,17 @@ pub struct Copied<'a> {
 impl Copier {
     /// Of the stream that is mirrored.
     pub fn of_mirror(source: &StreamSource) -> Result<Self, InvalidTransform> {
-        Ok(Self { source: source.clone(), key: String::new(), transforms: source.transforms()? })
+        Self::new(source, String::new())
     }
 
     /// Of one that is sourced.
     pub fn of_source(source: &StreamSource) -> Result<Self, InvalidTransform> {
-        Ok(Self { source: source.clone(), key: source.key(), transforms: source.transforms()? })
+        Self::new(source, source.key())
+    }
+
+    fn new(source: &StreamSource, key: String) -> Result<Self, InvalidTransform> {
+        let (header, transforms) = (SourceHeader::of(source), source.transforms()?);
+        Ok(Self { source: source.clone(), key, header, transforms })
     }
 
     /// The origin.
@@ -71,14 +79,17 @@ impl Copier {
         self.key.is_empty()
     }
 
-    /// A block that only makes a mirror skip sequences that its origin does not have any more, up to `skipped_to`.
+    /// A block that only makes a mirror skip sequences that its origin does not have any more: those before where the
+    /// answer begins.
     #[must_use]
-    pub fn skip(&self, machine: &StreamMachine, skipped_to: u64, now: Timestamp) -> Option<Block> {
+    pub fn skip(&self, machine: &StreamMachine, answer: &FetchAnswer, now: Timestamp) -> Option<Block> {
+        let skipped_to = answer.from.max(answer.first_seq).saturating_sub(1);
         let after = machine.last_seq().0;
         if skipped_to <= after {
             return None;
         }
-        let claim = OriginClaim { after, skipped_to, ..OriginClaim::default() };
+        let (identity, born) = (answer.identity.clone(), answer.born);
+        let claim = OriginClaim { identity, born, after, skipped_to, ..OriginClaim::default() };
         let mut block = BlockBuilder::timed(0);
         let record =
             RecordRef { timestamp: Timestamp::ZERO, subject: b"", header: b"", payload: &claim.encode() };
@@ -120,15 +131,17 @@ impl Copier {
         let after = machine.last_seq().0;
         let first = copied.seqs.partition_point(|seq| *seq <= after);
         let skipped_to = copied.seqs.get(first)? - 1;
-        let claim = OriginClaim { after, skipped_to, ..OriginClaim::default() };
-        let mut block = BlockBuilder::timed(copied.block.as_bytes().len());
+        let (identity, born) = (copied.identity.to_owned(), copied.born);
+        let claim = OriginClaim { identity, born, after, skipped_to, ..OriginClaim::default() };
+        let follows = |one: &u64, next: &u64| next - one - 1 <= GAP_RECORDS_MAX;
+        let messages = copied.seqs[first..].chunk_by(follows).next()?.len();
+        let positions = (0..copied.block.count()).zip(copied.seqs).skip(first).take(messages);
+        let bytes = positions.clone().map(|(position, _)| copied.block.record(position).framed_bytes()).sum();
+        let mut block = BlockBuilder::timed(bytes);
         let empty = RecordRef { timestamp: Timestamp::ZERO, subject: b"", header: b"", payload: b"" };
         block.push_timed(ORIGIN_CLAIM, &RecordRef { payload: &claim.encode(), ..empty });
         let mut last = skipped_to;
-        for (position, seq) in (0..copied.block.count()).zip(copied.seqs).skip(first) {
-            if seq - last - 1 > GAP_RECORDS_MAX {
-                break;
-            }
+        for (position, seq) in positions {
             for _ in last + 1..*seq {
                 block.push_timed(RecordFlags::COPIED, &empty);
             }
@@ -173,7 +186,7 @@ impl Copier {
                 continue;
             }
             let arrived = RecordRef { subject: &subject, header: &header, ..record };
-            match machine.gather(&mut sums, (self.origin(), record.subject), &arrived, view)? {
+            match machine.gather(&mut sums, (self.header.origin(), record.subject), &arrived, view)? {
                 Ok((header, body)) => {
                     let flags = RecordFlags::COPIED.and(RecordFlags::COUNTED);
                     records.push((flags, subject, Cow::Owned(header), Cow::Owned(body)));
@@ -205,11 +218,6 @@ impl Copier {
             block.push_flagged(*flags, subject, header, body);
         }
         Ok(Ok(Some(block.finish(now))))
-    }
-
-    /// What the origin is called in headers.
-    fn origin(&self) -> &str {
-        self.key.split(' ').next().unwrap_or(&self.source.name)
     }
 
     /// The subject under which a message is stored: that of the source's first transform that matches, and then that of
@@ -244,7 +252,7 @@ impl Copier {
         }
         if !self.mirrors() {
             header.remove(SOURCE_HEADER);
-            header.push(SOURCE_HEADER, self.source.header(seq, record.subject, identity));
+            header.push(SOURCE_HEADER, self.header.value(seq, record.subject, identity));
         }
         Cow::Owned(header.finish())
     }

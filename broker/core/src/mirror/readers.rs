@@ -1,10 +1,13 @@
 //! Readers as consumers of their origin. An origin that keeps messages until its consumers are done with them has to
 //! know who reads it, and up to where that one has stored what it read. So its leader makes a consumer for each reader,
 //! as nats-server does, and settles what the reader says it has. Other origins know nothing of their readers.
+//!
+//! The consumer begins where the reader does: what lies before is not the reader's, and stays.
 
 use levee_protocol::api::stream_source::short_hash;
 use levee_protocol::api::{
     AckPolicy, ConsumerConfig, ConsumerCreateAction, DeliverPolicy, ReplayPolicy, RetentionPolicy,
+    StreamConfig, StreamSource,
 };
 use levee_protocol::command::progress::{SettledRun, Settlement};
 use levee_protocol::command::{ConsumerProgress, Progress, StreamCommand};
@@ -13,10 +16,13 @@ use levee_protocol::mirror::{FetchRequest, Reader};
 use levee_protocol::time::{Nanos, Timestamp};
 
 use super::server;
-use crate::stream::StreamMachine;
+use crate::consumer::Ledger;
+use crate::stream::{MessageView, ReadFailed, StreamMachine};
 
 /// What nats-server lets be under way to such a consumer.
 const MAX_ACK_PENDING: i64 = 1000;
+/// Where the consumer's metadata has the number of the group of the reader's stream.
+const GROUP: &str = "_levee.reader.group";
 
 /// The consumer that stands for a reader, by the reader's stream and what names the origin among its sources.
 #[must_use]
@@ -25,33 +31,47 @@ pub fn consumer_name(stream: &str, key: &str) -> String {
     format!("JS_{kind}_{}", short_hash(&format!("{stream} {key}")))
 }
 
-/// What the origin has to note about a reader before it answers; `None` if nothing is new.
-#[must_use]
-pub fn note(machine: &StreamMachine, request: &FetchRequest, now: Timestamp) -> Option<StreamCommand> {
-    let reader = request.reader.as_ref()?;
-    let name = ConsumerName::parse(&reader.consumer).ok()?;
+/// What the origin has to note about a reader before it answers; `None` if nothing is new. Its effect may ask for more.
+pub fn note(
+    machine: &StreamMachine,
+    view: &dyn MessageView,
+    request: &FetchRequest,
+    now: Timestamp,
+) -> Result<Option<StreamCommand>, ReadFailed> {
+    let Some(reader) = &request.reader else { return Ok(None) };
+    let Ok(name) = ConsumerName::parse(&reader.consumer) else { return Ok(None) };
     let known = machine.consumer(&name);
+    if known.is_some_and(|known| !known.config().sourcing) {
+        return Ok(None);
+    }
     if reader.leaves {
-        return known
-            .filter(|known| known.config().sourcing)
-            .map(|_| StreamCommand::DeleteConsumer { now, name });
+        let is_its_own = known.is_some_and(|known| group_of(known) <= reader.group);
+        return Ok(is_its_own.then_some(StreamCommand::DeleteConsumer { now, name }));
     }
-    if machine.config()?.retention == RetentionPolicy::Limits {
-        return None;
+    let retention = machine.config().map_or(RetentionPolicy::Limits, |config| config.retention);
+    if retention == RetentionPolicy::Limits {
+        return Ok(None);
     }
+    let identity = server::identity(machine);
+    let is_about_this = reader.identity == identity;
     let Some(known) = known else {
-        let config = Box::new(config(request, reader));
-        return Some(StreamCommand::CreateConsumer {
-            now,
-            name,
-            config,
-            action: ConsumerCreateAction::Create,
-        });
+        let from = if is_about_this && reader.stored > 0 {
+            Seq(reader.stored).next()
+        } else {
+            server::first_wanted(machine, view, request, &identity)?
+        };
+        let start = (from > machine.first_seq().max(Seq(1))).then_some(from);
+        let config = config(request, reader, start);
+        let action = ConsumerCreateAction::Create;
+        return Ok(Some(StreamCommand::CreateConsumer { now, name, config: Box::new(config), action }));
     };
-    let is_about_this = reader.mirrors || reader.identity == server::identity(machine);
+    let group = group_of(known);
+    if group < reader.group {
+        return Ok(Some(succeed(retention, known, reader, name, now)));
+    }
     let stored = Seq(reader.stored).min(machine.last_seq());
-    if !known.config().sourcing || !is_about_this || stored <= known.marks().floor().stream {
-        return None;
+    if group > reader.group || !is_about_this || stored <= known.marks().floor().stream {
+        return Ok(None);
     }
     let settled = SettledRun { first: stored, last: stored, how: Settlement::AckedAll };
     let progress = ConsumerProgress {
@@ -60,15 +80,59 @@ pub fn note(machine: &StreamMachine, request: &FetchRequest, now: Timestamp) -> 
         delivered: Vec::new(),
         settled: vec![settled],
     };
-    Some(StreamCommand::Progress(Progress { now, consumers: vec![progress] }))
+    Ok(Some(StreamCommand::Progress(Progress { now, consumers: vec![progress] })))
 }
 
-fn config(request: &FetchRequest, reader: &Reader) -> ConsumerConfig {
+/// The consumer stands for a stream that is gone, and another one has its name. A work queue keeps its messages when the
+/// consumer goes, so the stream gets one of its own; elsewhere they would go with it, so it takes over this one.
+fn succeed(
+    retention: RetentionPolicy,
+    known: &Ledger,
+    reader: &Reader,
+    name: ConsumerName,
+    now: Timestamp,
+) -> StreamCommand {
+    if retention == RetentionPolicy::WorkQueue {
+        return StreamCommand::DeleteConsumer { now, name };
+    }
+    let mut config = Box::new(known.config().clone());
+    config.metadata.insert(GROUP.to_owned(), reader.group.to_string());
+    StreamCommand::CreateConsumer { now, name, config, action: ConsumerCreateAction::Update }
+}
+
+/// The group of the stream that a consumer stands for.
+fn group_of(known: &Ledger) -> u64 {
+    known.config().metadata.get(GROUP).and_then(|group| group.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a consumer stands for a reader that there is not. `find` knows the streams of the origin's account.
+pub fn is_orphan<'a>(
+    consumer: &ConsumerConfig,
+    origin: &str,
+    find: impl FnOnce(&str) -> Option<&'a StreamConfig>,
+) -> bool {
+    let metadata = ["_nats.mirror.stream", "_nats.src.stream"];
+    let Some(reader) = metadata.iter().find_map(|key| consumer.metadata.get(*key)) else { return false };
+    let Some(stream) = find(reader).filter(|_| consumer.sourcing) else { return consumer.sourcing };
+    let is_it = |source: &StreamSource, key: &str| {
+        source.name == origin && consumer_name(reader, key) == consumer.durable_name
+    };
+    let mirrors = stream.mirror.iter().any(|mirror| is_it(mirror, ""));
+    let sources = stream.sources.iter().any(|source| is_it(source, &source.key()));
+    stream.sealed || !(mirrors || sources)
+}
+
+fn config(request: &FetchRequest, reader: &Reader, start: Option<Seq>) -> ConsumerConfig {
     let (letter, kind) = if reader.mirrors { ('M', "mirror") } else { ('S', "src") };
     let metadata = [
         (format!("_nats.{kind}.acc"), request.account.clone()),
         (format!("_nats.{kind}.stream"), reader.stream.clone()),
+        (GROUP.to_owned(), reader.group.to_string()),
     ];
+    let (deliver_policy, opt_start_seq) = match start {
+        Some(seq) => (DeliverPolicy::ByStartSequence, seq.0),
+        None => (DeliverPolicy::All, 0),
+    };
     let (filter_subject, filter_subjects) = match &request.filters[..] {
         [] => (String::new(), Vec::new()),
         [one] => (one.clone(), Vec::new()),
@@ -77,7 +141,8 @@ fn config(request: &FetchRequest, reader: &Reader) -> ConsumerConfig {
     ConsumerConfig {
         durable_name: reader.consumer.clone(),
         name: reader.consumer.clone(),
-        deliver_policy: DeliverPolicy::All,
+        deliver_policy,
+        opt_start_seq,
         ack_policy: AckPolicy::FlowControl,
         replay_policy: ReplayPolicy::Instant,
         max_deliver: -1,

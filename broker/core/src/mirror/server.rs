@@ -13,10 +13,13 @@ use crate::stream::{MessageView, ReadFailed, StreamMachine};
 
 /// Messages in one answer: what fits into a block of the reader.
 const MESSAGES_MAX: usize = 2048;
-/// So many messages that are not wanted are stepped over in one answer: the stream's lock is held meanwhile.
+/// So many messages that are not wanted are stepped over in one answer, and so many bytes of them: the stream's lock is
+/// held meanwhile.
 const STEPPED_OVER_MAX: usize = 8192;
+const STEPPED_OVER_BYTES_MAX: usize = 8 << 20;
 
-/// What the stream has of what is wanted. `through` is behind `from` when there is nothing new at all.
+/// What the stream has of what is wanted. `through` is behind `from` when there is nothing new at all, and before the
+/// last sequence when there may be more: a look that finds nothing of it ends early too.
 pub fn answer(
     machine: &StreamMachine,
     view: &dyn MessageView,
@@ -35,8 +38,8 @@ pub fn answer(
         through: last_seq.0,
         ..FetchAnswer::default()
     };
-    if let Some(first) = machine.next_match(&filters, from, view)? {
-        fill(&mut answer, machine, view, &filters, (first.seq, request.bytes_max))?;
+    if let Some(span) = machine.span_of(&filters, from, STEPPED_OVER_MAX) {
+        fill(&mut answer, machine, view, &filters, (span, request.bytes_max))?;
     }
     if request.count {
         answer.pending = Some(machine.count_matching(&filters, Seq(answer.through).next(), view)?);
@@ -51,7 +54,8 @@ pub fn identity(machine: &StreamMachine) -> String {
     short_hash(&format!("{name} {}", machine.created().0))
 }
 
-fn first_wanted(
+/// Where the reader begins.
+pub(super) fn first_wanted(
     machine: &StreamMachine,
     view: &dyn MessageView,
     request: &FetchRequest,
@@ -73,12 +77,12 @@ fn fill(
     machine: &StreamMachine,
     view: &dyn MessageView,
     filters: &[Filter],
-    (first, bytes_max): (Seq, u64),
+    ((first, last), bytes_max): ((Seq, Seq), u64),
 ) -> Result<(), ReadFailed> {
     let mut block = BlockBuilder::timed(0);
-    let mut stepped_over = 0;
+    let (mut stepped_over, mut stepped_over_bytes) = (0, 0);
     view.scan(first, &mut |seq, record| {
-        if seq.0 > answer.last_seq {
+        if seq > last {
             return ControlFlow::Break(());
         }
         let is_wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(record.subject));
@@ -87,20 +91,23 @@ fn fill(
             block.push_timed(RecordFlags::COPIED, &record);
         } else {
             stepped_over += 1;
+            stepped_over_bytes += record.subject.len() + record.header.len() + record.payload.len();
         }
         let is_full = answer.seqs.len() >= MESSAGES_MAX
             || block.bytes() as u64 >= bytes_max
-            || stepped_over >= STEPPED_OVER_MAX;
+            || stepped_over >= STEPPED_OVER_MAX
+            || stepped_over_bytes >= STEPPED_OVER_BYTES_MAX;
         if is_full {
             answer.through = seq.0;
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     })?;
-    if answer.seqs.is_empty() {
+    if !answer.seqs.is_empty() {
+        answer.block = block.finish(machine.clock()).as_bytes().clone();
+    } else if filters.is_empty() && stepped_over == 0 {
         // What lives by the state is there to be read.
         return Err(ReadFailed::missing(first));
     }
-    answer.block = block.finish(machine.clock()).as_bytes().clone();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Origins and the streams that mirror or source them, as machines: what is read, proposed and stored.
 
-use levee_protocol::api::{PurgeRequest, StreamConfig, StreamSource, SubjectTransform};
+use levee_protocol::api::{PurgeRequest, RetentionPolicy, StreamConfig, StreamSource, SubjectTransform};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::Seq;
 use levee_protocol::mirror::{FetchAnswer, FetchRequest, Reader};
@@ -228,14 +228,15 @@ fn a_mirror_skips_what_its_origin_has_no_more_and_stores_what_comes_then() {
     }
     origin.purge();
     let (mut mirror, copier) = mirror(source("O"), limitless());
-    let skip = copier.skip(&mirror.bench.machine, 3, Timestamp(50)).unwrap();
+    let nothing = origin.ask(&mut Puller::of_mirror(&source("O"), 0));
+    let skip = copier.skip(&mirror.bench.machine, &nothing, Timestamp(50)).unwrap();
 
     let outcome = mirror.apply(&skip);
 
     assert_eq!(outcome.changes, Vec::<Change>::new());
     let state = mirror.bench.machine.state();
     assert_eq!((state.first_seq, state.last_seq), (Seq(4), Seq(3)));
-    assert_eq!(copier.skip(&mirror.bench.machine, 3, Timestamp(50)), None);
+    assert_eq!(copier.skip(&mirror.bench.machine, &nothing, Timestamp(50)), None);
     origin.publish("o.a", "", "4");
     mirror.catch_up(&copier, &origin);
     assert_eq!(mirror.messages(), origin.messages());
@@ -424,31 +425,182 @@ fn a_reader_tries_again_later_and_later_and_goes_on_from_what_the_stream_has() {
     assert_eq!(puller.on_failure(&has, None), Nanos::from_millis(100));
 }
 
-#[test]
-fn an_origin_removes_what_its_reader_has_stored_and_nothing_else() {
-    let retention = levee_protocol::api::RetentionPolicy::WorkQueue;
-    let config = StreamConfig { name: "O".into(), subjects: vec!["o.>".into()], retention, ..limitless() };
-    let mut origin = Stream::new(config);
-    for body in ["1", "2", "3"] {
+fn keeping(retention: RetentionPolicy, bodies: &[&str]) -> Stream {
+    let mut origin = Stream::new(StreamConfig {
+        name: "O".into(),
+        subjects: vec!["o.>".into()],
+        retention,
+        ..limitless()
+    });
+    if retention == RetentionPolicy::Interest {
+        // Nothing is kept of what nobody wants.
+        note(&mut origin, &FetchRequest::default(), reader(0, ""));
+    }
+    for body in bodies {
         origin.publish("o.a", "", body);
     }
-    let identity = server::identity(&origin.bench.machine);
-    let mut note = |stored: u64, identity: &str, leaves: bool| {
-        let consumer = readers::consumer_name("G", "O > >");
-        let identity = identity.to_owned();
-        let reader = Reader { stream: "G".into(), consumer, stored, leaves, identity, ..Reader::default() };
-        let request = FetchRequest { reader: Some(reader), ..FetchRequest::default() };
-        while let Some(command) = readers::note(&origin.bench.machine, &request, Timestamp(9)) {
-            let outcome = origin.bench.apply(&command);
-            assert!(!matches!(outcome.reply, Reply::Rejected(_)), "{:?}", outcome.reply);
-        }
-        (origin.bodies(), origin.bench.machine.consumers().count())
-    };
-    let bodies = |bodies: &[&str]| bodies.iter().map(|body| (*body).to_owned()).collect::<Vec<_>>();
+    origin
+}
 
-    assert_eq!(note(0, "", false), (bodies(&["1", "2", "3"]), 1));
-    assert_eq!(note(3, "of the origin before", false), (bodies(&["1", "2", "3"]), 1));
-    assert_eq!(note(2, &identity, false), (bodies(&["3"]), 1));
-    assert_eq!(note(1, &identity, false), (bodies(&["3"]), 1));
-    assert_eq!(note(2, &identity, true), (bodies(&["3"]), 0));
+/// The reader of a stream that says that it has stored this much.
+fn reader(stored: u64, identity: &str) -> Reader {
+    let consumer = readers::consumer_name("G", "O > >");
+    let identity = identity.to_owned();
+    Reader { stream: "G".into(), consumer, stored, identity, group: 7, ..Reader::default() }
+}
+
+/// What an origin has, and how many consumers, when it has noted everything of a reader.
+fn note(origin: &mut Stream, request: &FetchRequest, reader: Reader) -> (Vec<String>, usize) {
+    let request = FetchRequest { reader: Some(reader), ..request.clone() };
+    let bench = &mut origin.bench;
+    while let Some(command) = readers::note(&bench.machine, &bench.view, &request, Timestamp(9)).unwrap() {
+        let outcome = bench.apply(&command);
+        assert!(!matches!(outcome.reply, Reply::Rejected(_)), "{:?}", outcome.reply);
+    }
+    (origin.bodies(), origin.bench.machine.consumers().count())
+}
+
+fn owned(bodies: &[&str]) -> Vec<String> {
+    bodies.iter().map(|body| (*body).to_owned()).collect()
+}
+
+#[test]
+fn an_origin_removes_what_its_reader_has_stored_and_nothing_else() {
+    let mut origin = keeping(RetentionPolicy::WorkQueue, &["1", "2", "3"]);
+    let identity = server::identity(&origin.bench.machine);
+    let anything = FetchRequest::default();
+
+    assert_eq!(note(&mut origin, &anything, reader(0, "")), (owned(&["1", "2", "3"]), 1));
+    assert_eq!(note(&mut origin, &anything, reader(3, "of another")), (owned(&["1", "2", "3"]), 1));
+    assert_eq!(note(&mut origin, &anything, reader(2, &identity)), (owned(&["3"]), 1));
+    assert_eq!(note(&mut origin, &anything, reader(1, &identity)), (owned(&["3"]), 1));
+    let leaves = Reader { leaves: true, ..reader(2, &identity) };
+    assert_eq!(note(&mut origin, &anything, leaves), (owned(&["3"]), 0));
+}
+
+#[test]
+fn what_lies_before_a_readers_start_stays_at_the_origin() {
+    for request in [
+        FetchRequest { start_seq: 3, ..FetchRequest::default() },
+        FetchRequest { start_time: Some(4), ..FetchRequest::default() },
+    ] {
+        let mut origin = keeping(RetentionPolicy::WorkQueue, &["1", "2", "3", "4"]);
+        let identity = server::identity(&origin.bench.machine);
+        assert_eq!(origin.messages()[2].1, 4, "the third is of the time 4");
+
+        note(&mut origin, &request, reader(0, ""));
+
+        assert_eq!(note(&mut origin, &request, reader(3, &identity)), (owned(&["1", "2", "4"]), 1));
+    }
+}
+
+#[test]
+fn a_mirror_settles_nothing_of_an_origin_that_was_created_again_but_what_it_copied() {
+    let before = keeping(RetentionPolicy::WorkQueue, &["1", "2", "3"]);
+    let (mut mirror, copier) = mirror(source("O"), limitless());
+    mirror.catch_up(&copier, &before);
+    let mut after = keeping(RetentionPolicy::WorkQueue, &[]);
+    let config = after.bench.machine.config().unwrap().clone();
+    after.bench = Bench::default();
+    after.configure(config, 2);
+    after.publish("o.a", "", "again 1");
+    after.publish("o.a", "", "again 2");
+    let says = |mirror: &Stream| {
+        let has = mirror.bench.machine.source("");
+        Reader { mirrors: true, ..reader(has.seq, &has.identity) }
+    };
+    let from = |mirror: &Stream| FetchRequest {
+        from: mirror.bench.machine.last_seq().0 + 1,
+        ..FetchRequest::default()
+    };
+
+    let noted = note(&mut after, &from(&mirror), says(&mirror));
+    assert_eq!(noted, (owned(&["again 1", "again 2"]), 1));
+    for body in ["again 3", "4"] {
+        after.publish("o.a", "", body);
+    }
+    mirror.catch_up(&copier, &after);
+
+    assert_eq!(mirror.bodies(), ["1", "2", "3", "4"]);
+    assert_eq!(mirror.bench.machine.source("").identity, server::identity(&after.bench.machine));
+    let noted = note(&mut after, &from(&mirror), says(&mirror));
+    assert_eq!(noted, (owned(&["again 1", "again 2", "again 3"]), 1));
+}
+
+#[test]
+fn a_stream_that_is_gone_takes_nothing_from_the_one_that_has_its_name() {
+    for retention in [RetentionPolicy::WorkQueue, RetentionPolicy::Interest] {
+        let mut origin = keeping(retention, &["1", "2", "3"]);
+        let identity = server::identity(&origin.bench.machine);
+        let anything = FetchRequest::default();
+        note(&mut origin, &anything, reader(1, &identity));
+        let successor = |stored: u64, identity: &str| Reader { group: 8, ..reader(stored, identity) };
+        let kept = owned(&["2", "3"]);
+
+        assert_eq!(note(&mut origin, &anything, successor(0, "")), (kept.clone(), 1));
+        let leaves = Reader { leaves: true, ..reader(3, &identity) };
+        assert_eq!(note(&mut origin, &anything, leaves), (kept.clone(), 1));
+        assert_eq!(note(&mut origin, &anything, reader(3, &identity)), (kept, 1));
+        assert_eq!(note(&mut origin, &anything, successor(2, &identity)), (owned(&["3"]), 1));
+    }
+}
+
+#[test]
+fn a_consumer_whose_reader_is_gone_is_an_orphan() {
+    let mut origin = keeping(RetentionPolicy::WorkQueue, &[]);
+    note(&mut origin, &FetchRequest::default(), reader(0, ""));
+    let consumer = origin.bench.machine.consumers().next().unwrap().1.config().clone();
+    let reads = StreamConfig { name: "G".into(), sources: vec![source("O")], ..limitless() };
+    let filtered = StreamSource { filter_subject: "o.b".into(), ..source("O") };
+    let otherwise = StreamConfig { sources: vec![filtered], ..reads.clone() };
+    let later = StreamSource { opt_start_seq: 3, ..source("O") };
+    let later = StreamConfig { sources: vec![later], ..reads.clone() };
+    let is_orphan = |stream: Option<&StreamConfig>| readers::is_orphan(&consumer, "O", |_| stream);
+
+    let orphans = [None, Some(&otherwise), Some(&reads), Some(&later)].map(is_orphan);
+
+    assert_eq!(orphans, [true, true, false, false]);
+}
+
+#[test]
+fn a_long_look_for_what_a_filter_wants_is_made_in_steps() {
+    let mut origin =
+        Stream::new(StreamConfig { name: "O".into(), subjects: vec!["o.>".into()], ..limitless() });
+    let mut block = BlockBuilder::default();
+    for number in 0..20_001 {
+        // More subjects than the index is asked about.
+        block.push(format!("o.{}", number % 10_000).as_bytes(), b"", b"");
+    }
+    block.push(b"o.x.y", b"", b"");
+    origin.bench.apply(&StreamCommand::Publish(block.finish(Timestamp(5))));
+    let wanted = StreamSource { filter_subject: "o.x.*".into(), ..source("O") };
+    let mut puller = Puller::of_mirror(&wanted, 0);
+
+    let answers: Vec<FetchAnswer> = (0..3).map(|_| origin.ask(&mut puller)).collect();
+
+    let told = answers.iter().map(|answer| (answer.from, answer.through, answer.seqs.len()));
+    assert_eq!(told.collect::<Vec<_>>(), [(1, 8192, 0), (8193, 16384, 0), (16385, 20002, 1)]);
+    let literal = StreamSource { filter_subject: "o.x.y".into(), ..source("O") };
+    assert_eq!(origin.ask(&mut Puller::of_mirror(&literal, 0)).seqs, [20002]);
+}
+
+#[test]
+fn of_too_many_former_sources_the_oldest_are_forgotten() {
+    let names: Vec<String> = (0..258).map(|number| format!("S{number}")).collect();
+    let sources: Vec<StreamSource> = names.iter().map(|name| source(name)).collect();
+    let (mut gathering, copiers) = gathering(&sources, limitless());
+    for (copier, created) in copiers.iter().zip(1..) {
+        let mut origin = Stream { bench: Bench::default(), now: 0 };
+        let name = copier.source().name.clone();
+        origin.configure(StreamConfig { name, subjects: vec!["o.a".into()], ..limitless() }, created);
+        origin.publish("o.a", "", "1");
+        gathering.catch_up(copier, &origin);
+    }
+
+    gathering.configure(StreamConfig { name: "G".into(), ..limitless() }, 1);
+
+    let known = |copier: &&Copier| gathering.bench.machine.source(copier.key()).seq == 1;
+    let forgotten: Vec<&str> =
+        copiers.iter().filter(|copier| !known(copier)).map(|copier| &copier.source().name[..]).collect();
+    assert_eq!(forgotten, ["S0", "S1"]);
 }

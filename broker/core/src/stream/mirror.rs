@@ -36,7 +36,8 @@ pub const GAP_MAX: u64 = 1 << 30;
 /// So many sources that are no longer configured are remembered, in case they come back.
 const FORMER_MAX: usize = 256;
 
-/// How far a stream has got with its sources.
+/// How far a stream has got with its sources. What it mirrors is the one without a name, and its sequence is the
+/// stream's own.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     origins: BTreeMap<String, Origin>,
@@ -61,15 +62,32 @@ impl Sources {
         self.dirty.insert(claim.source.clone());
     }
 
-    /// Forgets sources that are not configured any more, if they are many.
-    pub(crate) fn prune(&mut self, configured: &[String]) {
-        let former: Vec<String> =
-            self.origins.keys().filter(|source| !configured.contains(source)).cloned().collect();
-        if former.len() > FORMER_MAX {
-            for source in former {
-                self.origins.remove(&source);
-                self.dirty.insert(source);
-            }
+    /// What comes of the stream that is mirrored is of this incarnation from now on.
+    fn mirrors(&mut self, claim: &OriginClaim) {
+        let is_known =
+            self.origins.get(&claim.source).is_some_and(|origin| origin.identity == claim.identity);
+        if !is_known {
+            self.has_reached(claim, 0);
+        }
+    }
+
+    /// Forgets sources that are not configured any more, those that were created first, if they are many.
+    pub(crate) fn prune(&mut self, settings: &Settings) {
+        if settings.config.mirror.is_none() && self.origins.remove("").is_some() {
+            self.dirty.insert(String::new());
+        }
+        let is_former = |source: &String| !source.is_empty() && !settings.sources.contains(source);
+        let mut former: Vec<(i64, String)> = self
+            .origins
+            .iter()
+            .filter(|(source, _)| is_former(source))
+            .map(|(source, origin)| (origin.born, source.clone()))
+            .collect();
+        former.sort_unstable();
+        former.truncate(former.len().saturating_sub(FORMER_MAX));
+        for (_, source) in former {
+            self.origins.remove(&source);
+            self.dirty.insert(source);
         }
     }
 
@@ -106,10 +124,14 @@ impl Origin {
 }
 
 impl StreamMachine {
-    /// How far the stream has got with a source.
+    /// How far the stream has got with a source, or, without a key, with what it mirrors.
     #[must_use]
     pub fn source(&self, key: &str) -> Origin {
-        self.sources.origins.get(key).cloned().unwrap_or_default()
+        let mut origin = self.sources.origins.get(key).cloned().unwrap_or_default();
+        if key.is_empty() {
+            origin.seq = self.messages.last;
+        }
+        origin
     }
 
     /// Takes messages of another stream.
@@ -148,6 +170,8 @@ impl StreamMachine {
         }
         if settings.config.mirror.is_none() {
             self.sources.has_reached(&claim, reached);
+        } else {
+            self.sources.mirrors(&claim);
         }
         settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
         self.messages.settle(&reads)?;

@@ -219,7 +219,7 @@ impl StreamMachine {
         self.messages.settle(&reads)?;
         self.owe_markers(&mut removals);
         self.window.expire(self.clock, config.duplicate_window);
-        self.sources.prune(&settings.sources);
+        self.sources.prune(&settings);
         Ok(Outcome::configured(removals))
     }
 

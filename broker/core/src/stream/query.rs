@@ -148,6 +148,24 @@ impl StreamMachine {
         found.map(|seq| reads.record(seq)).transpose()
     }
 
+    /// Between which sequences all live messages are that match one of `filters` and come at or after `from`, as far as
+    /// the subject index knows without looking at more than `subjects_max` subjects. `None` when there are none.
+    pub(crate) fn span_of(&self, filters: &[Filter], from: Seq, subjects_max: usize) -> Option<(Seq, Seq)> {
+        let messages = &self.messages;
+        let (first, last) = (messages.next_live(from.0)?, messages.last);
+        if filters.is_empty() || filters.iter().any(|filter| self.covers(filter)) {
+            return Some((Seq(first), Seq(last)));
+        }
+        let is_one_subject = matches!(filters, [filter] if filter.is_literal());
+        if !is_one_subject && messages.subjects.len() > subjects_max {
+            return Some((Seq(first), Seq(last)));
+        }
+        let matching = messages.matching(filters).into_iter().filter(|entry| entry.last >= first);
+        let bounds = matching.map(|entry| (entry.first.max(first), entry.last));
+        let span = bounds.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+        span.map(|(first, last)| (Seq(first), Seq(last)))
+    }
+
     /// How many live messages at or after `from` match one of `filters`; no filters match everything.
     pub fn count_matching(
         &self,
