@@ -533,6 +533,7 @@ fn a_stream_that_is_gone_takes_nothing_from_the_one_that_has_its_name() {
         let mut origin = keeping(retention, &["1", "2", "3"]);
         let identity = server::identity(&origin.bench.machine);
         let anything = FetchRequest::default();
+        note(&mut origin, &anything, reader(0, ""));
         note(&mut origin, &anything, reader(1, &identity));
         let successor = |stored: u64, identity: &str| Reader { group: 8, ..reader(stored, identity) };
         let kept = owned(&["2", "3"]);
