@@ -53,7 +53,7 @@ pub(super) fn read_from(
         return Some(own);
     }
     let mirrors: Vec<GroupId> = jetstream.meta().read(|machine| mirrors(machine, account, &name).collect());
-    mirrors.iter().copied().find(|mirror| is_led(*mirror)).or(own).or(mirrors.first().copied())
+    mirrors.iter().copied().find(|mirror| is_led(*mirror)).or(own).or_else(|| mirrors.first().copied())
 }
 
 fn own(machine: &MetaMachine, account: &AccountName, name: &StreamName) -> Option<GroupId> {
