@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use levee_protocol::api::{ApiError, PubAck};
+use levee_protocol::api::{ApiError, PubAck, ServerLimits};
 use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_raft::{Groups, Leadership};
@@ -54,6 +54,8 @@ pub struct Identity {
     pub domain: String,
     /// Where other nodes reach it, or empty.
     pub cluster_address: String,
+    /// Bounds for streams and consumers that are created through it.
+    pub limits: ServerLimits,
 }
 
 impl Identity {

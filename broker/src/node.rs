@@ -188,6 +188,7 @@ impl Node {
                             .and_then(|js| js.domain.clone())
                             .unwrap_or_default(),
                         cluster_address: advertised(&config, &addresses),
+                        limits: config.jetstream.as_ref().map(|js| js.limits).unwrap_or_default(),
                     },
                     &transport,
                     &tasks,

@@ -133,7 +133,8 @@ impl Model {
             StreamCommand::CreateConsumer { .. }
             | StreamCommand::DeleteConsumer { .. }
             | StreamCommand::Progress(_)
-            | StreamCommand::PauseConsumer { .. } => Ok(Expected::Anything),
+            | StreamCommand::PauseConsumer { .. }
+            | StreamCommand::ResetConsumer { .. } => Ok(Expected::Anything),
             // No simulated client restores a stream.
             StreamCommand::RestoreBegin { .. }
             | StreamCommand::RestoreConsumer { .. }

@@ -379,6 +379,7 @@ fn write_reply(reply: &Reply, out: &mut String) {
         Reply::Consumer(consumer) => writeln!(out, "consumer {} updated", consumer.name),
         Reply::ConsumerDeleted => writeln!(out, "consumer deleted"),
         Reply::Paused { until } => writeln!(out, "paused until {until}"),
+        Reply::Reset { seq } => writeln!(out, "reset to {}", seq.0),
         Reply::Configured => writeln!(out, "configured"),
         Reply::Rejected(error) => {
             writeln!(out, "refused {}/{} {}", error.code, error.err_code, error.description)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use levee_broker_core::stream::Reply;
 use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
-use levee_protocol::api::{Adjust, ApiError, ConsumerCreateRequest, ConsumerInfo, ServerLimits};
+use levee_protocol::api::{Adjust, ApiError, ConsumerCreateRequest, ConsumerInfo};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 
@@ -28,15 +28,15 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         None => ConsumerName::parse(&nuid::draw(EPHEMERAL_NAME_CHARS)).expect("letters and digits"),
     };
     let mut config = request.config;
-    if let Some(feature) = config.unsupported_yet() {
-        return Err(ApiError::consumer_create_failed(format!("{feature} is not supported by Levee yet")));
-    }
     stream_create::check_replicas(cx, config.num_replicas)?;
     // Apply does this too; here it can be pedantic, and a refusal costs no log entry.
     let stream =
         led.replica.read(|machine, _| machine.config().cloned()).ok_or_else(ApiError::not_available)?;
     let adjust = Adjust::from_pedantic(request.pedantic);
-    config.apply_defaults_and_validate(&stream, &ServerLimits::default(), adjust)?;
+    config.apply_defaults_and_validate(&stream, &cx.jetstream.identity().limits, adjust)?;
+    if let Some(feature) = config.unsupported_yet() {
+        return Err(ApiError::consumer_create_failed(format!("{feature} is not supported by Levee yet")));
+    }
     config.store_metadata();
     let command = StreamCommand::CreateConsumer {
         now: cx.jetstream.clock().now(),

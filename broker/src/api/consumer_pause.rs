@@ -23,7 +23,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
             pause_until: until,
             pause_remaining: until.since(now),
         })),
-        Ok(Reply::Paused { until }) => {
+        // As requested, though it is over.
+        Ok(Reply::Paused { .. }) => {
             let pause_remaining = Nanos::ZERO;
             Ok(cx.request.endpoint.success(&ConsumerPaused {
                 paused: false,

@@ -18,7 +18,8 @@ pub(super) fn get(cx: &Context<'_>) -> Answer {
         .replica
         .read(|machine, view| find(machine, view, &selector))
         .map_err(|error| match error {
-            LookupFailed::Filter(_) => ApiError::bad_request(),
+            // No subject is like that.
+            LookupFailed::Filter(_) => ApiError::no_message_found(),
             LookupFailed::Read(error) => {
                 tracing::error!("stream '{}': {error}", cx.request.stream);
                 ApiError::stream_general(error)
@@ -33,7 +34,7 @@ pub(super) fn get(cx: &Context<'_>) -> Answer {
 }
 
 pub(super) async fn delete(cx: &Context<'_>) -> Answer {
-    if cx.body.is_empty() {
+    if envelope::is_empty_request(cx.body) {
         return Err(ApiError::bad_request());
     }
     let request: MessageDeleteRequest = envelope::parse_request(cx.body, Strictness::Strict)?;

@@ -12,6 +12,7 @@ pub(crate) mod consumer_info;
 mod consumer_list;
 mod consumer_next;
 mod consumer_pause;
+mod consumer_reset;
 pub mod context;
 mod direct_get;
 mod message;
@@ -297,13 +298,13 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::ConsumerList => consumer_list::infos(cx),
         Endpoint::ConsumerDelete => consumer_delete::handle(cx).await,
         Endpoint::ConsumerPause => consumer_pause::handle(cx).await,
+        Endpoint::ConsumerReset => consumer_reset::handle(cx).await,
         Endpoint::ConsumerNext | Endpoint::DirectGet => {
             unreachable!("taken by stream_requests")
         }
         Endpoint::StreamPeerRemove
         | Endpoint::StreamPeerEvacuate
         | Endpoint::StreamCancelMove
-        | Endpoint::ConsumerReset
         | Endpoint::ConsumerUnpin
         | Endpoint::ConsumerPeerRemove
         | Endpoint::ConsumerPeerEvacuate

@@ -7,7 +7,7 @@ use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::StreamCreated;
 use levee_protocol::api::{
-    Adjust, ApiError, Endpoint, ServerLimits, StreamConfig, StreamConfigRequest, StreamSource, stream_check,
+    Adjust, ApiError, Endpoint, StreamConfig, StreamConfigRequest, StreamSource, stream_check,
 };
 use levee_protocol::command::MetaCommand;
 use levee_protocol::ids::StreamName;
@@ -33,7 +33,7 @@ pub(super) fn checked_config(
         return Err(stream_check::name_required());
     }
     config.check_subject_name(cx.request.stream)?;
-    let limits = ServerLimits::default();
+    let limits = cx.jetstream.identity().limits;
     match cx.request.endpoint {
         Endpoint::StreamUpdate => stream_check::validate_update(&mut config, &limits, adjust)?,
         // A sealed stream is never created as such, but it may have been when it was archived.

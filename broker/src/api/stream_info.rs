@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
-use levee_protocol::api::{ApiError, ClusterInfo, PeerInfo, StreamAlternate, StreamInfo, StreamInfoRequest};
+use levee_protocol::api::{ClusterInfo, PeerInfo, StreamAlternate, StreamInfo, StreamInfoRequest};
 use levee_protocol::ids::{GroupId, NodeId, StreamName};
 use levee_protocol::subject::Filter;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ const REACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Removed sequences that are listed at most; nats-server lists all. Their number is told in any case.
 const DELETED_DETAILS_MAX: usize = 100_000;
+/// nats-server's name for it.
+const SYSTEM_ACCOUNT: &str = "$SYS";
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const REACHABLE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -51,8 +53,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         });
     }
     let (mut total, mut limit, mut offset) = (0, 0, 0);
-    if !request.subjects_filter.is_empty() {
-        let filter = Filter::parse(&request.subjects_filter).map_err(|_| ApiError::bad_request())?;
+    // A filter that no subject can match finds none, as if there was no filter.
+    if let Ok(filter) = Filter::parse(&request.subjects_filter) {
         let mut subjects: Vec<(String, u64)> = led.replica.read(|machine, _| {
             machine
                 .subjects(&filter)
@@ -136,6 +138,10 @@ pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterI
     let status = replica.group().status();
     if status.voters.len() > 1 {
         cluster.raft_group = format!("S-R{}-{}", status.voters.len(), replica.group_id());
+        cluster.leader_since = replica.leader().map(|leader| leader.since());
+        // Where nats-server's nodes exchange log entries; clients expect to be told.
+        cluster.system_account = true;
+        SYSTEM_ACCOUNT.clone_into(&mut cluster.traffic_account);
         cluster.replicas = followers(jetstream, replica);
     }
     Some(cluster)

@@ -50,18 +50,15 @@ pub(super) async fn infos(cx: &Context<'_>) -> Answer {
 /// Where the page starts, and the account's streams with the wanted subject, by name.
 fn requested(cx: &Context<'_>) -> Result<(usize, Vec<StreamAssignment>), ApiError> {
     let request: NamesRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
-    let filter = match request.subject.as_str() {
-        "" => None,
-        subject => Some(Filter::parse(subject).map_err(|_| ApiError::bad_request())?),
-    };
+    let wanted = Filter::parse(&request.subject);
     let has_subject = |stream: &StreamAssignment| {
-        filter.as_ref().is_none_or(|filter| {
-            stream
-                .config
-                .subjects
-                .iter()
-                .any(|subject| Filter::parse(subject).is_ok_and(|subject| subject.collides(filter)))
-        })
+        if request.subject.is_empty() {
+            return true;
+        }
+        // No stream has a subject that is none.
+        let Ok(wanted) = &wanted else { return false };
+        let mut subjects = stream.config.subjects.iter();
+        subjects.any(|subject| Filter::parse(subject).is_ok_and(|subject| subject.collides(wanted)))
     };
     let mut streams: Vec<StreamAssignment> = cx
         .jetstream

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limits::BatchLimits;
+use levee_protocol::api::ServerLimits;
 
 pub use self::duration::{InvalidDuration, format_duration, parse_duration};
 pub use self::flags::{Flags, Signal, SignalTarget};
@@ -185,6 +186,9 @@ pub struct JetStream {
     pub sync_interval: SyncInterval,
     /// What bounds batches of publishers, `limits { batch {} }`. Default: nats-server's.
     pub batches: BatchLimits,
+    /// Bounds for streams and consumers that are created through this node: `max_request_batch`, `max_ack_pending`,
+    /// `duplicate_window`. Default: none. The same on all nodes, unless it does not matter which one is asked.
+    pub limits: ServerLimits,
 }
 
 /// See [`JetStream::sync_interval`].

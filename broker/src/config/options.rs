@@ -7,6 +7,9 @@
 
 use std::time::Duration;
 
+use levee_protocol::api::ServerLimits;
+use levee_protocol::time::Nanos;
+
 use super::grammar::{Block, Entry, Problem, Value};
 use super::{Authorization, Draft, JetStream, Listen, SyncInterval, format_duration, parse_duration};
 use crate::limits::BatchLimits;
@@ -111,8 +114,7 @@ const JETSTREAM_UNSUPPORTED: &[&str] = &[
     "unique_tag",
 ];
 
-const LIMITS_UNSUPPORTED: &[&str] =
-    &["default_max_consumers", "duplicate_window", "max_ack_pending", "max_ha_assets", "max_request_batch"];
+const LIMITS_UNSUPPORTED: &[&str] = &["default_max_consumers", "max_ha_assets"];
 
 const AUTHORIZATION_UNSUPPORTED: &[&str] =
     &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required", "users"];
@@ -260,7 +262,7 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
                 _ => duration(&mut draft.config.warnings, entry, key)
                     .map(|every| jetstream.sync_interval = SyncInterval::Every(every)),
             },
-            "limits" => match limits(draft, entry) {
+            "limits" => match limits(draft, &mut jetstream.limits, entry) {
                 Ok(batches) => {
                     jetstream.batches = batches;
                     Ok(())
@@ -278,8 +280,8 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
     all_or_problems(problems)
 }
 
-/// `jetstream { limits { batch {} } }`
-fn limits(draft: &mut Draft, entry: &Entry) -> Result<BatchLimits, Vec<Problem>> {
+/// `jetstream { limits {} }`
+fn limits(draft: &mut Draft, limits: &mut ServerLimits, entry: &Entry) -> Result<BatchLimits, Vec<Problem>> {
     let mut batches = BatchLimits::DEFAULT;
     let problems = each(block_of(entry, "jetstream.limits")?, |entry, key| match key {
         "batch" => all_or_problems(each(block_of(entry, "jetstream.limits.batch")?, |entry, key| {
@@ -303,8 +305,17 @@ fn limits(draft: &mut Draft, entry: &Entry) -> Result<BatchLimits, Vec<Problem>>
             };
             done.map_err(|problem| vec![problem])
         })),
-        _ => other(draft, entry, key, &[], LIMITS_UNSUPPORTED, "jetstream.limits.")
-            .map_err(|problem| vec![problem]),
+        _ => {
+            let done = match key {
+                "max_request_batch" => integer(entry).map(|max| limits.max_request_batch = max),
+                "max_ack_pending" => integer(entry).map(|max| limits.max_ack_pending = max),
+                "duplicate_window" => duration(&mut draft.config.warnings, entry, key).map(|window| {
+                    limits.duplicate_window_max = Nanos(i64::try_from(window.as_nanos()).unwrap_or(i64::MAX));
+                }),
+                _ => other(draft, entry, key, &[], LIMITS_UNSUPPORTED, "jetstream.limits."),
+            };
+            done.map_err(|problem| vec![problem])
+        }
     });
     all_or_problems(problems).map(|()| batches)
 }

@@ -372,11 +372,21 @@ fn batches_have_bounds_of_their_own() {
         ("jetstream { limits: 5 }", "expected a block to define jetstream.limits"),
         ("jetstream { limits { batch { nope: 1 } } }", "unknown field \"nope\""),
         (
-            "jetstream { limits { max_ack_pending: 1 } }",
-            "\"jetstream.limits.max_ack_pending\" is not supported yet",
+            "jetstream { limits { max_ha_assets: 1 } }",
+            "\"jetstream.limits.max_ha_assets\" is not supported yet",
         ),
     ] {
         let refused = load(text, &[]).unwrap_err();
         assert!(refused.contains(expected), "{refused}");
     }
+}
+
+#[test]
+fn requests_have_bounds_from_the_configuration() {
+    let text =
+        "jetstream { limits { max_request_batch: 100, max_ack_pending: 7, duplicate_window: \"1m\" } }";
+    let limits = load(text, &[]).unwrap().jetstream.unwrap().limits;
+
+    assert_eq!((limits.max_request_batch, limits.max_ack_pending), (100, 7));
+    assert_eq!(limits.duplicate_window_max, levee_protocol::time::Nanos::from_secs(60));
 }

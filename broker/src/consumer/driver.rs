@@ -187,7 +187,7 @@ impl Driver {
         let info = replica.read(|machine, view| {
             // An update that is applied is shown, also when the task has not come to it yet.
             if let Some(ledger) = machine.consumer(&self.name)
-                && dispatch.config() != ledger.config()
+                && !dispatch.follows(ledger)
             {
                 dispatch.on_configured(ledger, now);
             }

@@ -10,6 +10,7 @@ use levee_broker_core::stream::{Event, Reply};
 use levee_protocol::api::advisory::Action;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
+use levee_protocol::time::Timestamp;
 use levee_raft::ProposeError;
 use levee_storage::kind::INLINE;
 use parking_lot::RwLock;
@@ -36,6 +37,7 @@ pub struct Leader {
     jetstream: Weak<JetStream>,
     /// Of the leadership it was built for.
     epoch: u64,
+    since: Timestamp,
     /// Nobody knows whether an entry of it was committed.
     in_doubt: AtomicBool,
     /// Where publishes go.
@@ -96,6 +98,7 @@ impl Leader {
         };
         let leader = Arc::new(Self {
             epoch,
+            since: jetstream.clock().now(),
             in_doubt: AtomicBool::new(false),
             replica: Arc::downgrade(replica),
             jetstream: Arc::downgrade(jetstream),
@@ -153,6 +156,12 @@ impl Leader {
                 leader.start_driver(&name);
             }
         }
+    }
+
+    /// Since when this node leads the stream.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
     }
 
     /// What apply reported, once for each batch of applied entries.

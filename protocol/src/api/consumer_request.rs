@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 json_words! {
     /// What a create request may do.
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-    pub enum ConsumerCreateAction {
+    pub enum ConsumerCreateAction: refused_action {
         /// Whatever is needed.
         #[default]
         CreateOrUpdate = "",
@@ -19,6 +19,10 @@ json_words! {
         /// Update only.
         Update = "update",
     }
+}
+
+fn refused_action(action: &serde_json::Value) -> String {
+    format!("unknown consumer action: {action}")
 }
 
 impl ConsumerCreateAction {

@@ -222,12 +222,17 @@ fn type_error(error: &serde_json::Error) -> String {
     else {
         return text;
     };
+    // `found` is the kind and, between backticks, the value.
     let found = match found.split(' ').next().unwrap_or_default() {
-        "string" => "string",
-        "boolean" => "bool",
-        "sequence" => "array",
-        "map" => "object",
-        _ => "number",
+        "string" => "string".to_owned(),
+        "boolean" => "bool".to_owned(),
+        "sequence" => "array".to_owned(),
+        "map" => "object".to_owned(),
+        // A number that an integer can not hold is told.
+        _ if matches!(expected, "i64" | "u64" | "i32" | "u32") => {
+            format!("number {}", found.split('`').nth(1).unwrap_or_default())
+        }
+        _ => "number".to_owned(),
     };
     let expected = match expected {
         "i64" => "int64",
@@ -243,9 +248,10 @@ fn type_error(error: &serde_json::Error) -> String {
     format!("json: cannot unmarshal {found} into Go value of type {expected}")
 }
 
-/// Declares an enum whose values are words in JSON.
+/// Declares an enum whose values are words in JSON. After the name may stand a function that says what is wrong with a
+/// value that is none of them.
 macro_rules! json_words {
-    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)* }) => {
+    ($(#[$meta:meta])* pub enum $name:ident $(: $refused:path)? { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$meta])*
         pub enum $name {
             $($(#[$variant_meta])* $variant,)*
@@ -272,11 +278,13 @@ macro_rules! json_words {
                 let value = serde_json::Value::deserialize(deserializer)?;
                 match value.as_str() {
                     $(Some($word) => Ok(Self::$variant),)*
-                    _ => Err(serde::de::Error::custom($crate::api::envelope::refused_word(&value))),
+                    _ => Err(serde::de::Error::custom(json_words!(@refused value $($refused)?))),
                 }
             }
         }
     };
+    (@refused $value:ident) => { $crate::api::envelope::refused_word(&$value) };
+    (@refused $value:ident $refused:path) => { $refused(&$value) };
 }
 pub(crate) use json_words;
 
@@ -326,6 +334,12 @@ mod tests {
             refusal::<PurgeRequest>(r#"{"seq": "1"}"#),
             "invalid JSON: json: cannot unmarshal string into Go value of type uint64"
         );
+        for number in ["-1", "1.5"] {
+            assert_eq!(
+                refusal::<PurgeRequest>(&format!("{{\"seq\": {number}}}")),
+                format!("invalid JSON: json: cannot unmarshal number {number} into Go value of type uint64")
+            );
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::api::consumer_config::{AckPolicy, ConsumerConfig, PriorityPolicy};
 use crate::api::error::ApiError;
 use crate::api::stream_config::{PersistMode, StreamConfig};
+use crate::time::Timestamp;
 
 /// The level of this server, that of NATS 2.15.
 pub const API_LEVEL: u32 = 5;
@@ -38,7 +39,8 @@ pub fn stream_level(config: &StreamConfig) -> u32 {
 #[must_use]
 pub fn consumer_level(config: &ConsumerConfig) -> u32 {
     let rows = [
-        (1, config.pause_until.is_some()),
+        // The command line sends the empty time.
+        (1, config.pause_until.is_some_and(|until| until != Timestamp::ZERO)),
         (1, config.priority_policy != PriorityPolicy::None || !config.priority_groups.is_empty()),
         (1, !config.priority_timeout.is_zero()),
         (4, config.ack_policy == AckPolicy::FlowControl),
@@ -106,7 +108,6 @@ pub fn check_required(value: &str) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Timestamp;
 
     #[test]
     fn a_configuration_needs_the_highest_level_of_its_features() {

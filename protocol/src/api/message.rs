@@ -34,6 +34,15 @@ pub struct MessageGetRequest {
     /// Refused here; direct get has it.
     #[serde(skip_serializing_if = "is_zero")]
     pub max_bytes: i64,
+    /// Ignored here; direct get has it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub multi_last: Vec<String>,
+    /// Ignored here; direct get has it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub up_to_seq: u64,
+    /// Ignored here; direct get has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_to_time: Option<Timestamp>,
 }
 
 impl MessageGetRequest {

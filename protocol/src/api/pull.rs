@@ -74,7 +74,6 @@ impl PullRequest {
             }
         };
         request.batch = request.batch.max(1);
-        request.expires.0 = request.expires.0.max(0);
         request.idle_heartbeat.0 = request.idle_heartbeat.0.max(0);
         request.max_bytes = request.max_bytes.max(0);
         if request.idle_heartbeat.0 > request.expires.0 / 2 {

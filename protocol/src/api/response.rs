@@ -118,6 +118,16 @@ impl Purged {
     }
 }
 
+/// The answer to a consumer's reset.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConsumerReset {
+    /// The consumer after it.
+    #[serde(flatten)]
+    pub info: ConsumerInfo,
+    /// The next message it looks at.
+    pub reset_seq: Seq,
+}
+
 /// The answer to message get.
 #[derive(Clone, Debug, Serialize)]
 pub struct MessageFound {

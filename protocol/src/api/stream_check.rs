@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::api::duration_text::format_duration;
 use crate::api::error::ApiError;
 use crate::api::stream_config::{
-    DiscardPolicy, PersistMode, RetentionPolicy, StorageType, StreamConfig, SubjectTransform,
+    DiscardPolicy, PersistMode, Placement, RetentionPolicy, StorageType, StreamConfig, SubjectTransform,
 };
 use crate::ids::{InvalidName, StreamName};
 use crate::subject::{self, InvalidTransform, Transform};
@@ -62,6 +62,14 @@ impl Adjust {
             Self::Refuse => Err(ApiError::pedantic(reason)),
         }
     }
+
+    /// The same with the code of an invalid configuration, which is what nats-server gives for permissions.
+    fn permit(self, reason: &str) -> Result<(), ApiError> {
+        match self {
+            Self::Silently => Ok(()),
+            Self::Refuse => refuse(reason),
+        }
+    }
 }
 
 /// Fills in defaults and checks the configuration of a stream to create.
@@ -82,19 +90,13 @@ pub fn validate_restored(config: &mut StreamConfig, limits: &ServerLimits) -> Re
     check(config, limits, Adjust::Silently)
 }
 
-/// Fills in defaults and checks the new configuration of an existing stream. Sealing changes what else is set.
+/// Fills in defaults and checks the new configuration of an existing stream. What sealing implies is added when it is
+/// compared with the one in force.
 pub fn validate_update(
     config: &mut StreamConfig,
     limits: &ServerLimits,
     adjust: Adjust,
 ) -> Result<(), ApiError> {
-    if config.sealed {
-        config.max_age = Nanos::ZERO;
-        config.discard = DiscardPolicy::New;
-        config.deny_delete = true;
-        config.deny_purge = true;
-        config.allow_rollup_hdrs = false;
-    }
     check(config, limits, adjust)
 }
 
@@ -126,7 +128,7 @@ fn refuse<T>(why: impl std::fmt::Display) -> Result<T, ApiError> {
 fn check(config: &mut StreamConfig, limits: &ServerLimits, adjust: Adjust) -> Result<(), ApiError> {
     check_texts(config)?;
     fill_numbers(config, adjust)?;
-    check_times(config, limits)?;
+    check_times(config, limits, adjust)?;
     check_permissions(config, adjust)?;
     check_features(config, adjust)?;
     origins::check_mirror(config)?;
@@ -187,7 +189,7 @@ fn fill_numbers(config: &mut StreamConfig, adjust: Adjust) -> Result<(), ApiErro
     Ok(())
 }
 
-fn check_times(config: &mut StreamConfig, limits: &ServerLimits) -> Result<(), ApiError> {
+fn check_times(config: &mut StreamConfig, limits: &ServerLimits, adjust: Adjust) -> Result<(), ApiError> {
     if config.max_age.0 < 0 {
         return refuse("max age can not be negative");
     }
@@ -196,6 +198,9 @@ fn check_times(config: &mut StreamConfig, limits: &ServerLimits) -> Result<(), A
     }
     let longest = limits.duplicate_window_max;
     if config.duplicate_window.is_zero() && config.mirror.is_none() && config.sources.is_empty() {
+        if config.max_age.0 > 0 && config.max_age < DUPLICATE_WINDOW_DEFAULT {
+            adjust.allow("duplicate window cannot be bigger than max age")?;
+        }
         let bounds = [config.max_age, longest].into_iter().filter(|bound| bound.0 > 0);
         config.duplicate_window = bounds.fold(DUPLICATE_WINDOW_DEFAULT, Nanos::min);
     }
@@ -221,29 +226,29 @@ fn check_times(config: &mut StreamConfig, limits: &ServerLimits) -> Result<(), A
 fn check_permissions(config: &mut StreamConfig, adjust: Adjust) -> Result<(), ApiError> {
     let marker = config.subject_delete_marker_ttl;
     if !marker.is_zero() {
+        if marker.0 < 0 {
+            return refuse("subject delete marker TTL must not be negative");
+        }
         if marker < Nanos::from_secs(1) {
             return refuse("subject delete marker TTL must be at least 1 second");
         }
         if !config.allow_msg_ttl {
-            adjust.allow("subject marker cannot be set if message TTLs are disabled")?;
+            adjust.permit("subject delete marker cannot be set if message TTLs are disabled")?;
             config.allow_msg_ttl = true;
         }
         if !config.allow_rollup_hdrs {
-            adjust.allow("subject marker cannot be set if roll-ups are disabled")?;
+            adjust.permit("subject delete marker cannot be set if roll-ups are disabled")?;
             config.allow_rollup_hdrs = true;
         }
-        if config.deny_purge {
-            adjust.allow("subject marker cannot be set if purges are denied")?;
-            config.deny_purge = false;
-        }
+        // Where nothing is adjusted, the contradiction to roll-ups is refused below.
+        config.deny_purge &= adjust == Adjust::Refuse;
     }
     if config.allow_msg_schedules && !config.allow_rollup_hdrs {
-        adjust.allow("message scheduling cannot be set if roll-ups are disabled")?;
+        adjust.permit("message scheduling cannot be set if roll-ups are disabled")?;
         config.allow_rollup_hdrs = true;
     }
-    if config.allow_msg_schedules && config.deny_purge {
-        adjust.allow("message scheduling cannot be set if purges are denied")?;
-        config.deny_purge = false;
+    if config.allow_msg_schedules {
+        config.deny_purge &= adjust == Adjust::Refuse;
     }
     if config.deny_purge && config.allow_rollup_hdrs {
         return refuse("roll-ups require the purge permission");
@@ -258,6 +263,9 @@ fn check_permissions(config: &mut StreamConfig, adjust: Adjust) -> Result<(), Ap
     }
     if config.mirror_direct && config.mirror.is_none() {
         return refuse("stream has no mirror but does have mirror direct");
+    }
+    if config.placement == Some(Placement::default()) {
+        config.placement = None;
     }
     if config.placement.as_ref().is_some_and(|placement| !placement.preferred.is_empty()) {
         return refuse("preferred server not permitted in placement");

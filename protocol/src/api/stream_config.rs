@@ -152,13 +152,17 @@ json_words! {
 json_words! {
     /// Compression asked of the store.
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-    pub enum Compression {
+    pub enum Compression: refused_compression {
         /// None asked for.
         #[default]
         None = "none",
         /// The S2 algorithm.
         S2 = "s2",
     }
+}
+
+fn refused_compression(_: &serde_json::Value) -> &'static str {
+    "unknown compression algorithm"
 }
 
 json_words! {

@@ -34,6 +34,7 @@ mod number {
     pub(super) const RESTORE_BEGIN: u8 = 32;
     pub(super) const RESTORE_CONSUMER: u8 = 33;
     pub(super) const RESTORE_END: u8 = 34;
+    pub(super) const RESET_CONSUMER: u8 = 48;
 }
 
 /// An encoded command, and how the log should keep it.
@@ -108,6 +109,10 @@ impl StreamCommand {
                 number::RESTORE_END,
                 &RestoreEndBody { now: now.0, last: last.0, last_time: last_time.0 },
             ),
+            Self::ResetConsumer { now, name, seq } => framed(
+                number::RESET_CONSUMER,
+                &ResetBody { now: now.0, name: name.as_str().to_owned(), seq: seq.0 },
+            ),
         };
         Encoded::Inline(bytes)
     }
@@ -180,6 +185,10 @@ impl StreamCommand {
             number::RESTORE_END => {
                 let RestoreEndBody { now, last, last_time } = message(body)?;
                 Ok(Self::RestoreEnd { now: Timestamp(now), last: Seq(last), last_time: Timestamp(last_time) })
+            }
+            number::RESET_CONSUMER => {
+                let ResetBody { now, name, seq } = message(body)?;
+                Ok(Self::ResetConsumer { now: Timestamp(now), name: consumer_name(&name)?, seq: Seq(seq) })
             }
             unknown => Err(Undecodable(format!(
                 "unknown stream command {unknown}; it may come from a newer release"
@@ -378,6 +387,16 @@ struct PauseBody {
     name: String,
     #[prost(sfixed64, tag = "3")]
     until: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ResetBody {
+    #[prost(sfixed64, tag = "1")]
+    now: i64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(uint64, tag = "3")]
+    seq: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

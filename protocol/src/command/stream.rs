@@ -96,6 +96,15 @@ pub enum StreamCommand {
         /// When it was given out.
         last_time: Timestamp,
     },
+    /// Forget what a consumer delivered, and go on from a sequence.
+    ResetConsumer {
+        /// The leader's time.
+        now: Timestamp,
+        /// Which one.
+        name: ConsumerName,
+        /// The next message to look at; `Seq::NONE` is the one after the ack floor.
+        seq: Seq,
+    },
 }
 
 impl StreamCommand {
@@ -114,7 +123,8 @@ impl StreamCommand {
             | Self::PauseConsumer { now, .. }
             | Self::RestoreBegin { now, .. }
             | Self::RestoreConsumer { now, .. }
-            | Self::RestoreEnd { now, .. } => *now,
+            | Self::RestoreEnd { now, .. }
+            | Self::ResetConsumer { now, .. } => *now,
         }
     }
 }

@@ -180,7 +180,7 @@ impl Dispatch {
         self.backlog.removed(Run { first, last });
     }
 
-    /// The consumer was updated, paused or resumed.
+    /// The consumer was updated, paused, resumed or reset.
     pub fn on_configured(&mut self, ledger: &Ledger, now: Timestamp) {
         self.configure(ledger, now);
     }
@@ -205,10 +205,10 @@ impl Dispatch {
         }
     }
 
-    /// The configuration it works by, which may be older than the ledger's.
+    /// Whether it works by this ledger's configuration and has not missed a reset.
     #[must_use]
-    pub fn config(&self) -> &ConsumerConfig {
-        &self.config
+    pub fn follows(&self, ledger: &Ledger) -> bool {
+        self.config == ledger.config && self.incarnation == ledger.incarnation
     }
 
     /// Ends all requests: the consumer goes away, or this node does not lead any more.
@@ -328,7 +328,22 @@ impl Dispatch {
         self.marks.early.iter().copied().collect()
     }
 
+    /// Forgets what was delivered; requests go on waiting.
+    fn begin_again(&mut self, ledger: &Ledger) {
+        self.incarnation = ledger.incarnation;
+        self.marks = ledger.marks.clone();
+        self.fold = Fold::default();
+        self.backlog.reset();
+        self.ready.clear();
+        self.deadlines.clear();
+        // Acks of before are of deliveries that do not count any more.
+        self.inherits_until = Timestamp::ZERO;
+    }
+
     fn configure(&mut self, ledger: &Ledger, now: Timestamp) {
+        if self.incarnation != ledger.incarnation {
+            self.begin_again(ledger);
+        }
         let filters_changed = self.filters != ledger.filters;
         let old = std::mem::replace(&mut self.config, ledger.config.clone());
         let config = &self.config;

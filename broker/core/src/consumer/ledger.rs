@@ -49,7 +49,7 @@ impl Ledger {
         self.created
     }
 
-    /// The log index of its creation, which tells it from an earlier consumer of the same name.
+    /// The log index of its creation or last reset, which tells it from an earlier consumer of the same name.
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
@@ -122,6 +122,13 @@ impl Ledger {
     pub fn pause(&mut self, until: Timestamp, now: Timestamp) {
         self.config.pause_until = (until > now).then_some(until);
         self.config.store_metadata();
+    }
+
+    /// Begins again at `seq`, or after the ack floor, as a consumer that has delivered nothing. Progress that was
+    /// reported before `incarnation` counts no more.
+    pub fn reset(&mut self, seq: Seq, incarnation: u64) {
+        self.marks.reset(seq);
+        self.incarnation = incarnation;
     }
 
     /// Until when it is paused at this time, if it is.

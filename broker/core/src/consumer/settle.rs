@@ -94,6 +94,18 @@ impl Marks {
         Self { delivered: place, floor: place, chosen, ..Self::default() }
     }
 
+    /// Forgets all deliveries and goes on at `seq`, or after the ack floor. Of messages that were chosen, those above
+    /// the floor that are not settled stay chosen.
+    pub(crate) fn reset(&mut self, seq: Seq) {
+        let before = if seq == Seq::NONE { self.floor.stream } else { seq.previous() };
+        let unsettled = self.unacked.keys().copied();
+        let chosen = self.chosen.take().map(|chosen| Chosen {
+            seqs: unsettled.chain(chosen.seqs).filter(|seq| *seq > before).collect(),
+            resume: chosen.resume,
+        });
+        *self = Self::starting_after(before, chosen.filter(|chosen| !chosen.seqs.is_empty()));
+    }
+
     /// Delivered and not settled.
     #[must_use]
     pub fn num_unacked(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! Consumers as part of their stream: they are created, changed and deleted by commands of its log.
 
-use levee_protocol::api::ApiError;
-use levee_protocol::ids::ConsumerName;
+use levee_protocol::api::{ApiError, ConsumerConfig, DeliverPolicy};
+use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::Timestamp;
 
 use super::messages::Removals;
@@ -89,4 +89,58 @@ impl StreamMachine {
         outcome.events.push(Event::ConsumerUpdated { name: name.clone() });
         outcome
     }
+
+    /// The new start and the log index that tells reports of before from those of after.
+    pub(super) fn reset_consumer(
+        &mut self,
+        settings: &Settings,
+        name: &ConsumerName,
+        (seq, log_index): (Seq, u64),
+        view: &dyn MessageView,
+    ) -> Result<Outcome, ReadFailed> {
+        let reads = Reads::stored_only(view);
+        let Some(ledger) = self.consumers.get(name) else {
+            return Ok(Outcome::reply(Reply::Rejected(ApiError::consumer_not_found())));
+        };
+        if let Err(why) = may_start_at(ledger.config(), seq, Seq(self.messages.last), view)? {
+            return Ok(Outcome::reply(Reply::Rejected(ApiError::invalid_reset(why))));
+        }
+        let before = ledger.clone();
+        let ledger = self.consumers.get_mut(name).expect("it was there a moment ago");
+        ledger.reset(seq, log_index);
+        let seq = ledger.marks().floor().stream.next();
+        let mut removals = Removals::default();
+        let store = (&mut self.messages, &reads, &mut removals);
+        retention::released(settings.config.retention, &self.consumers, &before, store)?;
+        self.messages.settle(&reads)?;
+        self.dirty_consumers.insert(name.clone());
+        let mut outcome = Outcome::removed(removals, Reply::Reset { seq });
+        outcome.events.push(Event::ConsumerUpdated { name: name.clone() });
+        Ok(outcome)
+    }
+}
+
+/// Whether a consumer's deliver policy allows a reset to this sequence; in the words of NATS.
+fn may_start_at(
+    config: &ConsumerConfig,
+    seq: Seq,
+    last: Seq,
+    view: &dyn MessageView,
+) -> Result<Result<(), &'static str>, ReadFailed> {
+    if seq == Seq::NONE {
+        return Ok(Ok(()));
+    }
+    Ok(match config.deliver_policy {
+        DeliverPolicy::All => Ok(()),
+        DeliverPolicy::ByStartSequence if seq.0 < config.opt_start_seq => Err("below start seq"),
+        DeliverPolicy::ByStartSequence => Ok(()),
+        DeliverPolicy::ByStartTime => {
+            let first = match config.opt_start_time {
+                Some(at) => view.seek_time(at)?.unwrap_or_else(|| last.next()),
+                None => Seq::NONE,
+            };
+            if seq < first { Err("below start time") } else { Ok(()) }
+        }
+        DeliverPolicy::Last | DeliverPolicy::LastPerSubject | DeliverPolicy::New => Err("not allowed"),
+    })
 }

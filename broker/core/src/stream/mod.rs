@@ -160,6 +160,9 @@ impl StreamMachine {
             StreamCommand::Restore(_)
             | StreamCommand::RestoreConsumer { .. }
             | StreamCommand::RestoreEnd { .. } => Ok(restore::not_begun()),
+            StreamCommand::ResetConsumer { name, seq, .. } => {
+                self.reset_consumer(&settings, name, (*seq, log_index), view)
+            }
         }
     }
 

@@ -110,6 +110,11 @@ pub enum Reply {
         /// Until when.
         until: Timestamp,
     },
+    /// A consumer begins again.
+    Reset {
+        /// The next message that it looks at.
+        seq: Seq,
+    },
     /// The configuration is in force.
     Configured,
     /// Refused by a rule; nothing changed.
@@ -170,7 +175,7 @@ pub enum Event {
         /// Which.
         name: ConsumerName,
     },
-    /// A consumer has another configuration, or was paused or resumed.
+    /// A consumer has another configuration, or was paused, resumed or reset.
     ConsumerUpdated {
         /// Which.
         name: ConsumerName,

@@ -32,11 +32,15 @@ impl Purge {
         if (request.seq > 0 && request.keep > 0) || request.seq > SEQ_MAX {
             return Err(ApiError::bad_request());
         }
-        let filter = match request.filter.as_str() {
-            "" => Filter::everything(),
-            filter => Filter::parse(filter).map_err(|_| ApiError::bad_request())?,
+        let (filter, keep) = match request.filter.as_str() {
+            "" => (Filter::everything(), request.keep),
+            // No subject is like a filter that does not parse: everything stays.
+            filter => match Filter::parse(filter) {
+                Ok(filter) => (filter, request.keep),
+                Err(_) => (Filter::everything(), u64::MAX),
+            },
         };
-        Ok(Self { filter, below: request.seq, keep: request.keep })
+        Ok(Self { filter, below: request.seq, keep })
     }
 
     pub(crate) fn run(

@@ -64,6 +64,7 @@ impl StreamMachine {
             | StreamCommand::DeleteConsumer { .. }
             | StreamCommand::Progress(_)
             | StreamCommand::PauseConsumer { .. }
+            | StreamCommand::ResetConsumer { .. }
             | StreamCommand::RestoreBegin { .. } => Ok(refused("the stream is being restored")),
         }
     }

@@ -23,9 +23,6 @@ pub fn check_update(old: &StreamConfig, new: &mut StreamConfig) -> Result<(), Ap
     if old.sealed && !new.sealed {
         return refuse("stream configuration update can not unseal a sealed stream");
     }
-    if new.sealed {
-        seal(new);
-    }
     if old.deny_delete && !new.deny_delete {
         return refuse("stream configuration update can not cancel deny message deletes");
     }
@@ -49,6 +46,9 @@ pub fn check_update(old: &StreamConfig, new: &mut StreamConfig) -> Result<(), Ap
     }
     if old.num_replicas != new.num_replicas && old.placement != new.placement {
         return Err(ApiError::move_and_scale());
+    }
+    if new.sealed {
+        seal(new);
     }
     Ok(())
 }

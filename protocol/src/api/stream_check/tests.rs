@@ -183,17 +183,6 @@ fn advisories_of_accounts_and_streams_may_be_captured() {
 }
 
 #[test]
-fn sealing_by_update_changes_what_goes_with_it() {
-    let mut config = validate(r#"{"name": "S", "max_age": 1000000000, "allow_rollup_hdrs": true}"#).unwrap();
-    config.sealed = true;
-
-    validate_update(&mut config, &ServerLimits::default(), Adjust::Silently).unwrap();
-
-    assert!(config.max_age.is_zero() && config.deny_delete && config.deny_purge && !config.allow_rollup_hdrs);
-    assert_eq!(config.discard, DiscardPolicy::New);
-}
-
-#[test]
 fn checking_again_changes_nothing() {
     for body in [
         r#"{"name": "G1"}"#,

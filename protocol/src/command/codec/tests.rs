@@ -124,6 +124,11 @@ fn commands() -> impl Strategy<Value = StreamCommand> {
             builder.push_timed(RecordFlags::PUBLISHED, &record);
             StreamCommand::Restore(builder.finish(now))
         }),
+        (times(), names(), any::<u64>()).prop_map(|(now, name, seq)| StreamCommand::ResetConsumer {
+            now,
+            name,
+            seq: Seq(seq)
+        }),
     ]
 }
 
@@ -212,6 +217,10 @@ fn bytes_of_stream_commands_are_pinned() {
     pinned(
         &StreamCommand::PauseConsumer { now, name: name(), until: Timestamp::ZERO },
         "17090807060504030201120163190000000000000080",
+    );
+    pinned(
+        &StreamCommand::ResetConsumer { now, name: name(), seq: Seq(7) },
+        "300908070605040302011201631807",
     );
     let consumer = ConsumerProgress {
         name: name(),

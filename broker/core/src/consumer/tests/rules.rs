@@ -69,6 +69,47 @@ fn an_update_keeps_the_pause_and_takes_effect_at_once() {
 }
 
 #[test]
+fn a_reset_consumer_begins_again_and_old_reports_do_not_count() {
+    let mut world = World::with_six_messages();
+    world.consumer(explicit());
+    assert_eq!(world.next(3).len(), 3);
+    let old = world.dispatch.as_mut().unwrap().take_progress().unwrap();
+    let (now, name) = (world.now, world.name.clone());
+    let mut reset = |seq| {
+        let outcome = world.apply(StreamCommand::ResetConsumer { now, name: name.clone(), seq: Seq(seq) });
+        let info = world.info();
+        (outcome.reply, info.delivered.stream_seq, info.delivered.consumer_seq, info.num_pending)
+    };
+
+    assert_eq!(reset(3), (Reply::Reset { seq: Seq(3) }, Seq(2), 0, 4));
+    assert_eq!(reset(0), (Reply::Reset { seq: Seq(3) }, Seq(2), 0, 4), "to the ack floor");
+    world.apply(StreamCommand::Progress(Progress { now, consumers: vec![old] }));
+    assert_eq!(world.machine.consumer(&world.name).unwrap().marks().delivered().stream, Seq(2));
+    assert_eq!(world.next(1).len(), 1);
+    assert_eq!(world.info().delivered.stream_seq, Seq(3));
+}
+
+#[test]
+fn a_reset_respects_the_deliver_policy() {
+    let refused = |config: ConsumerConfig, seq: u64| {
+        let mut world = World::with_six_messages();
+        world.consumer(config);
+        let (now, name, seq) = (world.now, world.name.clone(), Seq(seq));
+        match world.apply(StreamCommand::ResetConsumer { now, name, seq }).reply {
+            Reply::Rejected(error) => error.description,
+            reply => format!("{reply:?}"),
+        }
+    };
+    let from = |policy| ConsumerConfig { deliver_policy: policy, ..explicit() };
+    let from_four = || ConsumerConfig { opt_start_seq: 4, ..from(DeliverPolicy::ByStartSequence) };
+
+    assert_eq!(refused(from_four(), 3), "invalid reset: below start seq");
+    assert_eq!(refused(from_four(), 4), "Reset { seq: Seq(4) }");
+    assert_eq!(refused(from(DeliverPolicy::Last), 6), "invalid reset: not allowed");
+    assert_eq!(refused(from(DeliverPolicy::Last), 0), "Reset { seq: Seq(6) }");
+}
+
+#[test]
 fn the_number_of_consumers_is_limited() {
     let mut world = World::with_six_messages();
     let limited = StreamConfig { max_consumers: 1, ..world.machine.config().unwrap().clone() };
