@@ -310,21 +310,25 @@ async fn run(cluster: &Cluster, script: &[Step]) -> Result<Vec<Value>> {
     raw.hello(&json!({})).await?;
     let mut answers = Vec::new();
     for (subject, headers, payload) in script {
-        let subject = subject.strip_prefix('=').map_or_else(|| format!("$JS.API.{subject}"), str::to_owned);
         let header = if headers.is_empty() { String::new() } else { format!("NATS/1.0\r\n{headers}\r\n") };
-        let answer = match raw.request(&subject, &header, payload).await {
-            Ok(message) => {
-                let body = serde_json::from_str(&message.payload).unwrap_or(Value::String(message.payload));
-                // Times are in headers too.
-                let header: Vec<&str> =
-                    message.header.lines().filter(|line| !line.starts_with("Nats-Time-Stamp")).collect();
-                json!({ "header": header, "body": normalized(&body) })
-            }
-            Err(error) => json!({ "none": error.to_string() }),
-        };
-        answers.push(answer);
+        answers.push(ask(&mut raw, subject, &header, payload).await);
     }
     Ok(answers)
+}
+
+/// One request, below `$JS.API.` unless the subject begins with `=`, and what can be compared of its answer.
+pub(crate) async fn ask(raw: &mut Raw, subject: &str, header: &str, payload: &str) -> Value {
+    let subject = subject.strip_prefix('=').map_or_else(|| format!("$JS.API.{subject}"), str::to_owned);
+    match raw.request(&subject, header, payload).await {
+        Ok(message) => {
+            let body = serde_json::from_str(&message.payload).unwrap_or(Value::String(message.payload));
+            // Times are in headers too.
+            let header: Vec<&str> =
+                message.header.lines().filter(|line| !line.starts_with("Nats-Time-Stamp")).collect();
+            json!({ "header": header, "body": normalized(&body) })
+        }
+        Err(error) => json!({ "none": error.to_string() }),
+    }
 }
 
 async fn compare(test: &str, script: &[Step]) -> Result<()> {

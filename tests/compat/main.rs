@@ -3,9 +3,12 @@
 
 mod answers;
 mod bad_input;
+mod commands;
 mod fast_batches;
 mod mirrors;
 mod monitoring;
 mod pair;
 mod snapshots;
+mod steps;
+mod suites;
 mod transcripts;
