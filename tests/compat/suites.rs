@@ -44,7 +44,6 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
     ),
     ("jetstream_tests jetstream::push_ordered_recreate", EARLY),
     ("jetstream_tests jetstream::pull_consumer_with_reconnections", EARLY),
-    ("jetstream_tests jetstream::allow_batch_publish_round_trip", "fast ingest batches are not supported"),
     ("jetstream_tests jetstream::consumer_overflow", "priority groups are not supported"),
     ("jetstream_tests jetstream::consumer_priority_timeout", "priority groups are not supported"),
     ("jetstream_tests jetstream::prioritized_", "priority groups are not supported"),
