@@ -56,7 +56,7 @@ enum Refused {
 
 impl Receiver for Groups {
     fn receive(&self, from: NodeId, frame: Frame) -> Answering {
-        self.suspects.clear(from);
+        self.suspects.heard(from);
         self.peers.heard(from);
         let (group, kind) = (frame.group, frame.kind);
         if kind == Kind::Beat as u8 {

@@ -20,6 +20,8 @@ pub(crate) struct Suspects {
     added: Notify,
 }
 
+/// How late something can come from a process that has ended.
+const LATE: Duration = Duration::from_millis(100);
 /// A suspicion older than this is of no use: elections have long happened by timeout.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
@@ -32,6 +34,15 @@ impl Suspects {
 
     pub(crate) fn clear(&self, node: NodeId) {
         self.nodes.lock().remove(&node);
+    }
+
+    /// Something came from the node. What was on its way when its process ended comes a little later than the news of it
+    /// and does not count.
+    pub(crate) fn heard(&self, node: NodeId) {
+        let mut nodes = self.nodes.lock();
+        if nodes.get(&node).is_some_and(|since| since.elapsed() > LATE) {
+            nodes.remove(&node);
+        }
     }
 
     pub(crate) fn contains(&self, node: NodeId) -> bool {
