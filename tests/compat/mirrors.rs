@@ -129,7 +129,12 @@ async fn configured(cluster: &Cluster) -> Result<Vec<Value>> {
     ask(&mut raw, "STREAM.CREATE.O", r#"{"name":"O","subjects":["o.>"],"max_msg_size":100}"#).await?;
     let mut answers = Vec::new();
     for config in CONFIGURATIONS {
-        answers.push(normalized(&ask(&mut raw, "STREAM.CREATE.X", config).await?));
+        let mut answer = normalized(&ask(&mut raw, "STREAM.CREATE.X", config).await?);
+        // nats-server tells of several in the order of a hash table.
+        if let Some(sources) = answer["sources"].as_array_mut() {
+            sources.sort_by_key(Value::to_string);
+        }
+        answers.push(answer);
         ask(&mut raw, "STREAM.DELETE.X", "").await?;
     }
     Ok(answers)
@@ -193,7 +198,7 @@ async fn copied(cluster: &Cluster) -> Result<Vec<Value>> {
             .map(|(kind, _)| kind.to_owned());
         config[named_by_hash] = json!(kind);
     }
-    found.push(config);
+    found.push(normalized(&config));
     let names = ask(&mut raw, "CONSUMER.NAMES.A", "").await?;
     found.push(names);
     Ok(found)
