@@ -263,9 +263,8 @@ impl Groups {
             Gone::Known(leader) => (Some(leader), Duration::ZERO),
             // It leads, most likely, and says so when it hears that this node is back.
             Gone::Unheard(leader) => (Some(leader), self.config.election_max),
-            // The founders of a new group have just stood, and the one who won is about to say so.
-            Gone::Unknown if core.is_new() => (None, self.config.election_min / 2),
-            Gone::Unknown => (None, self.config.candidate_stagger),
+            // Somebody may be about to say so.
+            Gone::Unknown => (None, self.stagger(core)),
         };
         let server = core.raft.server_metrics();
         let mut voters = voters(&server.borrow_watched());
@@ -276,7 +275,12 @@ impl Groups {
         let position = voters.iter().position(|voter| *voter == core.node).unwrap_or(0);
         let first = usize::try_from(core.id.0 % voters.len() as u64).unwrap_or(0);
         let turn = (position + voters.len() - first) % voters.len();
-        patience + self.config.candidate_stagger * u32::try_from(turn).unwrap_or(u32::MAX)
+        patience + self.stagger(core) * u32::try_from(turn).unwrap_or(u32::MAX)
+    }
+
+    fn stagger(&self, core: &GroupCore) -> Duration {
+        let stagger = self.config.candidate_stagger;
+        if core.is_new() { stagger / 4 } else { stagger }
     }
 
     /// Time between two tries, different for each voter and try.
@@ -285,7 +289,7 @@ impl Groups {
         (core.node.0, core.id.0, tries).hash(&mut hasher);
         // A new group has no leader to be patient with: some of its members are not there yet.
         let (shortest, longest) = if core.is_new() {
-            (self.config.election_min / 2, self.config.election_max)
+            (self.config.candidate_stagger, self.config.election_min)
         } else {
             (self.config.election_min, self.config.election_max)
         };
