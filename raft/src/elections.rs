@@ -11,14 +11,12 @@
 //! leader that they themselves hear.
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use levee_protocol::ids::{GroupId, NodeId};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
@@ -28,9 +26,9 @@ use tokio::time::Instant;
 
 use crate::group::{GroupCore, Stopping};
 use crate::groups::Groups;
-use crate::messages::{Failure, Kind};
+use crate::messages::{Failure, Kind, answer};
 use crate::peers::decode_beat;
-use crate::tasks::spawn;
+use crate::tasks::{at_once, spawn};
 use crate::transport::{Frame, Lane};
 use crate::types::TypeConfig;
 
@@ -42,11 +40,10 @@ const LATE_ROUNDS: u32 = 3;
 const ALL_EVERY: u32 = 20;
 /// A leader that was not heard in its group for this many of its heartbeats does not lead it.
 const HEARTBEATS_MISSED: u32 = 3;
-/// Beats belong to no group.
-const NO_GROUP: GroupId = GroupId(0);
-
 /// Every how many rounds leaders look whether a majority is there.
 const MAJORITY_EVERY: u32 = 5;
+/// Beats belong to no group.
+const NO_GROUP: GroupId = GroupId(0);
 
 /// A group that nobody leads, as far as this node sees.
 struct Vacancy {
@@ -338,7 +335,7 @@ impl GroupCore {
     /// `None` if nothing came from it since the group was opened here.
     fn leader_silent_for(&self) -> Option<Duration> {
         let heard = self.leader_heard.load(Ordering::Relaxed);
-        (heard > 0).then(|| Duration::from_millis(self.peers.millis().saturating_sub(heard)))
+        (heard > 0).then(|| self.peers.since(heard))
     }
 
     /// A heartbeat to all followers, if this node leads and has any.
@@ -366,6 +363,7 @@ impl GroupCore {
         // What openraft does with a request to hand leadership to somebody else is just this.
         !vote.is_committed()
             || at_once(self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, leader, None)))
+                .is_some()
     }
 
     /// This leader tried to hand over and failed: openraft takes nothing from it any more in this term.
@@ -381,7 +379,7 @@ impl GroupCore {
     /// Stands for election, after asking the others first whether they would vote for this node or without. False if
     /// it must be tried again.
     fn stand(&self, ask_first: bool) -> bool {
-        at_once(self.raft.trigger().elect(ask_first))
+        at_once(self.raft.trigger().elect(ask_first)).is_some()
     }
 
     /// Nobody ever led it, as far as this node knows.
@@ -391,11 +389,5 @@ impl GroupCore {
 }
 
 fn beat(head: Bytes) -> Frame {
-    Frame { group: NO_GROUP, kind: Kind::Beat as u8, head, payloads: Vec::new() }
-}
-
-/// Puts a message into a group's queue if there is room. Unconstrained, because tokio would otherwise refuse whoever did
-/// many of these.
-fn at_once<T>(sending: impl Future<Output = T>) -> bool {
-    tokio::task::unconstrained(sending).now_or_never().is_some()
+    answer(NO_GROUP, Kind::Beat, head)
 }

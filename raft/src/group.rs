@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use levee_protocol::ids::{GroupId, NodeId};
 use levee_storage::kind::BLOCK;
 use levee_storage::{EntryLog, Room, Storage};
@@ -25,6 +24,7 @@ use crate::peers::Peers;
 use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
 use crate::state_machine::{Applied, Floors};
+use crate::tasks::at_once;
 use crate::types::{Fatal, Proposed, Raft, TypeConfig};
 
 /// A handle to one group of this node. Clones are the same group.
@@ -164,10 +164,7 @@ impl Group {
         }
         let (answer, ticket) = core.waiting.register(then);
         let write = core.raft.client_write_ff(Proposed { kind, payload }, Some(answer));
-        // Polled once, here: with room in the queue the first poll puts the proposal there, which is what makes the
-        // order of calls the order in the log. Unconstrained, because tokio would otherwise let a task that did a
-        // lot wait on a queue that has room.
-        match tokio::task::unconstrained(write).now_or_never() {
+        match at_once(write) {
             Some(Ok(())) => core.waiting.queued(ticket),
             Some(Err(_)) => core.waiting.answer(ticket, Err(ProposeError::Stopped)),
             None => core.waiting.answer(ticket, Err(ProposeError::Full)),

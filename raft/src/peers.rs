@@ -69,9 +69,7 @@ impl Peers {
 
     /// How long nothing came from the node, at most since this one started.
     pub(crate) fn silent_for(&self, peer: NodeId) -> Duration {
-        let known = self.known.read();
-        let heard = known.get(&peer).map_or(0, |known| known.heard.load(Ordering::Relaxed));
-        Duration::from_millis(self.millis().saturating_sub(heard))
+        self.since(self.known.read().get(&peer).map_or(0, |known| known.heard.load(Ordering::Relaxed)))
     }
 
     /// Whether the node gave a sign of life lately.
@@ -91,11 +89,9 @@ impl Peers {
 
     /// Nodes that fell silent since the last look, and nodes that were silent then and are heard again.
     pub(crate) fn look(&self) -> Turned {
-        let now = self.millis();
         let mut turned = Turned::default();
         for (peer, known) in self.known.read().iter() {
-            let silence = Duration::from_millis(now.saturating_sub(known.heard.load(Ordering::Relaxed)));
-            let is_silent = silence >= self.patience;
+            let is_silent = self.since(known.heard.load(Ordering::Relaxed)) >= self.patience;
             match (known.was_silent.swap(is_silent, Ordering::Relaxed), is_silent) {
                 (false, true) => turned.silent.push(*peer),
                 (true, false) => turned.heard.push(*peer),
@@ -124,6 +120,11 @@ impl Peers {
             head.put_number(group.0);
         }
         head.freeze()
+    }
+
+    /// What has passed since a moment, given in milliseconds since this node started.
+    pub(crate) fn since(&self, moment: u64) -> Duration {
+        Duration::from_millis(self.millis().saturating_sub(moment))
     }
 
     /// Milliseconds since this node started.
