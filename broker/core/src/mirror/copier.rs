@@ -90,11 +90,7 @@ impl Copier {
         }
         let (identity, born) = (answer.identity.clone(), answer.born);
         let claim = OriginClaim { identity, born, after, skipped_to, ..OriginClaim::default() };
-        let mut block = BlockBuilder::timed(0);
-        let record =
-            RecordRef { timestamp: Timestamp::ZERO, subject: b"", header: b"", payload: &claim.encode() };
-        block.push_timed(ORIGIN_CLAIM, &record);
-        Some(block.finish(now))
+        Some(mirroring(&claim, 0).finish(now))
     }
 
     /// Why the stream can't go on from what it has to the message that comes next.
@@ -137,13 +133,11 @@ impl Copier {
         let messages = copied.seqs[first..].chunk_by(follows).next()?.len();
         let positions = (0..copied.block.count()).zip(copied.seqs).skip(first).take(messages);
         let bytes = positions.clone().map(|(position, _)| copied.block.record(position).framed_bytes()).sum();
-        let mut block = BlockBuilder::timed(bytes);
-        let empty = RecordRef { timestamp: Timestamp::ZERO, subject: b"", header: b"", payload: b"" };
-        block.push_timed(ORIGIN_CLAIM, &RecordRef { payload: &claim.encode(), ..empty });
+        let mut block = mirroring(&claim, bytes);
         let mut last = skipped_to;
         for (position, seq) in positions {
             for _ in last + 1..*seq {
-                block.push_timed(RecordFlags::COPIED, &empty);
+                block.push_timed(RecordFlags::COPIED, &ABSENT);
             }
             let record = copied.block.record(position);
             let subject = self.subject(machine.composition(), record.subject, draw);
@@ -256,6 +250,17 @@ impl Copier {
         }
         Cow::Owned(header.finish())
     }
+}
+
+/// Stands for a sequence that the origin does not have.
+const ABSENT: RecordRef<'_> =
+    RecordRef { timestamp: Timestamp::ZERO, subject: b"", header: b"", payload: b"" };
+
+/// A block of a mirror that begins with its claim.
+fn mirroring(claim: &OriginClaim, bytes: usize) -> BlockBuilder {
+    let mut block = BlockBuilder::timed(bytes);
+    block.push_timed(ORIGIN_CLAIM, &RecordRef { payload: &claim.encode(), ..ABSENT });
+    block
 }
 
 /// What a message asks for, as far as that can be read.

@@ -149,11 +149,8 @@ impl StreamMachine {
         if settings.config.mirror.is_some() {
             self.messages.skip_to(claim.skipped_to);
         }
-        self.window.expire(self.clock, settings.config.duplicate_window);
         let first_seq = self.messages.last + 1;
-        let mut reads = Reads::with_block(view, block, first_seq);
-        let mut removals = Removals::default();
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
+        let (mut reads, mut removals) = self.begin_block(settings, block, view)?;
         let mut replies = Vec::with_capacity(block.count() as usize);
         replies.push(PublishReply::Outdated);
         let mut reached = claim.through;
@@ -173,9 +170,7 @@ impl StreamMachine {
         } else {
             self.sources.mirrors(&claim);
         }
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
-        self.messages.settle(&reads)?;
-        self.owe_markers(&mut removals);
+        self.enforce(settings, &reads, &mut removals)?;
         self.expiries.sweep(&self.messages);
         let accepted = reads.into_accepted();
         Ok(Outcome::stored(Seq(first_seq), block.count(), &accepted, removals, Reply::Publish(replies)))

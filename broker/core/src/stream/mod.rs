@@ -218,9 +218,7 @@ impl StreamMachine {
             retention::interest_begins(&self.consumers, store)?;
         }
         settings.limits.enforce_all_subjects(&mut self.messages, &reads, &mut removals)?;
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
-        self.messages.settle(&reads)?;
-        self.owe_markers(&mut removals);
+        self.enforce(&settings, &reads, &mut removals)?;
         self.window.expire(self.clock, config.duplicate_window);
         self.sources.prune(&settings);
         Ok(Outcome::configured(removals))
@@ -270,12 +268,23 @@ impl StreamMachine {
             self.messages.expire(&due, &reads, &mut removals)?;
         }
         self.schedules.forget_gone(self.clock, |seq| self.messages.is_live(seq));
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
-        self.messages.settle(&reads)?;
-        self.owe_markers(&mut removals);
+        self.enforce(settings, &reads, &mut removals)?;
         self.expiries.sweep(&self.messages);
         self.schedules.sweep(&self.messages);
         Ok(Outcome::removed(removals, Reply::None))
+    }
+
+    /// Removes what is over the limits, and notes what follows from all that a command removed.
+    fn enforce(
+        &mut self,
+        settings: &Settings,
+        reads: &Reads<'_>,
+        removals: &mut Removals,
+    ) -> Result<(), ReadFailed> {
+        settings.limits.enforce(&mut self.messages, self.clock, reads, removals)?;
+        self.messages.settle(reads)?;
+        self.owe_markers(removals);
+        Ok(())
     }
 
     /// Subjects that expired within a command are owed a marker, unless they have messages again.

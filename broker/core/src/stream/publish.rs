@@ -36,12 +36,8 @@ impl StreamMachine {
         if block.count() > 0 && block.flags(0) == ORIGIN_CLAIM {
             return self.copy(settings, block, view);
         }
-        self.window.expire(self.clock, settings.config.duplicate_window);
         let first_seq = self.messages.last + 1;
-        let mut reads = Reads::with_block(view, block, first_seq);
-        let mut removals = Removals::default();
-        // What is too old makes room before new messages ask for it.
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
+        let (mut reads, mut removals) = self.begin_block(settings, block, view)?;
         let mut replies = Vec::with_capacity(block.count() as usize);
         let mut position = 0;
         let mut broken = BTreeSet::new();
@@ -99,13 +95,25 @@ impl StreamMachine {
             replies.push(reply);
             position += 1;
         }
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
-        self.messages.settle(&reads)?;
-        self.owe_markers(&mut removals);
+        self.enforce(settings, &reads, &mut removals)?;
         self.expiries.sweep(&self.messages);
         self.schedules.sweep(&self.messages);
         let accepted = reads.into_accepted();
         Ok(Outcome::stored(Seq(first_seq), block.count(), &accepted, removals, Reply::Publish(replies)))
+    }
+
+    /// What is too old makes room before the messages of a block ask for it.
+    pub(super) fn begin_block<'a>(
+        &mut self,
+        settings: &Settings,
+        block: &'a Block,
+        view: &'a dyn MessageView,
+    ) -> Result<(Reads<'a>, Removals), ReadFailed> {
+        self.window.expire(self.clock, settings.config.duplicate_window);
+        let reads = Reads::with_block(view, block, self.messages.last + 1);
+        let mut removals = Removals::default();
+        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
+        Ok((reads, removals))
     }
 
     /// Decides whether a message is stored. The order of the checks is nats-server's, because it decides which error

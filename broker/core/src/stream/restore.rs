@@ -160,9 +160,7 @@ impl StreamMachine {
             retention::interest_begins(&self.consumers, store)?;
         }
         settings.limits.enforce_all_subjects(&mut self.messages, &reads, &mut removals)?;
-        settings.limits.enforce(&mut self.messages, self.clock, &reads, &mut removals)?;
-        self.messages.settle(&reads)?;
-        self.owe_markers(&mut removals);
+        self.enforce(settings, &reads, &mut removals)?;
         self.has_foreign_subjects = true;
         let mut outcome = Outcome::removed(removals, Reply::None);
         // Not before: until now nothing was to be delivered.
@@ -175,21 +173,14 @@ impl StreamMachine {
     /// The next message gets this sequence; those before it that were not given out are gone.
     fn skip_to(&mut self, next: u64) -> Result<(), Outcome> {
         let messages = &mut self.messages;
-        let gap = next.saturating_sub(messages.last + 1);
-        if messages.count == 0 {
-            if gap > 0 {
-                messages.begin_at(next);
+        if messages.count > 0 {
+            let gap = next.saturating_sub(messages.last + 1);
+            let missing = (messages.last + 1 - messages.first).saturating_sub(messages.count);
+            if missing.saturating_add(gap) > GAP_MAX {
+                return Err(refused("too many sequences without a message"));
             }
-            return Ok(());
         }
-        let missing = (messages.last + 1 - messages.first).saturating_sub(messages.count);
-        if missing.saturating_add(gap) > GAP_MAX {
-            return Err(refused("too many sequences without a message"));
-        }
-        if gap > 0 {
-            messages.deleted.insert_run(messages.last + 1, next - 1);
-            messages.last = next - 1;
-        }
+        messages.skip_to(next.saturating_sub(1));
         Ok(())
     }
 
