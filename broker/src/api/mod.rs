@@ -138,9 +138,8 @@ async fn answer(
     let begun = clock::monotonic();
     loop {
         let answer = try_once(jetstream, caller, subject, body, HOPS_MAX).await?;
-        let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
         // Never begun again after the client may have given up: by then it may have decided otherwise.
-        if no_leader && begun.elapsed() < LEADER_PATIENCE {
+        if nobody_can(&answer) && begun.elapsed() < LEADER_PATIENCE {
             tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
             continue;
         }
@@ -178,14 +177,16 @@ async fn try_once(
         }
         Home::At(_) | Home::Unknown => Err(ApiError::not_available()),
     };
-    let no_leader = matches!(&answer, Err(error) if *error == ApiError::not_available());
-    if !no_leader {
-        jetstream.count_api(answer.is_err());
+    if nobody_can(&answer) {
+        return Some(answer);
     }
-    Some(match answer {
-        Err(error) if !no_leader => Ok(endpoint.failure(&error)),
-        answer => answer,
-    })
+    jetstream.count_api(answer.is_err());
+    Some(Ok(answer.unwrap_or_else(|error| endpoint.failure(&error))))
+}
+
+/// Whether it was not answered, because there is no leader now.
+fn nobody_can(answer: &Answer) -> bool {
+    matches!(answer, Err(error) if *error == ApiError::not_available())
 }
 
 enum Home {

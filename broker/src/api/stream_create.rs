@@ -100,8 +100,12 @@ pub(super) fn check_reservation(cx: &Context<'_>, config: &StreamConfig) -> Resu
     cx.jetstream.quota().check_reserved(config.storage, reserved)
 }
 
-pub(super) async fn handle(cx: &Context<'_>) -> Answer {
-    let config = requested_config(cx)?;
+/// Has meta decide on a new stream, if there is room for it and once there are nodes for it.
+pub(super) async fn propose(
+    cx: &Context<'_>,
+    config: StreamConfig,
+    restoring: bool,
+) -> Result<MetaReply, ApiError> {
     check_reservation(cx, &config)?;
     membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
     let command = MetaCommand::CreateStream {
@@ -109,16 +113,23 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         account: cx.account.clone(),
         config: Box::new(config),
         alive: cx.jetstream.alive_nodes(),
-        restoring: false,
+        restoring,
     };
-    let assignment = match cx.jetstream.meta().propose(&command).await {
-        Ok(MetaReply::Created(assignment)) => {
+    match cx.jetstream.meta().propose(&command).await {
+        Ok(MetaReply::Rejected(error)) => Err(error),
+        Ok(decided) => Ok(decided),
+        Err(_) => Err(ApiError::not_available()),
+    }
+}
+
+pub(super) async fn handle(cx: &Context<'_>) -> Answer {
+    let assignment = match propose(cx, requested_config(cx)?, false).await? {
+        MetaReply::Created(assignment) => {
             advisory::stream_action(cx.jetstream, cx.account, cx.request.stream, Action::Create);
             assignment
         }
-        Ok(MetaReply::Exists(assignment)) => assignment,
-        Ok(MetaReply::Rejected(error)) => return Err(error),
-        Ok(_) | Err(_) => return Err(ApiError::not_available()),
+        MetaReply::Exists(assignment) => assignment,
+        _ => return Err(ApiError::not_available()),
     };
     let mut wanted = BTreeMap::new();
     wanted.insert(assignment.group, assignment.revision);

@@ -4,12 +4,10 @@ use levee_broker_core::meta::MetaReply;
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::RestoreBegun;
 use levee_protocol::api::{Adjust, ApiError, RestoreRequest};
-use levee_protocol::command::MetaCommand;
 use levee_protocol::ids::StreamName;
 
 use crate::api::context::{Answer, Context};
-use crate::api::stream_create::{check_reservation, checked_config};
-use crate::meta::membership;
+use crate::api::stream_create::{self, checked_config};
 use crate::transfer::restore;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
@@ -33,20 +31,9 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     if exists {
         return Err(ApiError::restore_name_exists());
     }
-    check_reservation(cx, &config)?;
-    membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
-    let command = MetaCommand::CreateStream {
-        now: cx.jetstream.clock().now(),
-        account: cx.account.clone(),
-        config: Box::new(config),
-        alive: cx.jetstream.alive_nodes(),
-        restoring: true,
+    let MetaReply::Created(assignment) = stream_create::propose(cx, config, true).await? else {
+        return Err(ApiError::not_available());
     };
-    let group = match cx.jetstream.meta().propose(&command).await {
-        Ok(MetaReply::Created(assignment)) => assignment.group,
-        Ok(MetaReply::Rejected(error)) => return Err(error),
-        Ok(_) | Err(_) => return Err(ApiError::not_available()),
-    };
-    let deliver_subject = restore::begin(cx.jetstream, group, cx.client).await?;
+    let deliver_subject = restore::begin(cx.jetstream, assignment.group, cx.client).await?;
     Ok(cx.request.endpoint.success(&RestoreBegun { deliver_subject }))
 }

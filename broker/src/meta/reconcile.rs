@@ -31,9 +31,7 @@ pub async fn run(jetstream: Arc<JetStream>) {
         let again = std::mem::take(&mut left);
         // All that is known at once, before streams are opened one by one: publishes go to whoever leads them.
         for group in &touched {
-            jetstream.meta().read(|machine| {
-                jetstream.directory().adopt(*group, machine.stream_of_group(*group));
-            });
+            jetstream.directory().adopt(*group, assignment_of(&jetstream, *group).as_ref());
         }
         for group in touched.iter().chain(again.difference(&touched)) {
             if !settle(&jetstream, *group).await {
@@ -53,6 +51,10 @@ pub async fn run(jetstream: Arc<JetStream>) {
     }
 }
 
+fn assignment_of(jetstream: &JetStream, group: GroupId) -> Option<StreamAssignment> {
+    jetstream.meta().read(|machine| machine.stream_of_group(group).cloned())
+}
+
 /// Groups of streams that exist, that were known, or that are open here.
 fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
     let mut groups: BTreeSet<_> =
@@ -65,7 +67,7 @@ fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
 /// Makes this node what meta says of one group. False when something is left to try again.
 async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
     let node = jetstream.node();
-    let assignment = jetstream.meta().read(|machine| machine.stream_of_group(group).cloned());
+    let assignment = assignment_of(jetstream, group);
     let replica = jetstream.replica(group);
     let deleted = assignment.is_none();
     match (assignment.filter(|assignment| assignment.replicas.contains(&node)), replica) {

@@ -3,8 +3,9 @@
 //!
 //! Whatever waits when a proposal can leave is one block: batches grow with load and a lone publish never
 //! waits for company, nor for a task: its publisher's session proposes it, and whoever applies it answers. Under
-//! load the ingest's task does both, and always for streams that do not store messages as they come. A few proposals are in flight at a time, so that the leader's sync overlaps
-//! replication. A full queue stops the publisher's socket (decision 9); nothing is dropped.
+//! load the ingest's task does both, and always for streams that do not store messages as they come. A few proposals
+//! are in flight at a time, so that the leader's sync overlaps replication. A full queue stops the publisher's socket
+//! (decision 9); nothing is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};

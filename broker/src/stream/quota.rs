@@ -46,14 +46,19 @@ impl Quota {
 
     /// Whether streams of this kind may be given so many bytes in all.
     pub fn check_reserved(&self, storage: StorageType, reserved: u64) -> Result<(), ApiError> {
+        let max = match storage {
+            StorageType::File => self.file_max,
+            StorageType::Memory => self.memory_max,
+        };
+        if max.is_some_and(|max| reserved > max) { Err(Self::exceeded(storage)) } else { Ok(()) }
+    }
+
+    /// What is said when a bound is reached.
+    #[must_use]
+    pub fn exceeded(storage: StorageType) -> ApiError {
         match storage {
-            StorageType::File if self.file_max.is_some_and(|max| reserved > max) => {
-                Err(ApiError::storage_exceeded())
-            }
-            StorageType::Memory if self.memory_max.is_some_and(|max| reserved > max) => {
-                Err(ApiError::memory_exceeded())
-            }
-            StorageType::File | StorageType::Memory => Ok(()),
+            StorageType::File => ApiError::storage_exceeded(),
+            StorageType::Memory => ApiError::memory_exceeded(),
         }
     }
 

@@ -41,6 +41,7 @@ use crate::jetstream::JetStream;
 use crate::router::MessageRef;
 use crate::runtime::{clock, tasks};
 use crate::stream::Replica;
+use crate::stream::quota::Quota;
 use crate::transfer::placing::Placing;
 use crate::transfer::{Message, Open};
 
@@ -382,10 +383,7 @@ impl Restore {
     async fn place(&mut self, block: Bytes) -> Result<(), Failed> {
         self.placed().await?;
         if self.jetstream.quota().is_reached(self.storage) {
-            return Err(Failed::Refused(match self.storage {
-                StorageType::File => ApiError::storage_exceeded(),
-                StorageType::Memory => ApiError::memory_exceeded(),
-            }));
+            return Err(Failed::Refused(Quota::exceeded(self.storage)));
         }
         let proposal = self.replica.group().propose(BLOCK, block.clone());
         self.proposed = Some((block, proposal));
