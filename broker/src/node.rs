@@ -347,15 +347,13 @@ async fn join(
     let groups = Groups::new(jetstream.node(), storage, transport, levee_raft::Config::default());
     jetstream.attach_groups(Arc::clone(&groups));
 
-    let birth = match &origin {
-        Origin::Founded { .. } | Origin::Promised => Birth::Founding,
+    let birth = match origin {
+        Origin::Founded { founders } => Birth::Founding(founders),
+        Origin::Promised => Birth::Promised,
         Origin::Invited => Birth::Joining,
     };
     let machine = meta::machine::Machine::new(Arc::clone(jetstream.meta()));
     let group = groups.open(GroupId::META, levee_storage::Sync::Always, Box::new(machine), birth).await?;
-    if let Origin::Founded { founders } = origin {
-        group.initialize(&founders).await?;
-    }
     jetstream.meta().attach(group);
     tasks::spawn("meta membership", membership::run(Arc::clone(&jetstream), uid));
     tasks::spawn("limits of the streams", quota::watch(Arc::clone(&jetstream)));

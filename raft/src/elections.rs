@@ -28,6 +28,7 @@ use crate::group::{GroupCore, Stopping};
 use crate::groups::Groups;
 use crate::messages::{Failure, Kind, answer};
 use crate::peers::decode_beat;
+use crate::suspects::Suspects;
 use crate::tasks::{at_once, spawn};
 use crate::transport::{Frame, Lane};
 use crate::types::TypeConfig;
@@ -214,9 +215,10 @@ impl Groups {
                 }
             };
             vacancy.let_go |= gone.lets_go() && core.let_go();
-            if now >= vacancy.due {
+            if now >= vacancy.due && core.promised(&self.suspects).is_none() {
                 let leader = core.leadership.borrow().leader;
-                if core.stand(!leader.is_some_and(|leader| self.suspects.contains(leader))) {
+                let died = leader.is_some_and(|leader| self.suspects.contains(leader));
+                if core.stand(if died { Asking::Votes } else { Asking::First }) {
                     vacancy.tries = vacancy.tries.wrapping_add(1);
                     vacancy.due = now + self.pause(core, vacancy.tries);
                 }
@@ -269,10 +271,7 @@ impl Groups {
         if voters.len() <= 1 {
             return patience;
         }
-        let position = voters.iter().position(|voter| *voter == core.node).unwrap_or(0);
-        let first = usize::try_from(core.id.0 % voters.len() as u64).unwrap_or(0);
-        let turn = (position + voters.len() - first) % voters.len();
-        patience + self.stagger(core) * u32::try_from(turn).unwrap_or(u32::MAX)
+        patience + self.stagger(core) * turn(&voters, core.id, core.node)
     }
 
     fn stagger(&self, core: &GroupCore) -> Duration {
@@ -295,6 +294,22 @@ impl Groups {
     }
 }
 
+/// How a candidate begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Asking {
+    /// Whether the others would vote for it.
+    First,
+    /// For their votes: nobody leads for certain.
+    Votes,
+}
+
+/// Whom a voter was for, and when, in milliseconds of `peers`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promise {
+    candidate: NodeId,
+    at: u64,
+}
+
 /// Why nobody leads.
 #[derive(Clone, Copy)]
 enum Gone {
@@ -310,6 +325,14 @@ impl Gone {
     fn lets_go(self) -> bool {
         matches!(self, Self::Known(_))
     }
+}
+
+/// How many voters stand before this one. Each is the first in some groups.
+pub(crate) fn turn(voters: &BTreeSet<NodeId>, group: GroupId, node: NodeId) -> u32 {
+    let count = voters.len().max(1);
+    let position = voters.iter().position(|voter| *voter == node).unwrap_or(0);
+    let first = usize::try_from(group.0 % count as u64).unwrap_or(0);
+    u32::try_from((position + count - first) % count).unwrap_or(u32::MAX)
 }
 
 /// Whoever may stand: a voter of the newest configuration, or of the one that is known to be committed.
@@ -376,10 +399,27 @@ impl GroupCore {
         seen.leader == Some(self.node) && self.given_up.load(Ordering::Acquire) == seen.raft_term
     }
 
-    /// Stands for election, after asking the others first whether they would vote for this node or without. False if
-    /// it must be tried again.
-    fn stand(&self, ask_first: bool) -> bool {
-        at_once(self.raft.trigger().elect(ask_first)).is_some()
+    /// Stands for election. False if it must be tried again.
+    pub(crate) fn stand(&self, asking: Asking) -> bool {
+        if asking == Asking::Votes {
+            self.promise_to(self.node);
+        }
+        at_once(self.raft.trigger().elect(asking == Asking::First)).is_some()
+    }
+
+    /// This voter is for a candidate, and leaves it time to say that it leads.
+    pub(crate) fn promise_to(&self, candidate: NodeId) {
+        *self.promise.lock() = Some(Promise { candidate, at: self.peers.millis() });
+    }
+
+    /// The candidate that this voter leaves time. openraft orders candidates of one term too, so a late one would
+    /// replace a leader that was just elected, and whose first entries are acknowledged already.
+    pub(crate) fn promised(&self, suspects: &Suspects) -> Option<NodeId> {
+        let promise = self.promise.lock().as_ref().copied()?;
+        let Promise { candidate, at } = promise;
+        let holds = self.peers.since(at) < self.config.election_min / 2;
+        let lives = candidate == self.node || (self.peers.lives(candidate) && !suspects.contains(candidate));
+        (holds && lives).then_some(candidate)
     }
 
     /// Nobody ever led it, as far as this node knows.

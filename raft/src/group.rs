@@ -1,6 +1,6 @@
 //! A group on this node: propose, read, watch the leadership, change the members.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use levee_storage::kind::BLOCK;
 use levee_storage::{EntryLog, Room, Storage};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{EmptyNode, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
-use crate::elections::Restless;
+use crate::elections::{Promise, Restless};
 use crate::error::{Error, ProposeError};
 use crate::leadership::Leadership;
 use crate::peers::Peers;
@@ -58,6 +58,8 @@ pub(crate) struct GroupCore {
     pub(crate) leader_heard: AtomicU64,
     /// When this node learned who leads, in milliseconds of `peers`.
     pub(crate) led_since: AtomicU64,
+    /// Whom this voter was for last.
+    pub(crate) promise: Mutex<Option<Promise>>,
     /// The term in which this leader failed to hand over; 0 for none.
     pub(crate) given_up: AtomicU64,
     pub(crate) restless: Arc<Restless>,
@@ -119,17 +121,6 @@ impl Group {
     #[must_use]
     pub fn id(&self) -> GroupId {
         self.0.id
-    }
-
-    /// Starts a group of founding members. Every founder may call it with the same voters; a group that has begun is
-    /// left alone.
-    pub async fn initialize(&self, voters: &BTreeSet<NodeId>) -> Result<(), Error> {
-        let members: BTreeMap<_, _> = voters.iter().map(|node| (*node, EmptyNode::new())).collect();
-        match self.0.raft.initialize(members).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-            Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => Err(self.members(&error)),
-            Err(RaftError::Fatal(fatal)) => Err(self.stopped(&fatal)),
-        }
     }
 
     /// Proposes an entry. The order of calls is the order in the log; several may be under way.
@@ -365,8 +356,10 @@ impl GroupCore {
     pub(crate) fn set_leadership(&self, now: Leadership) {
         let mut lost = false;
         self.leadership.send_if_modified(|known| {
-            lost = known.leading && !now.leading;
-            let began = now.leading && !known.leading;
+            // Between two looks it may have lost the lead and won it again.
+            let other_term = known.raft_term != now.raft_term;
+            lost = known.leading && (!now.leading || other_term);
+            let began = now.leading && (!known.leading || other_term);
             let now = Leadership { epoch: known.epoch + u64::from(began), ..now };
             if (known.leader, known.raft_term) != (now.leader, now.raft_term) {
                 self.led_since.store(self.peers.millis(), Ordering::Relaxed);

@@ -1,20 +1,21 @@
 //! The groups of a node: open, look up, close, remove.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use levee_protocol::ids::{GroupId, NodeId};
-use levee_storage::{EntryLog, Error as StorageError, Storage, Sync};
+use levee_storage::{EntryLog, Error as StorageError, LogEntry, LogId as StoredLogId, Storage, Sync};
+use openraft::EntryPayload;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::checkpoints::{self, Dirty};
 use crate::codec;
 use crate::config::Config;
-use crate::elections::{self, Restless};
+use crate::elections::{self, Asking, Restless, turn};
 use crate::error::Error;
 use crate::group::{Group, GroupCore, Stopping};
 use crate::leadership;
@@ -27,14 +28,17 @@ use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
 use crate::tasks::spawn;
 use crate::transport::{Receiver, Transport};
-use crate::types::{Raft, log_id};
+use crate::types::{Membership, Raft, log_id};
 
 /// How this node comes to hold a group. It matters only when the store knows nothing of the group: an empty log
 /// must not vote unless the group itself is new.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Birth {
-    /// The group is new, and this node is one of its first voters.
-    Founding,
+    /// The group is new, and these are its first voters, of whom this node is one. Every founder opens it with the
+    /// same ones; a group that has begun is left alone.
+    Founding(BTreeSet<NodeId>),
+    /// The group is new, and this node promised another to be one of its first voters; that one says who they are.
+    Promised,
     /// The group exists; this node is added as a learner. Until its leader fills the log it takes no part in
     /// elections.
     Joining,
@@ -55,6 +59,8 @@ pub struct Groups {
     pub(crate) suspects: Arc<Suspects>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) restless: Arc<Restless>,
+    /// Rings when a group was opened.
+    opened: Notify,
     this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
@@ -86,6 +92,7 @@ impl Groups {
             suspects: Arc::default(),
             peers: Arc::new(Peers::new(config.election_max)),
             restless: Arc::default(),
+            opened: Notify::new(),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
         });
@@ -121,6 +128,8 @@ impl Groups {
             Ok(group) => open.insert(group.id(), Slot::Open(group.clone())),
             Err(_) => open.remove(&group),
         };
+        drop(open);
+        self.opened.notify_waiters();
         opened
     }
 
@@ -133,7 +142,14 @@ impl Groups {
     ) -> Result<Group, Error> {
         let volatile = matches!(sync, Sync::Never);
         let log = self.storage.entry_log(group, sync)?;
-        let unborn = self.check_birth(group, &log, birth)?;
+        let unborn = self.check_birth(group, &log, &birth)?;
+        let founders = match birth {
+            Birth::Founding(founders) if log.last().is_none() && log.purged().is_none() => Some(founders),
+            Birth::Founding(_) | Birth::Promised | Birth::Joining | Birth::Existing => None,
+        };
+        if let Some(founders) = &founders {
+            found(&log, group, self.node, founders)?;
+        }
         let applied = Arc::new(Applied::new());
         let (gone, when_gone) = oneshot::channel();
         let machine = StateMachine::open(Parts {
@@ -179,6 +195,7 @@ impl Groups {
             doubted: AtomicU64::new(0),
             leader_heard: AtomicU64::new(0),
             led_since: AtomicU64::new(0),
+            promise: Mutex::new(None),
             given_up: AtomicU64::new(0),
             restless: Arc::clone(&self.restless),
             peers: Arc::clone(&self.peers),
@@ -190,11 +207,14 @@ impl Groups {
         });
         leadership::follow(&core);
         self.restless.mark(group);
+        if founders.is_some_and(|founders| turn(&founders, group, self.node) == 0) {
+            core.stand(Asking::Votes);
+        }
         Ok(Group(core))
     }
 
     /// Whether the group must keep out of elections for now.
-    fn check_birth(&self, group: GroupId, log: &EntryLog, birth: Birth) -> Result<bool, Error> {
+    fn check_birth(&self, group: GroupId, log: &EntryLog, birth: &Birth) -> Result<bool, Error> {
         let vote =
             log.vote().map(|vote| codec::decode_vote(&vote)).transpose().map_err(|_| {
                 StorageError::Corrupt(format!("group {group}: the stored vote does not decode"))
@@ -208,7 +228,7 @@ impl Groups {
                     tracing::error!(%group, "the group was in this store and its log is gone; refusing to open it");
                     Err(Error::Lost(group))
                 }
-                (false, Birth::Founding) => {
+                (false, Birth::Founding(_) | Birth::Promised) => {
                     // Nothing of the group was ever written here, so this member never voted. The mark goes along
                     // with what is: a founder that dies before may found again.
                     mark_born(log, group);
@@ -241,6 +261,23 @@ impl Groups {
         match self.open.read().get(&id) {
             Some(Slot::Open(group)) => Some(group.clone()),
             Some(Slot::Opening) | None => None,
+        }
+    }
+
+    pub(crate) fn this(&self) -> Weak<Self> {
+        self.this.clone()
+    }
+
+    /// A group that is open here, or will be in a moment: of the founders of a group, the first to have it open asks
+    /// the others for their votes.
+    pub(crate) async fn group_soon(&self, id: GroupId) -> Option<Group> {
+        let deadline = tokio::time::Instant::now() + OPENING_WAIT;
+        loop {
+            let opened = self.opened.notified();
+            if let Some(group) = self.group(id) {
+                return Some(group);
+            }
+            tokio::time::timeout_at(deadline, opened).await.ok()?;
         }
     }
 
@@ -313,9 +350,32 @@ pub(crate) fn mark_born(log: &EntryLog, group: GroupId) {
     log.mark_with_first_write(&birth_row(group), &[1]);
 }
 
+/// Begins the log of a new group with its first members. All founders write the same, so whoever of them is elected
+/// finds it in the others' logs. It is synced with whatever follows it.
+fn found(log: &EntryLog, group: GroupId, node: NodeId, founders: &BTreeSet<NodeId>) -> Result<(), Error> {
+    let Some(first) = founders.first().filter(|_| founders.contains(&node)) else {
+        return Err(Error::Membership { group, reason: format!("{node} is not one of its founders") });
+    };
+    let membership = Membership::new_with_defaults(vec![founders.clone()], []);
+    let (kind, payload) = codec::stored_payload(EntryPayload::Membership(membership));
+    let id = StoredLogId { raft_term: 0, node: *first, index: 0 };
+    let (sender, mut refused) = oneshot::channel();
+    log.append(
+        vec![LogEntry { id, kind, payload }],
+        Box::new(move |result| {
+            let _ = sender.send(result);
+        }),
+    );
+    // A refusal comes before the call returns.
+    refused.try_recv().unwrap_or(Ok(())).map_err(Error::from)
+}
+
 fn is_born(storage: &Storage, group: GroupId) -> Result<bool, levee_storage::Error> {
     Ok(storage.node_row(&birth_row(group))?.is_some_and(|row| !row.is_empty()))
 }
+
+/// How long a vote waits for its group to be opened here.
+const OPENING_WAIT: Duration = Duration::from_millis(250);
 
 /// How long a voter waits to see for itself what a candidate says it saw.
 pub(crate) const SUSPICION_WAIT: Duration = Duration::from_millis(250);

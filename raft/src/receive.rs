@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
-use levee_protocol::ids::NodeId;
+use levee_protocol::ids::{GroupId, NodeId};
 use levee_storage::kind::BLOCK;
 use levee_storage::{Room, SnapshotWriter};
 use openraft::EntryPayload;
@@ -46,6 +46,8 @@ enum Refused {
     UnknownKind(u8),
     #[error("this member has not been filled yet and does not vote")]
     Unborn,
+    #[error("this member is for {0} and gives it time to lead")]
+    Promised(NodeId),
     #[error("this member lost its log; remove it from the group and add it again")]
     Lost,
     #[error("no such snapshot transfer")]
@@ -62,12 +64,11 @@ impl Receiver for Groups {
         if kind == Kind::Beat as u8 {
             return ready(self.beat_received(from, &frame));
         }
-        let answering =
-            self.group(group).ok_or(Refused::NotOpen).and_then(|open| self.take(&open.0, from, frame));
-        answering.unwrap_or_else(|refused| {
-            tracing::debug!(%group, %from, kind, "refused: {refused}");
-            ready(Failure::frame(group, &refused))
-        })
+        match self.group(group) {
+            Some(open) => self.take(&open.0, from, frame),
+            None if kind == Kind::Vote as u8 => self.take_soon(from, frame),
+            None => refuse(group, from, kind, &Refused::NotOpen),
+        }
     }
 
     fn sign(&self, peer: NodeId, sign: PeerSign) {
@@ -79,12 +80,30 @@ impl Receiver for Groups {
 }
 
 impl Groups {
-    fn take(&self, group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answering, Refused> {
+    fn take(&self, group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Answering {
+        let kind = frame.kind;
+        self.try_take(group, from, frame).unwrap_or_else(|refused| refuse(group.id, from, kind, &refused))
+    }
+
+    /// Takes a frame when its group is open, if that is soon.
+    fn take_soon(&self, from: NodeId, frame: Frame) -> Answering {
+        let (group, kind) = (frame.group, frame.kind);
+        let this = self.this();
+        Box::pin(async move {
+            let Some(node) = this.upgrade() else { return Failure::frame(group, &Refused::NotOpen) };
+            match node.group_soon(group).await {
+                Some(open) => node.take(&open.0, from, frame).await,
+                None => refuse(group, from, kind, &Refused::NotOpen).await,
+            }
+        })
+    }
+
+    fn try_take(&self, group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answering, Refused> {
         let kind = Kind::parse(frame.kind).ok_or(Refused::UnknownKind(frame.kind))?;
         match kind {
             Kind::Append => append(group, from, frame),
             Kind::Vote => vote(group, &frame.head, &self.suspects),
-            Kind::PreVote => pre_vote(group, &frame.head),
+            Kind::PreVote => pre_vote(group, &frame.head, &self.suspects),
             Kind::Transfer => transfer(group, &frame.head),
             Kind::SnapshotBegin => {
                 let number = {
@@ -99,6 +118,11 @@ impl Groups {
             Kind::Beat | Kind::Failed => Err(Refused::UnknownKind(frame.kind)),
         }
     }
+}
+
+fn refuse(group: GroupId, from: NodeId, kind: u8, refused: &Refused) -> Answering {
+    tracing::debug!(%group, %from, kind, "refused: {refused}");
+    ready(Failure::frame(group, refused))
 }
 
 fn append(group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answering, Refused> {
@@ -146,6 +170,11 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     let candidate = request.vote.leader_id().node_id;
     group.doubt(candidate);
     request.leadership_transfer |= group.gave_up();
+    let rival = group.promised(&suspects).filter(|to| ![candidate, group.node].contains(to));
+    if let Some(rival) = rival.filter(|_| !request.leadership_transfer) {
+        return Err(Refused::Promised(rival));
+    }
+    let group = Arc::clone(group);
     Ok(Box::pin(async move {
         // openraft refuses votes while the last leader may be alive. It is not, if we saw its process end, and it does
         // not lead if it asks itself: then the request is treated like one that the leader asked for. Another
@@ -155,13 +184,18 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
             request.leadership_transfer |= leader == candidate || suspects.wait_for(leader, limit).await;
         }
         match raft.vote(request).await {
-            Ok(response) => answer(id, Kind::Vote, codec::encode_vote_response(&response)),
+            Ok(response) => {
+                if response.vote_granted {
+                    group.promise_to(candidate);
+                }
+                answer(id, Kind::Vote, codec::encode_vote_response(&response))
+            }
             Err(error) => Failure::frame(id, &error),
         }
     }))
 }
 
-fn pre_vote(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
+fn pre_vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Suspects) -> Result<Answering, Refused> {
     let (request, _) = codec::decode_vote_request(head)?;
     if group.unborn.load(Ordering::Acquire) {
         return Err(Refused::Unborn);
@@ -170,6 +204,9 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
     if group.leadership.borrow().leader == Some(candidate) {
         group.doubt(candidate);
         group.let_go();
+    }
+    if let Some(rival) = group.promised(suspects).filter(|to| *to != candidate) {
+        return Err(Refused::Promised(rival));
     }
     let (id, raft) = (group.id, group.raft.clone());
     Ok(Box::pin(async move {

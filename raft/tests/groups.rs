@@ -221,8 +221,7 @@ async fn a_few_large_entries_are_purged_too_and_the_machine_hears_of_it_though_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_grows_from_one_to_three_and_survives_its_founder() {
     let mut cluster = Cluster::new(3, quick());
-    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding).await;
-    founder.initialize(&ids([1])).await.unwrap();
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
     founder.leadership().wait_for(|now| now.leading).await.unwrap();
     for number in 0..30 {
         put(&founder, format!("{number:02}")).await.unwrap();
@@ -248,9 +247,8 @@ async fn a_group_grows_from_one_to_three_and_survives_its_founder() {
 async fn a_member_is_replaced_and_the_removed_one_can_be_deleted() {
     let mut cluster = Cluster::new(4, quick());
     for number in 1..=3 {
-        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Founding).await;
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Founding(ids([1, 2, 3]))).await;
     }
-    cluster.nodes[&1].group(GROUP).initialize(&ids([1, 2, 3])).await.unwrap();
     put_somewhere(&cluster, GROUP, "one").await;
     let leader = cluster.leader(GROUP).await;
     let leaving = (1..=3).find(|number| *number != leader).unwrap();
@@ -320,13 +318,13 @@ async fn a_store_that_remembers_a_group_without_its_log_does_not_open_it() {
     node.storage.remove_group(GROUP).unwrap();
 
     let (machine, _) = ListMachine::load(&node.storage, GROUP);
-    let opened = node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await;
+    let opened = node.groups.open(GROUP, Sync::Always, machine, Birth::Founding(ids([1]))).await;
 
     assert!(matches!(opened, Err(Error::Lost(GROUP))), "{opened:?}");
     node.groups.remove(GROUP).await.unwrap();
     let (machine, _) = ListMachine::load(&node.storage, GROUP);
     assert!(
-        node.groups.open(GROUP, Sync::Always, machine, Birth::Founding).await.is_ok(),
+        node.groups.open(GROUP, Sync::Always, machine, Birth::Founding(ids([1]))).await.is_ok(),
         "removed on purpose"
     );
 }
@@ -415,9 +413,8 @@ async fn two_hundred_groups_elect_and_serve_on_three_nodes() {
     let started = Instant::now();
     for group in &groups {
         for node in cluster.nodes.values_mut() {
-            node.open(*group, Birth::Founding).await;
+            node.open(*group, Birth::Founding(ids([1, 2, 3]))).await;
         }
-        cluster.nodes[&(1 + group.0 % 3)].group(*group).initialize(&ids([1, 2, 3])).await.unwrap();
     }
     println!("200 groups on 3 nodes opened in {:?}", started.elapsed());
 
@@ -450,10 +447,9 @@ async fn a_closed_group_opens_again_where_it_was() {
 async fn a_founder_that_dies_between_any_two_writes_founds_again_or_goes_on() {
     for written in 0..5 {
         let mut cluster = Cluster::new(1, quick());
-        let group = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding).await;
         let disk = cluster.nodes[&1].disk.clone();
         disk.pause();
-        let founding = tokio::spawn(async move { group.initialize(&ids([1])).await });
+        cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
         for _ in 0..written {
             // Fewer writes than asked for: it was done before.
             for _ in 0..20 {
@@ -465,7 +461,6 @@ async fn a_founder_that_dies_between_any_two_writes_founds_again_or_goes_on() {
         }
 
         let disk = cluster.kill(1);
-        founding.abort();
         cluster.start(1, disk);
         cluster.found(GROUP).await;
 
@@ -485,7 +480,7 @@ async fn a_member_whose_vote_is_gone_is_refused() {
     assert!(disk.lose_row(levee_storage::Table::HardState, 0));
     cluster.start(1, disk);
 
-    for birth in [Birth::Founding, Birth::Joining, Birth::Existing] {
+    for birth in [Birth::Founding(ids([1])), Birth::Promised, Birth::Joining, Birth::Existing] {
         let node = &cluster.nodes[&1];
         let (machine, _) = ListMachine::load(&node.storage, GROUP);
         let opened = node.groups.open(GROUP, Sync::Always, machine, birth).await;

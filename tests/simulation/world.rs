@@ -200,12 +200,9 @@ impl World {
         let way: Arc<dyn Transport> = Arc::<BadTransport>::clone(&transport);
         let groups = Groups::new(host.id, Arc::clone(&storage), way, self.plan.raft.clone());
         let sync = if self.plan.breakage == Breakage::AckBeforeSync { Sync::Never } else { Sync::Always };
-        let birth = if incarnation == 1 { Birth::Founding } else { Birth::Existing };
+        let birth = if incarnation == 1 { Birth::Founding(self.voters()) } else { Birth::Existing };
         let machine = Box::new(Machine(Arc::clone(&replica)));
         let group = groups.open(GROUP, sync, machine, birth).await?;
-        if incarnation == 1 {
-            group.initialize(&self.voters()).await?;
-        }
         Ok(Process { storage, groups, group, replica, transport })
     }
 

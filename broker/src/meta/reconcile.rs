@@ -109,8 +109,11 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
         StorageType::Memory => levee_storage::Sync::Never,
     };
     // Only a stream that lies where it was created has all its founders; later replicas are filled by its leader.
-    let birth = if assignment.replicas_changed { Birth::Joining } else { Birth::Founding };
-    let founders = assignment.replicas.iter().copied().collect();
+    let birth = if assignment.replicas_changed {
+        Birth::Joining
+    } else {
+        Birth::Founding(assignment.replicas.iter().copied().collect())
+    };
     let storage = Arc::clone(jetstream.storage());
     let replica = tokio::task::spawn_blocking(move || Replica::load(&storage, assignment))
         .await
@@ -118,14 +121,6 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
     let group =
         jetstream.groups().open(group_id, sync, Box::new(Machine::new(Arc::clone(&replica))), birth).await?;
     replica.attach(group.clone());
-    if birth == Birth::Founding {
-        // Every founder initializes with the same voters; a group that has a log already ignores it.
-        if let Err(error) = group.initialize(&founders).await {
-            // Tried again from the start, which an open group would refuse.
-            jetstream.groups().close(group_id).await;
-            return Err(error.into());
-        }
-    }
     jetstream.insert_replica(Arc::clone(&replica));
     leader::watch(jetstream, replica);
     Ok(())

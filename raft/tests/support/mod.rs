@@ -182,12 +182,9 @@ impl Cluster {
 
     /// Founds a group on all nodes.
     pub async fn found(&mut self, group: GroupId) {
+        let founders: BTreeSet<_> = self.nodes.keys().copied().map(NodeId).collect();
         for node in self.nodes.values_mut() {
-            node.open(group, Birth::Founding).await;
-        }
-        let voters = self.nodes.keys().copied().map(NodeId).collect();
-        for node in self.nodes.values() {
-            node.group(group).initialize(&voters).await.expect("initialized");
+            node.open(group, Birth::Founding(founders.clone())).await;
         }
     }
 
