@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,9 +14,22 @@ const STALL: Duration = Duration::from_secs(30);
 /// One connection.
 pub struct Client {
     stream: TcpStream,
+    writer: Writer,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+}
+
+/// The writing half of a connection. Whole writes do not mix, whichever thread they come from.
+#[derive(Clone)]
+pub struct Writer(Arc<Mutex<TcpStream>>);
+
+impl Writer {
+    /// Writes protocol text.
+    pub fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.write_all(bytes).context("the server closed the connection")
+    }
 }
 
 /// A message as it lies in the read buffer.
@@ -42,7 +56,8 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(stall))?;
         stream.set_write_timeout(Some(stall))?;
-        let mut client = Self { stream, buffer: vec![0; 1 << 20], start: 0, end: 0 };
+        let writer = Writer(Arc::new(Mutex::new(stream.try_clone()?)));
+        let mut client = Self { stream, writer, buffer: vec![0; 1 << 20], start: 0, end: 0 };
         client.write(
             b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true,\"protocol\":1,\"lang\":\"bench\",\"version\":\"0\"}\r\n",
         )?;
@@ -74,20 +89,22 @@ impl Client {
         }
     }
 
-    /// Whether a message can be taken without waiting for the server.
+    /// Whether the next thing to take is a message of which something has arrived. A PING is none: nothing need come
+    /// after it before we write.
     #[must_use]
-    pub fn has_unread(&self) -> bool {
-        self.end > self.start
+    pub fn has_message(&self) -> bool {
+        let unread = &self.buffer[self.start..self.end];
+        unread.starts_with(b"MSG ") || unread.starts_with(b"HMSG ")
     }
 
     /// Another handle on the same connection, for a thread that only writes.
-    pub fn writer(&self) -> anyhow::Result<TcpStream> {
-        Ok(self.stream.try_clone()?)
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
     }
 
     /// Writes protocol text.
     pub fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.stream.write_all(bytes).context("the server closed the connection")
+        self.writer.write(bytes)
     }
 
     /// Waits until the server has taken everything written before.
@@ -215,4 +232,36 @@ fn number(text: &[u8]) -> anyhow::Result<usize> {
         .ok()
         .and_then(|text| text.parse().ok())
         .context("the server sent a malformed size")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_ping_behind_a_message_is_no_message() -> anyhow::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let server = std::thread::spawn(move || -> anyhow::Result<_> {
+            let (mut stream, _) = listener.accept()?;
+            let mut text = Vec::new();
+            let mut part = [0; 1024];
+            while !text.ends_with(b"PING\r\n") {
+                let read = stream.read(&mut part)?;
+                text.extend_from_slice(&part[..read]);
+            }
+            stream.write_all(b"PONG\r\nMSG a 1 r 1\r\nx\r\nMSG a 1 r 1\r\ny\r\nPING\r\n")?;
+            Ok(stream)
+        });
+        let mut client = Client::connect(&address)?;
+        let _stream = server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+
+        assert_eq!(client.receive()?.payload, b"x");
+        assert!(client.has_message());
+        assert_eq!(client.receive()?.payload, b"y");
+        assert!(!client.has_message());
+        Ok(())
+    }
 }

@@ -96,7 +96,7 @@ pub fn fetch(
                 acks.extend_from_slice(b" 4\r\n+ACK\r\n");
             }
             received += 1;
-            if !acks.is_empty() && !client.has_unread() {
+            if !acks.is_empty() && !client.has_message() {
                 client.write(&acks)?;
                 acks.clear();
             }

@@ -1,6 +1,5 @@
 //! A slow publisher beside other load on the same stream: how late its acknowledgements come meanwhile.
 
-use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::Context;
@@ -19,7 +18,7 @@ pub fn run(address: &str, done: &AtomicBool, per_second: u64) -> anyhow::Result<
     let mut client = Client::connect(address)?;
     client.write(b"SUB _INBOX.probe.* 1\r\n")?;
     client.flush_barrier()?;
-    let mut writer = client.writer()?;
+    let writer = client.writer();
     let total = AtomicU64::new(u64::MAX);
     let pace = Pace::start(per_second as f64);
     std::thread::scope(|scope| {
@@ -36,7 +35,7 @@ pub fn run(address: &str, done: &AtomicBool, per_second: u64) -> anyhow::Result<
                 // The answer's subject tells which message it is for.
                 let text = Messages::plain(PAYLOAD_BYTES, &format!("_INBOX.probe.{n}"));
                 Messages { subjects: Subjects::Probe, ..text }.append(&mut buffer, n, None);
-                writer.write_all(&buffer)?;
+                writer.write(&buffer)?;
                 if last {
                     break;
                 }

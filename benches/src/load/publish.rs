@@ -1,6 +1,5 @@
 //! Publishes into a stream by one connection that does not wait for each acknowledgement.
 
-use std::io::Write as _;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -20,7 +19,7 @@ const WAKE_EVERY: u64 = 128;
 /// Publishes the messages of a range, never more than `window` of them unacknowledged, and waits for the last.
 pub fn windowed(address: &str, text: &Messages, range: Range<u64>, window: u64) -> anyhow::Result<()> {
     let mut client = connect(address)?;
-    let mut writer = client.writer()?;
+    let writer = client.writer();
     let total = range.end - range.start;
     let state = Window::default();
     std::thread::scope(|scope| {
@@ -35,7 +34,7 @@ pub fn windowed(address: &str, text: &Messages, range: Range<u64>, window: u64) 
                     text.append(&mut buffer, range.start + sent, None);
                     sent += 1;
                 }
-                writer.write_all(&buffer)?;
+                writer.write(&buffer)?;
             }
             Ok(())
         });
@@ -68,11 +67,11 @@ pub fn latency(
 ) -> anyhow::Result<(Outcome, u64)> {
     let total = effort.latency.messages(offered as f64);
     let mut client = connect(address)?;
-    let mut writer = client.writer()?;
+    let writer = client.writer();
     let pace = Pace::start_warm(offered as f64, effort.latency);
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> anyhow::Result<()> {
-            pace.send(text, total, Stamps::None, |bytes| Ok(writer.write_all(bytes)?))
+            pace.send(text, total, Stamps::None, |bytes| writer.write(bytes))
         });
         let mut latency = pace::histogram();
         for _ in 0..total {

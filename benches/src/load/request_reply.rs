@@ -62,7 +62,7 @@ fn respond(client: &mut Client, done: &AtomicBool) -> anyhow::Result<()> {
             answers.extend_from_slice(message.payload);
             answers.extend_from_slice(b"\r\n");
         }
-        if !client.has_unread() {
+        if !client.has_message() {
             client.write(&answers)?;
             answers.clear();
         }
