@@ -146,9 +146,8 @@ pub fn take_acks(jetstream: &Arc<JetStream>, account: &AccountName, batch: &Inbo
             continue;
         };
         if let Some(leader) = jetstream.replica(group).and_then(|replica| replica.leader()) {
-            match leader.driver_named(consumer) {
-                Some(driver) => driver.on_acks(batch, items),
-                None => nobody_takes(jetstream, account, batch, items),
+            if !leader.driver_named(consumer).is_some_and(|driver| driver.on_acks(batch, items)) {
+                nobody_takes(jetstream, account, batch, items);
             }
         } else if arrival == Arrival::Client
             && let Some(leader) = jetstream.directory().leader(group)

@@ -20,8 +20,7 @@ pub(super) fn take(
     if batch.reply(item).is_empty() {
         return;
     }
-    match leader.driver_named(request.consumer) {
-        Some(driver) => driver.on_pull(batch, item),
-        None => super::no_responders(jetstream, account, batch.reply(item), batch.subject(item)),
+    if !leader.driver_named(request.consumer).is_some_and(|driver| driver.on_pull(batch, item)) {
+        super::no_responders(jetstream, account, batch.reply(item), batch.subject(item));
     }
 }

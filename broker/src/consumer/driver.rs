@@ -114,24 +114,31 @@ impl Driver {
         self.first_info.clone()
     }
 
-    /// A pull request arrived.
-    pub fn on_pull(&self, batch: &Inbound, item: &InboundItem) {
-        if self.is_idle {
-            return;
-        }
-        let batch = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
-        self.inbox.lock().requests.push(Request { kind: RequestKind::Pull, batch });
-        self.wake.notify_one();
+    /// A pull request arrived. False if this is over: nobody would look at it.
+    #[must_use]
+    pub fn on_pull(&self, batch: &Inbound, item: &InboundItem) -> bool {
+        self.take(RequestKind::Pull, batch, &[*item])
     }
 
-    /// Acks and flow control answers arrived, all for this consumer.
-    pub fn on_acks(&self, batch: &Inbound, items: &[InboundItem]) {
+    /// Acks and flow control answers arrived, all for this consumer. False if this is over.
+    #[must_use]
+    pub fn on_acks(&self, batch: &Inbound, items: &[InboundItem]) -> bool {
+        self.take(RequestKind::Ack, batch, items)
+    }
+
+    fn take(&self, kind: RequestKind, batch: &Inbound, items: &[InboundItem]) -> bool {
         if self.is_idle {
-            return;
+            return true;
+        }
+        let mut inbox = self.inbox.lock();
+        if inbox.ended {
+            return false;
         }
         let batch = Inbound { chunk: batch.chunk.clone(), items: items.to_vec() };
-        self.inbox.lock().requests.push(Request { kind: RequestKind::Ack, batch });
+        inbox.requests.push(Request { kind, batch });
+        drop(inbox);
         self.wake.notify_one();
+        true
     }
 
     /// Something happened to the stream.
@@ -216,10 +223,13 @@ impl Driver {
         let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);
         loop {
-            let inbox = std::mem::take(&mut *self.inbox.lock());
-            if inbox.ended {
-                return;
-            }
+            let inbox = {
+                let mut inbox = self.inbox.lock();
+                if inbox.ended {
+                    return;
+                }
+                std::mem::take(&mut *inbox)
+            };
             let turn = self.turn(&jetstream, &replica, &progress, inbox, &mut route, &mut scratch);
             let pressure = route.pressure();
             route.flush();

@@ -4,13 +4,12 @@
 //! company. Plain marks wait a little, so that a busy consumer costs a few hundred entries a second at most.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use levee_broker_core::stream::Reply as Decided;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::command::progress::{ConsumerProgress, Progress};
@@ -74,11 +73,11 @@ impl Collector {
     /// believe it is in the log, have to be built again.
     pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let account = replica.assignment().account.clone();
+        let group = replica.group().clone();
         let mut in_flight = FuturesOrdered::<BoxFuture<'static, Confirmations>>::new();
-        // Nothing overtakes an entry that is tried again.
-        let retrying = Arc::new(AtomicBool::new(false));
+        // An entry that was not taken. Nothing overtakes it: marks of later deliveries would hide its own.
+        let mut refused: Option<(Bytes, Vec<Bytes>)> = None;
         loop {
-            let has_room = in_flight.len() < IN_FLIGHT_MAX && !retrying.load(Ordering::Acquire);
             tokio::select! {
                 biased;
                 Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
@@ -91,8 +90,10 @@ impl Collector {
                         // Confirms nothing: the client acks again, to whoever leads then.
                         Err(_) => return,
                     }
+                    continue;
                 }
-                () = self.wake.notified(), if has_room => {
+                () = tokio::time::sleep(RETRY), if refused.is_some() => {}
+                () = self.wake.notified(), if refused.is_none() && in_flight.len() < IN_FLIGHT_MAX => {
                     if !self.pending.lock().urgent {
                         tokio::time::sleep(FOLD_INTERVAL).await;
                     }
@@ -102,27 +103,17 @@ impl Collector {
                     }
                     let progress = Progress { now: replica.now(&clock), consumers: pending.consumers };
                     let entry = StreamCommand::Progress(progress).encode().into_bytes();
-                    let group = replica.group().clone();
-                    let mut proposal = group.propose(INLINE, entry.clone());
-                    let confirmations = pending.confirmations;
-                    let retrying = Arc::clone(&retrying);
-                    in_flight.push_back(Box::pin(async move {
-                        loop {
-                            match proposal.await {
-                                // Not taken: it is tried again until this leader ends.
-                                Err(ProposeError::Full | ProposeError::NoRoom | ProposeError::NotLeader { .. }) => {
-                                    retrying.store(true, Ordering::Release);
-                                    tokio::time::sleep(RETRY).await;
-                                    proposal = group.propose(INLINE, entry.clone());
-                                }
-                                outcome => {
-                                    retrying.store(false, Ordering::Release);
-                                    return (confirmations, outcome);
-                                }
-                            }
-                        }
-                    }));
+                    refused = Some((entry, pending.confirmations));
                 }
+            }
+            let Some((entry, confirmations)) = refused.take() else { continue };
+            let mut proposal = group.propose(INLINE, entry.clone());
+            match (&mut proposal).now_or_never() {
+                Some(Err(ProposeError::Full | ProposeError::NoRoom | ProposeError::NotLeader { .. })) => {
+                    refused = Some((entry, confirmations));
+                }
+                Some(outcome) => in_flight.push_back(Box::pin(ready((confirmations, outcome)))),
+                None => in_flight.push_back(Box::pin(proposal.map(|outcome| (confirmations, outcome)))),
             }
         }
     }
