@@ -335,6 +335,11 @@ impl Composer {
     }
 
     /// When a batch has been idle for too long.
+    /// Nobody knows what became of a block: what batches without holes wait for will not come.
+    pub(super) fn lost_count(&mut self) {
+        self.fast.abandon();
+    }
+
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.batches.next_expiry().into_iter().chain(self.fast.next_expiry()).min()
     }

@@ -269,6 +269,12 @@ impl FastBatches {
         true
     }
 
+    /// What becomes of the messages under way will not be told: all batches end without a word, and their publishers
+    /// begin again.
+    pub(super) fn abandon(&mut self) {
+        self.open.clear();
+    }
+
     /// Whether messages wait that may be stored only if others are: then one block is on its way at a time.
     pub(super) fn is_chained(&self) -> bool {
         self.open.values().any(|batch| batch.gap == Gap::Fail && batch.pending > 0)

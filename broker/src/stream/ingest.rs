@@ -64,6 +64,8 @@ struct Queue {
     messages: usize,
     bytes: usize,
     in_flight: usize,
+    /// A publisher's task makes a block of what it took, and nothing may overtake that.
+    proposing: bool,
     /// The leader is gone: what comes now is not answered, and its publishers try again.
     closed: bool,
 }
@@ -207,8 +209,8 @@ impl Ingest {
         }
     }
 
-    /// With nothing in flight the caller proposes; what a publisher sends next finds this in flight or answered, so
-    /// its messages stay in order.
+    /// With nothing in flight the caller proposes. Others' messages that wait go along, so nobody else proposes until
+    /// it has.
     fn propose_or_wake(self: &Arc<Self>, queue: MutexGuard<'_, Queue>) {
         let is_idle = queue.in_flight == 0;
         drop(queue);
@@ -224,16 +226,16 @@ impl Ingest {
             return false;
         }
         let mut queue = self.queue.lock();
-        if queue.in_flight > 0 {
+        if queue.in_flight > 0 || queue.proposing {
             return false;
         }
-        let batches = self.take(&mut queue);
-        let is_all = queue.waiting.is_empty();
+        let Some(batches) = self.take(&mut queue) else { return true };
+        queue.proposing = true;
         drop(queue);
-        if let Some(batches) = batches {
-            self.propose(&replica, batches);
-        }
-        is_all
+        self.propose(&replica, batches);
+        let mut queue = self.queue.lock();
+        queue.proposing = false;
+        queue.waiting.is_empty()
     }
 
     fn propose_next(self: &Arc<Self>, composer: &mut Composer) -> bool {
@@ -365,7 +367,10 @@ impl Ingest {
                     return false;
                 };
                 let acks = if no_acks(&replica) { Acks::None } else { Acks::Sent };
-                let Some(replies) = replies_or_error(outcome, composed.block.count()) else { return true };
+                let Some(replies) = replies_or_error(outcome, composed.block.count()) else {
+                    composer.lost_count();
+                    return true;
+                };
                 let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
                 let again = composer.answer(&self.stream, route, &composed, &replies, acks);
                 drop(answering);
@@ -428,6 +433,7 @@ impl Queue {
     fn may_propose(&self) -> bool {
         let is_small = self.messages < SMALL_MESSAGES && self.bytes < SMALL_BYTES;
         !self.waiting.is_empty()
+            && !self.proposing
             && self.in_flight < if is_small { SMALL_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX }
     }
 }

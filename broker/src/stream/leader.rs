@@ -2,6 +2,7 @@
 //! of their progress, and the adoption of what meta decides. Built on gaining leadership, dropped on losing it.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,6 +31,8 @@ use crate::transfer::restore;
 /// How long the leader waits before it tries again to make a change of membership.
 const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(30);
 const MEMBERSHIP_RETRY: Duration = Duration::from_secs(1);
+/// A consumer whose messages can't be read is started again after this long.
+const DRIVER_RETRY: Duration = Duration::from_secs(1);
 
 /// The leading half of a stream.
 pub struct Leader {
@@ -38,8 +41,9 @@ pub struct Leader {
     /// Of the leadership it was built for.
     epoch: u64,
     since: Timestamp,
-    /// Nobody knows whether an entry of it was committed.
+    /// Nobody knows whether an entry of it was committed, or a part of it broke.
     in_doubt: AtomicBool,
+    doubt: Arc<Notify>,
     /// Where publishes go.
     pub ingest: Arc<Ingest>,
     /// Where consumers' deliveries and acks are folded.
@@ -100,6 +104,7 @@ impl Leader {
             epoch,
             since: jetstream.clock().now(),
             in_doubt: AtomicBool::new(false),
+            doubt: Arc::clone(doubt),
             replica: Arc::downgrade(replica),
             jetstream: Arc::downgrade(jetstream),
             ingest: Ingest::new(acks, replica, jetstream),
@@ -111,7 +116,7 @@ impl Leader {
             assignment_changed: Arc::new(Notify::new()),
             tasks: tasks::Scope::default(),
         });
-        leader.tasks.spawn("stream ingest", Arc::clone(&leader.ingest).run());
+        leader.spawn_vital("stream ingest", Arc::clone(&leader.ingest).run());
         leader.tasks.spawn(
             "stream ticker",
             ticker::run(
@@ -126,15 +131,8 @@ impl Leader {
             Arc::clone(jetstream.router()),
             jetstream.clock().clone(),
         );
-        let (weak, doubt) = (Arc::downgrade(&leader), Arc::clone(doubt));
-        leader.tasks.spawn("consumer progress", async move {
-            progress.await;
-            // What the drivers believe may not be what the log holds: all of it is built again from the log.
-            if let Some(leader) = weak.upgrade() {
-                leader.in_doubt.store(true, Ordering::Release);
-                doubt.notify_one();
-            }
-        });
+        // When it ends, what the drivers believe may not be what the log holds.
+        leader.spawn_vital("consumer progress", progress);
         leader.tasks.spawn(
             "stream adoption",
             adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
@@ -151,11 +149,18 @@ impl Leader {
             if machine.is_restoring() { Vec::new() } else { names.collect() }
         });
         for name in consumers {
-            // One that was created in between is there already.
-            if leader.driver(&name).is_none() {
-                leader.start_driver(&name);
-            }
+            leader.start_driver(&name);
         }
+    }
+
+    /// Spawns a task without which the stream does not work. When it ends although this leader did not end it, be it
+    /// by a panic, all of this is built again from the log.
+    fn spawn_vital(self: &Arc<Self>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let guard = Vital(Arc::downgrade(self));
+        self.tasks.spawn(name, async move {
+            let _guard = guard;
+            task.await;
+        });
     }
 
     /// Since when this node leads the stream.
@@ -165,7 +170,7 @@ impl Leader {
     }
 
     /// What apply reported, once for each batch of applied entries.
-    pub fn on_events(&self, events: &[Event]) {
+    pub fn on_events(self: &Arc<Self>, events: &[Event]) {
         for event in events {
             match event {
                 Event::ConsumerCreated { name } => self.start_driver(name),
@@ -270,30 +275,59 @@ impl Leader {
         }
     }
 
-    fn start_driver(&self, name: &ConsumerName) {
+    fn start_driver(self: &Arc<Self>, name: &ConsumerName) {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
         let mut drivers = self.drivers.write();
-        if let Some(previous) = drivers.remove(name) {
-            previous.end(&jetstream, Ended::Deleted);
+        // One that was deleted and created again has been taken out before.
+        if drivers.contains_key(name) {
+            return;
         }
         match Driver::new(&jetstream, &replica, name) {
             Ok(Some(driver)) => {
-                self.tasks.spawn(
-                    "consumer driver",
-                    Arc::clone(&driver).run(jetstream, replica, Arc::clone(&self.progress)),
-                );
+                let (weak, running) = (Arc::downgrade(self), Arc::clone(&driver));
+                let progress = Arc::clone(&self.progress);
+                self.tasks.spawn("consumer driver", async move {
+                    let guard = Vital(weak);
+                    running.run(jetstream, replica, progress).await;
+                    guard.disarm();
+                });
                 drivers.insert(name.clone(), driver);
             }
             // Created and deleted within one batch of entries.
             Ok(None) => {}
             Err(error) => {
                 tracing::error!(
-                    "consumer '{name}' of stream '{}' can't start: {error}",
+                    "consumer '{name}' of stream '{}' can't start and is tried again: {error}",
                     replica.assignment().config.name
                 );
+                let (leader, name) = (Arc::downgrade(self), name.clone());
+                self.tasks.spawn("start a consumer again", async move {
+                    tokio::time::sleep(DRIVER_RETRY).await;
+                    if let Some(leader) = leader.upgrade() {
+                        leader.start_driver(&name);
+                    }
+                });
             }
+        }
+    }
+}
+
+/// Has a leader built again when it is dropped.
+struct Vital(Weak<Leader>);
+
+impl Vital {
+    fn disarm(mut self) {
+        self.0 = Weak::new();
+    }
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0.upgrade() {
+            leader.in_doubt.store(true, Ordering::Release);
+            leader.doubt.notify_one();
         }
     }
 }
