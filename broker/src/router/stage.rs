@@ -395,7 +395,7 @@ impl Stage {
 
     /// Whether the destination that had most waiting still has more than it should.
     pub(crate) fn is_pressed(&self) -> bool {
-        self.pressed.as_ref().is_some_and(|(_, to)| matches!(to.pressure(), Pressure::Soft | Pressure::Hard))
+        self.pressed.as_ref().is_some_and(|(_, to)| to.is_pressed())
     }
 
     /// Waits for the destination that had most waiting, for a bounded time. True if NATS would call it a stall.
@@ -417,12 +417,16 @@ impl Pressed {
             Self::Link(link) => link.pressure(),
         }
     }
+
+    fn is_pressed(&self) -> bool {
+        matches!(self.pressure(), Pressure::Soft | Pressure::Hard)
+    }
 }
 
 /// Remembers the worst destination.
 fn note(worst: &mut Option<(Pressure, Pressed)>, pressure: Pressure, to: impl FnOnce() -> Pressed) {
     if matches!(pressure, Pressure::Soft | Pressure::Hard)
-        && worst.as_ref().is_none_or(|(known, _)| *known < pressure)
+        && worst.as_ref().is_none_or(|(known, to)| *known < pressure || !to.is_pressed())
     {
         *worst = Some((pressure, to()));
     }
