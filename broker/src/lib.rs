@@ -14,6 +14,7 @@ pub mod mirror;
 pub mod monitoring;
 pub mod node;
 pub mod nuid;
+mod readiness;
 pub mod router;
 pub mod runtime;
 pub mod session;

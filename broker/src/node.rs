@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Clients are let in before the node belongs to a cluster: core NATS needs none, and the JetStream API says that
-//! it is not available yet.
+//! it is not available yet. A node that was in one before lets them in when its streams have leaders again.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use crate::meta::{self, Meta, membership, reconcile};
 use crate::mirror::origin::{self, CALL_ORIGIN};
 use crate::mirror::orphans;
 use crate::monitoring::Monitor;
+use crate::readiness;
 use crate::router::Router;
 use crate::router::peers::{self, PeerEvent, Peers, PeersConfig};
 use crate::runtime::chance::Chance;
@@ -222,6 +223,9 @@ impl Node {
             });
         }
         announce(&config, &addresses, &server_id, &name);
+        if let Some(jetstream) = jetstream.as_ref().filter(|jetstream| jetstream.cluster_uid().is_some()) {
+            readiness::wait(jetstream).await;
+        }
         let accepting = client.stop();
         tasks.spawn("client port", client.run(Arc::clone(&sessions)));
         tracing::info!("Server is ready");
