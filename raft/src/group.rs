@@ -219,10 +219,12 @@ impl Group {
                     lag: last
                         .map_or(0, |last| last + 1)
                         .saturating_sub(matched.as_ref().map_or(0, |id| id.index + 1)),
-                    silent_for: heard
-                        .and_then(|heard| heard.get(node))
-                        .and_then(|at| *at)
-                        .map(|at| at.elapsed().min(self.0.peers.silent_for(*node))),
+                    silent_for: {
+                        let heard = heard.and_then(|heard| heard.get(node)).and_then(|at| *at);
+                        let of_node = self.0.peers.silent_for(*node);
+                        let answered = matched.is_some().then_some(of_node);
+                        heard.map(|at| at.elapsed().min(of_node)).or(answered)
+                    },
                 })
                 .collect(),
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),

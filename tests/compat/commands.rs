@@ -24,20 +24,28 @@ const HIDDEN: &[(&str, &str)] = &[
     (r"127\.0\.0\.1:\d+", "(address)"),
     (r"Client ID: \d+", "(client)"),
     (r"\bN[A-Z2-7]{55}\b", "(server)"),
+    // Who leads and who has caught up yet is chance.
+    (r"\bn[123]\b\*?", "(node)"),
+    (r"\b[CS]-R\d[FM]?-\w+", "(group)"),
+    (r"Replica: \(node\), .*", "Replica: (node)"),
     // Rulers are as wide as what is hidden; the comparison of configurations pads with two kinds of spaces.
     (r"[─━╭╮╰╯├┤┼┬┴]+", "-"),
     (r"[ \u{a0}]+", " "),
 ];
 
+/// Runs all commands, each on another node than the one before.
 async fn run(cluster: &Cluster, cli: &Path, dir: &Dir) -> Result<Vec<Value>> {
     let hidden: Vec<(Regex, &str)> = HIDDEN
         .iter()
         .map(|(pattern, instead)| Ok((Regex::new(pattern)?, *instead)))
         .collect::<Result<_>>()?;
     let mut printed = Vec::new();
-    for command in commands() {
+    let nodes = cluster.nodes();
+    let replicas = format!("--replicas {}", nodes.len());
+    for (command, node) in commands().zip(nodes.iter().cycle()) {
+        let command = command.replace("--replicas 1", &replicas);
         let output = Command::new(cli)
-            .args(["--server", &cluster.node(0).url(), "--timeout", "10s"])
+            .args(["--server", &node.url(), "--timeout", "10s"])
             .args(command.split_whitespace())
             .current_dir(dir.path())
             .env("HOME", "/nonexistent")
@@ -63,9 +71,17 @@ fn commands() -> impl Iterator<Item = &'static str> {
 
 #[tokio::test]
 async fn the_command_line_prints_what_it_prints_with_nats_server() -> Result<()> {
-    let test = "the_command_line_prints_what_it_prints_with_nats_server";
+    compare("the_command_line_prints_what_it_prints_with_nats_server", 1).await
+}
+
+#[tokio::test]
+async fn the_command_line_prints_what_it_prints_with_three_of_nats_server() -> Result<()> {
+    compare("the_command_line_prints_what_it_prints_with_three_of_nats_server", 3).await
+}
+
+async fn compare(test: &str, nodes: usize) -> Result<()> {
     let Some(cli) = tools::nats_cli() else { return skip::missing(test, "there is no `nats`") };
-    let Some(pair) = Pair::start(test, "").await? else { return Ok(()) };
+    let Some(pair) = Pair::of(test, nodes).await? else { return Ok(()) };
     let dirs = [Dir::new("commands")?, Dir::new("commands")?];
     for dir in &dirs {
         std::fs::write(dir.path().join("file"), b"0123456789".repeat(30_000)).context("a file to put")?;

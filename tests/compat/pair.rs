@@ -7,7 +7,7 @@ use levee_tests::cluster::{Cluster, Setup};
 use levee_tests::{skip, tools};
 use serde_json::Value;
 
-/// The reference, then the server under test, each of one node.
+/// The reference, then the server under test.
 pub(crate) struct Pair {
     pub(crate) reference: Cluster,
     pub(crate) subject: Cluster,
@@ -17,6 +17,11 @@ impl Pair {
     /// Both, with these lines in their configuration. Nothing where there is no reference.
     pub(crate) async fn start(test: &str, extra: &str) -> Result<Option<Self>> {
         Self::with(test, &|| Setup { extra: extra.to_owned(), ..Setup::default() }).await
+    }
+
+    /// Both, of so many nodes.
+    pub(crate) async fn of(test: &str, nodes: usize) -> Result<Option<Self>> {
+        Self::with(test, &|| Setup { nodes, ..Setup::default() }).await
     }
 
     /// Both, with these lines in the `jetstream` block of their configuration.
