@@ -48,8 +48,10 @@ fn missing(jetstream: &JetStream) -> Option<usize> {
         let now = *leadership.borrow();
         now.leader.is_some_and(|leader| leader != jetstream.node() || now.leading)
     };
-    let assigned: Vec<GroupId> =
-        jetstream.meta().read(|meta| meta.all_streams().map(|assignment| assignment.group).collect());
+    let assigned: Vec<GroupId> = jetstream.meta().read(|meta| {
+        let served = meta.all_streams().filter(|assignment| !assignment.restoring);
+        served.map(|assignment| assignment.group).collect()
+    });
     let directory = jetstream.directory();
     leads.then(|| {
         assigned

@@ -143,13 +143,18 @@ impl Leader {
         }
         replica.set_leader(Some(Arc::clone(&leader)));
         leader.receivers.configure(jetstream, replica);
-        // Those of a stream that is being restored begin at the end of that.
+        leader.start_drivers(replica);
+    }
+
+    /// Starts what does not run yet. Consumers of a stream that is being restored wait for meta's word that it is
+    /// there: until then it may all be taken back.
+    fn start_drivers(self: &Arc<Self>, replica: &Replica) {
         let consumers: Vec<ConsumerName> = replica.read(|machine, _| {
             let names = machine.consumers().map(|(name, _)| name.clone());
             if machine.is_restoring() { Vec::new() } else { names.collect() }
         });
         for name in consumers {
-            leader.start_driver(&name);
+            self.start_driver(&name);
         }
     }
 
@@ -223,8 +228,11 @@ impl Leader {
     }
 
     /// Meta changed the stream's assignment.
-    pub fn assignment_changed(&self) {
+    pub fn assignment_changed(self: &Arc<Self>) {
         self.assignment_changed.notify_one();
+        if let Some(replica) = self.replica.upgrade() {
+            self.start_drivers(&replica);
+        }
     }
 
     /// The stream is deleted: whoever waits for messages is told.
@@ -279,6 +287,9 @@ impl Leader {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
+        if replica.assignment().restoring {
+            return;
+        }
         let mut drivers = self.drivers.write();
         // One that was deleted and created again has been taken out before.
         if drivers.contains_key(name) {
