@@ -42,8 +42,6 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
         "jetstream_api_timeout_tests every_api_call_is_bounded",
         "the first stream takes longer than 200 ms to create",
     ),
-    ("jetstream_tests jetstream::push_ordered_recreate", EARLY),
-    ("jetstream_tests jetstream::pull_consumer_with_reconnections", EARLY),
     ("jetstream_tests jetstream::consumer_overflow", "priority groups are not supported"),
     ("jetstream_tests jetstream::consumer_priority_timeout", "priority groups are not supported"),
     ("jetstream_tests jetstream::prioritized_", "priority groups are not supported"),
@@ -54,9 +52,6 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
     ("kv_tests kv::republish_headers_handling", "reads a republished message before it is on disk"),
     ("pinned_client_test ", "priority groups are not supported"),
 ];
-
-/// What is published in that moment is lost if nobody asks for an ack, and pulls and acks find nobody.
-const EARLY: &str = "a node that starts again takes clients a moment before its streams have leaders";
 
 #[test]
 fn the_tests_of_async_nats_pass() -> Result<()> {

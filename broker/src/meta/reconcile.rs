@@ -120,7 +120,7 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
         .map_err(|error| OpenFailed::Load(error.to_string()))??;
     let group =
         jetstream.groups().open(group_id, sync, Box::new(Machine::new(Arc::clone(&replica))), birth).await?;
-    replica.attach(group.clone());
+    replica.attach(group);
     jetstream.insert_replica(Arc::clone(&replica));
     leader::watch(jetstream, replica);
     Ok(())

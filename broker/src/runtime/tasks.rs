@@ -53,7 +53,10 @@ impl Scope {
     ) {
         let handle = spawn(name, task).abort_handle();
         let mut tasks = self.tasks.lock();
-        tasks.retain(|task| !task.is_finished());
+        // When it would grow: what is kept is looked at once for each time it doubles.
+        if tasks.len() == tasks.capacity() {
+            tasks.retain(|task| !task.is_finished());
+        }
         tasks.push(handle);
     }
 

@@ -168,6 +168,16 @@ impl Ledger {
         }
     }
 
+    /// The first message that [`Ledger::needs`] can say yes to.
+    #[must_use]
+    pub fn first_needed(&self) -> Seq {
+        let marks = &self.marks;
+        let unacked = marks.unacked.keys().next().copied();
+        let exhausted = marks.exhausted.keys().next().copied();
+        let next = marks.delivered.stream.next();
+        [unacked, exhausted].into_iter().flatten().fold(next, Seq::min)
+    }
+
     /// The bytes of a checkpoint row.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

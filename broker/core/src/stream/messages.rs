@@ -501,7 +501,10 @@ impl Messages {
     pub(crate) fn matching(&self, filters: &[Filter]) -> Vec<&SubjectEntry> {
         match filters {
             [] => self.subjects.iter().collect(),
-            [filter] if filter.is_literal() => self.subjects.get(filter.as_bytes()).into_iter().collect(),
+            // Filters of a consumer do not overlap, so none comes twice.
+            literal if literal.iter().all(Filter::is_literal) => {
+                literal.iter().filter_map(|filter| self.subjects.get(filter.as_bytes())).collect()
+            }
             _ => self
                 .subjects
                 .iter()

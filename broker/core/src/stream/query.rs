@@ -180,6 +180,11 @@ impl StreamMachine {
         if filters.is_empty() || filters.iter().any(|filter| self.covers(filter)) {
             return Ok(self.messages.count_from(from));
         }
+        let messages_left = self.messages.last - from;
+        let is_literal = filters.iter().all(Filter::is_literal);
+        if !is_literal && messages_left.saturating_mul(READ_COST) < self.messages.subjects.len() as u64 {
+            return self.count_read(filters, from, view);
+        }
         let matching = self.matching(filters);
         let mut count = 0;
         let mut cut: Vec<&SubjectEntry> = Vec::new();
@@ -194,6 +199,19 @@ impl StreamMachine {
             }
         }
         Ok(count + self.count_cut(&cut, from, view)?)
+    }
+
+    /// Counts messages at or after `from` by reading them.
+    fn count_read(&self, filters: &[Filter], from: u64, view: &dyn MessageView) -> Result<u64, ReadFailed> {
+        let mut count = 0;
+        Reads::stored_only(view).scan(from.max(self.messages.first), &mut |seq, record| {
+            if seq > self.messages.last {
+                return ControlFlow::Break(());
+            }
+            count += u64::from(matches_any(filters, record.subject) && self.messages.is_live(seq));
+            ControlFlow::Continue(())
+        })?;
+        Ok(count)
     }
 
     /// Counts messages at or after `from` of subjects that have messages on both sides of it, by reading whichever
@@ -306,6 +324,9 @@ impl Source for StreamMachine {
         self.last_per_subject(filters)
     }
 }
+
+/// Reading a message costs about as much as looking at so many subjects of the index.
+const READ_COST: u64 = 4;
 
 fn matches_any(filters: &[Filter], subject: &[u8]) -> bool {
     filters.iter().any(|filter| filter.matches(subject))

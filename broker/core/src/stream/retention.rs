@@ -50,7 +50,9 @@ pub(crate) fn released(
     let mut unwanted = |seq, subject: &[u8]| {
         before.needs(Seq(seq), subject) && !consumers.values().any(|ledger| ledger.needs(Seq(seq), subject))
     };
-    messages.remove_run((messages.first, messages.last), &mut unwanted, reads, removals)
+    // One that had nothing left to do costs nothing when it goes, however long the stream is.
+    let first = before.first_needed().0.max(messages.first);
+    messages.remove_run((first, messages.last), &mut unwanted, reads, removals)
 }
 
 /// The stream keeps messages by interest from now on: what nobody needs goes.
