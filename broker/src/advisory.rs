@@ -34,13 +34,17 @@ pub fn consumer(
         Advice::Sampled { consumer_seq, stream_seq, deliveries, ack_time } => {
             Advisory::ConsumerAck { stream, consumer, consumer_seq, stream_seq, ack_time, deliveries }
         }
-        Advice::Pinned { group, id } => Advisory::GroupPinned { stream, consumer, group, pinned_id: id },
+        Advice::Pinned { group, id } => {
+            let account = account.as_str().to_owned();
+            Advisory::GroupPinned { account, stream, consumer, group, pinned_id: id }
+        }
         Advice::Unpinned { group, reason } => {
             let reason = match reason {
                 UnpinReason::Admin => "admin",
                 UnpinReason::Timeout => "timeout",
             };
-            Advisory::GroupUnpinned { stream, consumer, group, reason: reason.to_owned() }
+            let (account, reason) = (account.as_str().to_owned(), reason.to_owned());
+            Advisory::GroupUnpinned { account, stream, consumer, group, reason }
         }
     };
     publish(jetstream, route, account, &advisory);
