@@ -44,15 +44,11 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
     ),
     ("jetstream_tests jetstream::push_ordered_recreate", EARLY),
     ("jetstream_tests jetstream::pull_consumer_with_reconnections", EARLY),
-    ("jetstream_tests jetstream::consumer_overflow", "priority groups are not supported"),
-    ("jetstream_tests jetstream::consumer_priority_timeout", "priority groups are not supported"),
-    ("jetstream_tests jetstream::prioritized_", "priority groups are not supported"),
     (
         "jetstream_tests jetstream::source_consumer_round_trip",
         "consumers made by hand for sources are not supported",
     ),
     ("kv_tests kv::republish_headers_handling", "reads a republished message before it is on disk"),
-    ("pinned_client_test ", "priority groups are not supported"),
 ];
 
 /// What is published in that moment is lost if nobody asks for an ack, and pulls and acks find nobody.
