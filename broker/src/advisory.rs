@@ -1,6 +1,6 @@
 //! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only.
 
-use levee_broker_core::consumer::Advisory as Advice;
+use levee_broker_core::consumer::{Advisory as Advice, UnpinReason};
 use levee_protocol::api::advisory::{Abandoned, Action, Advisory, ApiAudit, ClientInfo, Delivered, Stamp};
 use levee_protocol::ids::{AccountName, ConsumerName};
 
@@ -10,7 +10,7 @@ use crate::router::{self, MessageRef, RouteBatch};
 
 const ID_CHARS: usize = 22;
 
-/// Something happened to a message of a consumer.
+/// Something happened to a message or to a priority group of a consumer.
 pub fn consumer(
     jetstream: &JetStream,
     route: &mut RouteBatch,
@@ -33,6 +33,18 @@ pub fn consumer(
         },
         Advice::Sampled { consumer_seq, stream_seq, deliveries, ack_time } => {
             Advisory::ConsumerAck { stream, consumer, consumer_seq, stream_seq, ack_time, deliveries }
+        }
+        Advice::Pinned { group, id } => {
+            let account = account.as_str().to_owned();
+            Advisory::GroupPinned { account, stream, consumer, group, pinned_id: id }
+        }
+        Advice::Unpinned { group, reason } => {
+            let reason = match reason {
+                UnpinReason::Admin => "admin",
+                UnpinReason::Timeout => "timeout",
+            };
+            let (account, reason) = (account.as_str().to_owned(), reason.to_owned());
+            Advisory::GroupUnpinned { account, stream, consumer, group, reason }
         }
     };
     publish(jetstream, route, account, &advisory);

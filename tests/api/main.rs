@@ -15,6 +15,7 @@ mod kv;
 mod mirrors;
 mod objects;
 mod ordered;
+mod priority;
 mod publish;
 mod pull;
 mod reads;
@@ -129,6 +130,16 @@ claims! {
         filters_give_only_what_they_match,
         two_clients_share_one_consumer_without_doubles,
         a_deleted_consumer_ends_its_waiting_requests,
+    }
+    priority {
+        a_request_with_a_bound_gets_only_what_overflows,
+        a_request_may_wait_until_others_are_busy,
+        a_lower_number_goes_first,
+        requests_that_do_not_fit_the_policy_are_refused,
+        a_client_is_pinned_until_it_is_unpinned,
+        a_client_that_does_not_ask_any_more_loses_its_pin,
+        a_pin_goes_with_its_policy,
+        a_new_leader_pins_anew,
     }
     acks {
         explicit_acks_settle_one_message_each,

@@ -8,6 +8,7 @@ mod fast_batches;
 mod mirrors;
 mod monitoring;
 mod pair;
+mod priority;
 mod snapshots;
 mod steps;
 mod suites;

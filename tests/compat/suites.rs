@@ -42,15 +42,11 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
         "jetstream_api_timeout_tests every_api_call_is_bounded",
         "the first stream takes longer than 200 ms to create",
     ),
-    ("jetstream_tests jetstream::consumer_overflow", "priority groups are not supported"),
-    ("jetstream_tests jetstream::consumer_priority_timeout", "priority groups are not supported"),
-    ("jetstream_tests jetstream::prioritized_", "priority groups are not supported"),
     (
         "jetstream_tests jetstream::source_consumer_round_trip",
         "consumers made by hand for sources are not supported",
     ),
     ("kv_tests kv::republish_headers_handling", "reads a republished message before it is on disk"),
-    ("pinned_client_test ", "priority groups are not supported"),
 ];
 
 #[test]

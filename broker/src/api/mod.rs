@@ -13,6 +13,7 @@ mod consumer_list;
 mod consumer_next;
 mod consumer_pause;
 mod consumer_reset;
+mod consumer_unpin;
 pub mod context;
 mod direct_get;
 mod message;
@@ -300,13 +301,13 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::ConsumerDelete => consumer_delete::handle(cx).await,
         Endpoint::ConsumerPause => consumer_pause::handle(cx).await,
         Endpoint::ConsumerReset => consumer_reset::handle(cx).await,
+        Endpoint::ConsumerUnpin => consumer_unpin::handle(cx),
         Endpoint::ConsumerNext | Endpoint::DirectGet => {
             unreachable!("taken by stream_requests")
         }
         Endpoint::StreamPeerRemove
         | Endpoint::StreamPeerEvacuate
         | Endpoint::StreamCancelMove
-        | Endpoint::ConsumerUnpin
         | Endpoint::ConsumerPeerRemove
         | Endpoint::ConsumerPeerEvacuate
         | Endpoint::ServerRemove

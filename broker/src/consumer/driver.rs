@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use crate::advisory;
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
+use crate::nuid;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::clock::Clock;
 use crate::sinks::no_responders;
@@ -29,6 +30,9 @@ const STEPS_PER_FLUSH: usize = 512;
 const PRESSURE_PAUSE: Duration = Duration::from_millis(2);
 /// A consumer whose messages can't be read looks again after this long.
 const READ_RETRY: Duration = Duration::from_secs(1);
+
+/// As long as those of nats-server.
+const PIN_ID_CHARS: usize = 22;
 
 /// Why a driver ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -159,6 +163,12 @@ impl Driver {
         self.wake.notify_one();
     }
 
+    /// Releases the client that is pinned; the next one is pinned in the next turn.
+    pub fn unpin(&self, group: &str) {
+        self.dispatch.lock().unpin(group);
+        self.wake.notify_one();
+    }
+
     /// It is over: whoever waits is told why, here and now, because the task may be gone before its next turn.
     pub fn end(&self, jetstream: &JetStream, why: Ended) {
         let mut inbox = self.inbox.lock();
@@ -285,6 +295,10 @@ impl Driver {
         let mut dispatch = self.dispatch.lock();
         let mut confirmations = Vec::new();
         self.take_events(&mut dispatch, replica, &inbox, now);
+        if dispatch.wants_pin_id() {
+            // One is enough: nobody is pinned and released within a turn.
+            dispatch.supply_pin_id(nuid::draw(PIN_ID_CHARS));
+        }
         for request in &inbox.requests {
             for item in &request.batch.items {
                 match request.kind {

@@ -101,6 +101,8 @@ pub enum Advisory {
     },
     /// A client got hold of a priority group.
     GroupPinned {
+        /// The account, which NATS names in these events and not in others about consumers.
+        account: String,
         /// The stream.
         stream: String,
         /// The consumer.
@@ -112,6 +114,8 @@ pub enum Advisory {
     },
     /// A client lost its hold of a priority group.
     GroupUnpinned {
+        /// The account.
+        account: String,
         /// The stream.
         stream: String,
         /// The consumer.
@@ -516,6 +520,28 @@ mod tests {
             },
             "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.EV.c",
             r#"{"type":"io.nats.jetstream.advisory.v1.max_deliver","id":"OIxN4XL7W2PPeRRl8rLC2R","timestamp":"2026-11-21T09:28:31.159460185Z","stream":"EV","consumer":"c","stream_seq":3,"deliveries":1}"#,
+        );
+        check(
+            &Advisory::GroupPinned {
+                account: "$G".to_owned(),
+                stream: "EV".to_owned(),
+                consumer: "c".to_owned(),
+                group: "g".to_owned(),
+                pinned_id: "bOVALvxAuHHSJVqZFKfSrM".to_owned(),
+            },
+            "$JS.EVENT.ADVISORY.CONSUMER.PINNED.EV.c",
+            r#"{"type":"io.nats.jetstream.advisory.v1.consumer_group_pinned","id":"OIxN4XL7W2PPeRRl8rLC2R","timestamp":"2026-11-21T09:28:31.159460185Z","account":"$G","stream":"EV","consumer":"c","group":"g","pinned_id":"bOVALvxAuHHSJVqZFKfSrM"}"#,
+        );
+        check(
+            &Advisory::GroupUnpinned {
+                account: "$G".to_owned(),
+                stream: "EV".to_owned(),
+                consumer: "c".to_owned(),
+                group: "g".to_owned(),
+                reason: "timeout".to_owned(),
+            },
+            "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED.EV.c",
+            r#"{"type":"io.nats.jetstream.advisory.v1.consumer_group_unpinned","id":"OIxN4XL7W2PPeRRl8rLC2R","timestamp":"2026-11-21T09:28:31.159460185Z","account":"$G","stream":"EV","consumer":"c","group":"g","reason":"timeout"}"#,
         );
     }
 }

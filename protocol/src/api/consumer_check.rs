@@ -103,7 +103,6 @@ impl ConsumerConfig {
     #[must_use]
     pub fn unsupported_yet(&self) -> Option<&'static str> {
         let features = [
-            (self.priority_policy != PriorityPolicy::None, "priority groups"),
             (self.ack_policy == AckPolicy::FlowControl, "flow control acks"),
             (self.direct || self.sourcing, "sourcing consumers"),
         ];
@@ -186,6 +185,10 @@ impl ConsumerConfig {
                 adjust.allow("max_bytes must be set to 0 or greater")?;
                 self.max_bytes = 0;
             }
+        }
+        if self.priority_timeout < Nanos::ZERO {
+            adjust.allow("priority_timeout must not be negative")?;
+            self.priority_timeout = Nanos::ZERO;
         }
         if self.priority_policy == PriorityPolicy::PinnedClient && self.priority_timeout.is_zero() {
             self.priority_timeout = PRIORITY_TIMEOUT_DEFAULT;
@@ -385,18 +388,17 @@ impl ConsumerConfig {
     }
 
     fn check_priority(&self) -> Result<(), ApiError> {
-        let is_none = self.priority_policy == PriorityPolicy::None;
-        if is_none && !self.priority_timeout.is_zero() {
-            return Err(ApiError::priority_timeout_without_policy());
-        }
-        if is_none && self.priority_groups.is_empty() {
+        if self.priority_policy == PriorityPolicy::None {
+            if !self.priority_groups.is_empty() {
+                return Err(ApiError::priority_group_without_policy());
+            }
+            if !self.priority_timeout.is_zero() {
+                return Err(ApiError::priority_timeout_without_policy());
+            }
             return Ok(());
         }
         if self.is_push() {
             return Err(ApiError::priority_with_push());
-        }
-        if is_none {
-            return Err(ApiError::priority_group_without_policy());
         }
         if self.priority_groups.is_empty() {
             return Err(ApiError::priority_policy_without_group());
@@ -405,10 +407,7 @@ impl ConsumerConfig {
             if group.is_empty() {
                 return Err(ApiError::priority_group_empty());
             }
-            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/_=-".contains(&byte);
-            if group.len() > 16 || !group.bytes().all(is_allowed) {
-                return Err(ApiError::priority_group_invalid());
-            }
+            check_group_name(group)?;
         }
         Ok(())
     }
@@ -425,6 +424,13 @@ impl ConsumerConfig {
         }
         Ok(())
     }
+}
+
+/// Refuses what can not be the name of a priority group.
+pub fn check_group_name(group: &str) -> Result<(), ApiError> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/_=-".contains(&byte);
+    let is_good = (1..=16).contains(&group.len()) && group.bytes().all(is_allowed);
+    if is_good { Ok(()) } else { Err(ApiError::priority_group_invalid()) }
 }
 
 /// The share of acks that are sampled, in percent; `Err` says why the text is none.

@@ -189,7 +189,7 @@ json_words! {
 json_words! {
     /// How requests of a priority group are chosen.
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-    pub enum PriorityPolicy {
+    pub enum PriorityPolicy: refused_policy {
         /// No groups.
         #[default]
         None = "none",
@@ -200,6 +200,10 @@ json_words! {
         /// Requests carry a number; lower goes first.
         Prioritized = "prioritized",
     }
+}
+
+fn refused_policy(policy: &serde_json::Value) -> String {
+    format!("unknown priority policy: {policy}")
 }
 
 impl PriorityPolicy {

@@ -29,6 +29,9 @@ pub struct PullRequest {
     pub id: String,
     /// Prioritized: 0 to 9, lower goes first.
     pub priority: i64,
+    /// It was nothing or a number, which can not name a priority group and is not asked for one.
+    #[serde(skip)]
+    pub is_plain: bool,
 }
 
 impl Default for PullRequest {
@@ -44,6 +47,7 @@ impl Default for PullRequest {
             min_ack_pending: 0,
             id: String::new(),
             priority: 0,
+            is_plain: false,
         }
     }
 }
@@ -70,6 +74,7 @@ impl PullRequest {
         } else {
             Self {
                 batch: std::str::from_utf8(body).ok().and_then(|text| text.parse().ok()).unwrap_or(1),
+                is_plain: true,
                 ..Self::default()
             }
         };
@@ -78,9 +83,6 @@ impl PullRequest {
         request.max_bytes = request.max_bytes.max(0);
         if request.idle_heartbeat.0 > request.expires.0 / 2 {
             return Err(MalformedPull("heartbeat value too large".to_owned()));
-        }
-        if !(0..=9).contains(&request.priority) {
-            return Err(MalformedPull("Priority must be between 0 and 9".to_owned()));
         }
         Ok(request)
     }
@@ -98,10 +100,11 @@ mod tests {
             assert_eq!(PullRequest::parse(body.as_bytes()), Ok(expected), "{body:?}");
         };
 
-        check("", one.clone());
-        check(" 4 ", PullRequest { batch: 4, ..one.clone() });
-        check("hello", one.clone());
-        check("-3", one.clone());
+        let plain = PullRequest { is_plain: true, ..one.clone() };
+        check("", plain.clone());
+        check(" 4 ", PullRequest { batch: 4, ..plain.clone() });
+        check("hello", plain.clone());
+        check("-3", plain);
         check("{}", one.clone());
         check(r#"{"batch": 0, "unknown": [1]}"#, one.clone());
         check(r#"{"batch": 1, "group": null}"#, one.clone());
@@ -128,7 +131,6 @@ mod tests {
             "Bad Request - heartbeat value too large"
         );
         assert_eq!(refused(r#"{"idle_heartbeat": 1}"#), "Bad Request - heartbeat value too large");
-        assert_eq!(refused(r#"{"priority": 10}"#), "Bad Request - Priority must be between 0 and 9");
         assert_eq!(
             refused("{x"),
             "Bad Request - invalid character 'x' looking for beginning of object key string at offset 2"

@@ -29,6 +29,10 @@ impl Done {
     pub const OK: Self = Self { success: true };
 }
 
+/// The answer to unpin, which says nothing.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Unpinned {}
+
 /// The answer to stream create.
 #[derive(Clone, Debug, Serialize)]
 pub struct StreamCreated {

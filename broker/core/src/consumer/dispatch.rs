@@ -21,12 +21,13 @@ use levee_protocol::time::{Nanos, Timestamp};
 
 use self::acks::Samples;
 use self::deliver::{Next, Replay};
-pub use self::step::{AckOutcome, Advisory, Confirm, Delivery, Step};
+pub use self::step::{AckOutcome, Advisory, Confirm, Delivery, Step, UnpinReason};
 use crate::consumer::backlog::{Backlog, Reading};
 use crate::consumer::backoff::{Deadlines, wait_after};
 use crate::consumer::fold::Fold;
 use crate::consumer::ledger::Ledger;
 use crate::consumer::notice::{Closed, Notice};
+use crate::consumer::priority::{Priority, Standing};
 use crate::consumer::push::Push;
 use crate::consumer::settle::{Marks, Run};
 use crate::consumer::source::Source;
@@ -61,6 +62,7 @@ pub struct Dispatch {
     /// Pull requests that `poll` has not looked at yet.
     arrived: VecDeque<Waiter>,
     waiting: Waiting,
+    priority: Priority,
     push: Option<Push>,
     replay: Option<Replay>,
     samples: Samples,
@@ -99,6 +101,7 @@ impl Dispatch {
             deadlines: Deadlines::default(),
             arrived: VecDeque::new(),
             waiting: Waiting::default(),
+            priority: Priority::default(),
             push: None,
             replay: None,
             samples: Samples::default(),
@@ -132,18 +135,6 @@ impl Dispatch {
         {
             return vec![Notice::bad_request(reply, "heartbeat value too large")];
         }
-        if !request.id.is_empty() {
-            return vec![Notice::bad_request(reply, "Not a Pinned Client Priority consumer")];
-        }
-        if request.min_pending > 0 || request.min_ack_pending > 0 {
-            return vec![Notice::bad_request(reply, "Not a Overflow Priority consumer")];
-        }
-        if !(0..=9).contains(&request.priority) {
-            return vec![Notice::bad_request(reply, "Priority must be between 0 and 9")];
-        }
-        if request.expires < Nanos::ZERO {
-            return vec![Waiter::new(request, reply, now).timeout()];
-        }
         if config.max_batch > 0 && request.batch > config.max_batch {
             return vec![Notice::exceeded(reply, &format!("MaxRequestBatch of {}", config.max_batch))];
         }
@@ -156,6 +147,13 @@ impl Dispatch {
         if config.max_bytes > 0 && request.max_bytes > config.max_bytes {
             return vec![Notice::exceeded(reply, &format!("MaxRequestMaxBytes of {}", config.max_bytes))];
         }
+        let standing = match self.priority.admit(request, now) {
+            Ok(standing) => standing,
+            Err((code, text)) => return vec![Notice::status(reply, code, text)],
+        };
+        if request.expires < Nanos::ZERO {
+            return vec![Waiter::new(request, Standing::default(), reply, now).timeout()];
+        }
         self.used_at = now;
         let mut notices = Vec::new();
         let max_waiting =
@@ -164,7 +162,7 @@ impl Dispatch {
             self.waiting.due(self.marks.delivered, None, now, |notice| notices.push(notice));
         }
         if self.waiting.len() + self.arrived.len() < max_waiting {
-            self.arrived.push_back(Waiter::new(request, reply, now));
+            self.arrived.push_back(Waiter::new(request, standing, reply, now));
         } else if request.idle_heartbeat.is_zero() {
             notices.push(Notice::exceeded(reply, "MaxWaiting"));
         }
@@ -203,6 +201,23 @@ impl Dispatch {
         if let Some(push) = &mut self.push {
             push.bind(interest(&push.subject), now);
         }
+    }
+
+    /// Releases the client that is pinned, if any, and tells of this group.
+    pub fn unpin(&mut self, group: &str) {
+        let advisory = self.priority.unpin(group);
+        self.outbox.push_back(Step::Advisory(advisory));
+    }
+
+    /// Whether `supply_pin_id` is to be called before `poll`, so that a client can be pinned.
+    #[must_use]
+    pub fn wants_pin_id(&self) -> bool {
+        self.priority.wants_id()
+    }
+
+    /// The id of the next client to be pinned: random, so that no other leader gives out the same.
+    pub fn supply_pin_id(&mut self, id: String) {
+        self.priority.supply_id(id);
     }
 
     /// Whether it works by this ledger's configuration and has not missed a reset.
@@ -248,6 +263,7 @@ impl Dispatch {
             resume_at,
             self.deadlines.next(),
             self.waiting.wake(),
+            self.priority.wake(),
             self.push.as_ref().and_then(Push::next_timer),
             self.inactive_at,
         ];
@@ -318,6 +334,7 @@ impl Dispatch {
             paused: paused_until.is_some(),
             pause_remaining: paused_until.map_or(Nanos::ZERO, |until| until.since(now)),
             ts: now,
+            priority_groups: self.priority.state(),
             ..ConsumerInfo::default()
         })
     }
@@ -344,6 +361,8 @@ impl Dispatch {
         if self.incarnation != ledger.incarnation {
             self.begin_again(ledger);
         }
+        let released = self.priority.configure(&ledger.config);
+        self.outbox.extend(released.map(Step::Advisory));
         let filters_changed = self.filters != ledger.filters;
         let old = std::mem::replace(&mut self.config, ledger.config.clone());
         let config = &self.config;
@@ -437,6 +456,7 @@ impl Dispatch {
         if self.waiting.wake().is_some_and(|at| at <= now) {
             self.waiting.due(last, Some(interest), now, |notice| self.outbox.push_back(Step::Notify(notice)));
         }
+        self.outbox.extend(self.priority.expire(now).map(Step::Advisory));
         if let Some(push) = &mut self.push
             && let Some(notice) = push.due(last, now)
         {

@@ -24,6 +24,7 @@
 //! | [`dispatch`] | the leader's half: the next delivery, or when to wake |
 //! | [`backlog`] | what is not delivered yet: the exact count, and records read ahead |
 //! | [`waiting`] | pull requests |
+//! | [`priority`] | priority groups: one function per policy, and who is pinned |
 //! | [`push`] | flow control, heartbeats and pace of push consumers |
 //! | [`backoff`] | waits between attempts, and timers |
 //! | [`fold`] | deliveries and settlements folded into runs |
@@ -38,6 +39,7 @@ pub mod dispatch;
 mod fold;
 pub mod ledger;
 pub mod notice;
+mod priority;
 mod push;
 pub mod settle;
 pub mod source;
@@ -49,7 +51,7 @@ mod waiting;
 mod tests;
 
 pub(crate) use archived::restored_marks;
-pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Step};
+pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Step, UnpinReason};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};
 pub use settle::Run;

@@ -85,6 +85,10 @@ impl Notice {
         Self::ended(to, "409 Message Size Exceeds MaxBytes", left)
     }
 
+    pub(crate) fn wrong_pin(to: Bytes, left: Left) -> Self {
+        Self::ended(to, "423 Nats-Wrong-Pin-Id", left)
+    }
+
     pub(crate) fn batch_completed(to: Bytes, left: Left) -> Self {
         Self::ended(to, "409 Batch Completed", left)
     }

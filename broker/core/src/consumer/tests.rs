@@ -5,6 +5,7 @@
 
 mod acks;
 mod exact;
+mod priority;
 mod pull;
 mod pushing;
 mod rules;
@@ -138,8 +139,12 @@ impl World {
     }
 
     pub(super) fn pull(&mut self, request: PullRequest) -> Vec<String> {
+        self.pull_from("mine", request)
+    }
+
+    pub(super) fn pull_from(&mut self, inbox: &'static str, request: PullRequest) -> Vec<String> {
         let now = self.now;
-        let refused = self.dispatch().on_pull(&request, Bytes::from_static(b"mine"), now);
+        let refused = self.dispatch().on_pull(&request, Bytes::from_static(inbox.as_bytes()), now);
         let mut lines: Vec<String> = refused.iter().map(notice).collect();
         lines.extend(self.run());
         lines

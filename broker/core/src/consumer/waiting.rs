@@ -1,6 +1,6 @@
 //! Pull requests that wait for messages.
 //!
-//! First come, first served, one message each in turn. Bounded by the consumer's `max_waiting`. A request ends when
+//! First come, first served, one message each in turn, unless priority groups say otherwise. Bounded by the consumer's `max_waiting`. A request ends when
 //! it is filled, when its time or its bytes are over, when nobody listens on its inbox any more, or, with `no_wait`,
 //! when there is nothing left.
 
@@ -10,7 +10,9 @@ use bytes::Bytes;
 use levee_protocol::api::PullRequest;
 use levee_protocol::time::{Nanos, Timestamp};
 
+use crate::consumer::dispatch::Advisory;
 use crate::consumer::notice::{Closed, Left, Notice};
+use crate::consumer::priority::{Load, Priority, Standing, Verdict};
 use crate::consumer::settle::Position;
 
 /// How long an inbox that had a subscriber is believed to have one while messages are sent to it.
@@ -31,9 +33,10 @@ pub(crate) struct Waiter {
     heartbeat: Nanos,
     heartbeat_at: Timestamp,
     interest_at: Timestamp,
+    standing: Standing,
 }
 
-/// The requests of one consumer, in the order in which they are served.
+/// The requests of one consumer, by rank, and within a rank in the order in which they are served.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     queue: VecDeque<Waiter>,
@@ -49,10 +52,12 @@ pub(crate) struct Grant {
     pub(crate) inbox: Bytes,
     /// Sent after the message: the batch is full, but not the bytes.
     pub(crate) completed: Option<Notice>,
+    /// Its client got pinned with this message.
+    pub(crate) pinned: Option<Advisory>,
 }
 
 impl Waiter {
-    pub(crate) fn new(request: &PullRequest, inbox: Bytes, now: Timestamp) -> Self {
+    pub(crate) fn new(request: &PullRequest, standing: Standing, inbox: Bytes, now: Timestamp) -> Self {
         Self {
             inbox,
             left: u64::try_from(request.batch).unwrap_or(1).max(1),
@@ -63,6 +68,7 @@ impl Waiter {
             heartbeat: request.idle_heartbeat,
             heartbeat_at: now.plus(request.idle_heartbeat),
             interest_at: Timestamp::ZERO,
+            standing,
         }
     }
 
@@ -84,9 +90,8 @@ impl Waiter {
     }
 
     /// Its time is over.
-    pub(crate) fn timeout(self) -> Notice {
-        let left = self.unserved();
-        Notice::request_timeout(self.inbox, left)
+    pub(crate) fn timeout(&self) -> Notice {
+        Notice::request_timeout(self.inbox.clone(), self.unserved())
     }
 
     fn unserved(&self) -> Left {
@@ -128,24 +133,39 @@ impl Waiting {
 
     pub(crate) fn add(&mut self, waiter: Waiter) {
         self.wake = [self.wake, waiter.next_timer()].into_iter().flatten().min();
-        self.wanted = self.wanted.saturating_add(waiter.left);
-        self.queue.push_back(waiter);
+        self.enqueue(waiter);
     }
 
     /// Finds a request for a message of this size. Requests that can not take it end on the way, as do those whose
-    /// inbox nobody listens on.
+    /// inbox nobody listens on. Requests that have to wait for another message go behind the others.
     pub(crate) fn offer(
         &mut self,
         size: u64,
+        priority: &mut Priority,
+        load: Load,
         interest: Interest<'_>,
         now: Timestamp,
         mut notify: impl FnMut(Notice),
     ) -> Option<Grant> {
-        loop {
+        let mut passed = 0;
+        while passed < self.queue.len() {
             let mut waiter = self.take_first()?;
             if waiter.expired(now) {
                 notify(waiter.timeout());
                 continue;
+            }
+            match priority.judge(waiter.standing.terms.as_deref(), load) {
+                Verdict::Serve => {}
+                Verdict::Pass => {
+                    passed += 1;
+                    self.enqueue(waiter);
+                    continue;
+                }
+                Verdict::WrongPin => {
+                    let left = waiter.unserved();
+                    notify(Notice::wrong_pin(waiter.inbox, left));
+                    continue;
+                }
             }
             if waiter.bytes_left.is_some_and(|left| size > left) {
                 let left = waiter.unserved();
@@ -155,8 +175,10 @@ impl Waiting {
             if !waiter.listens(interest, now) {
                 continue;
             }
-            return Some(self.serve(waiter, size, now));
+            let pinned = priority.served(waiter.standing.terms.as_deref_mut(), now);
+            return Some(Grant { pinned, ..self.serve(waiter, size, now) });
         }
+        None
     }
 
     /// Sends heartbeats and ends requests whose time is over or, if `interest` is asked, whose inbox is abandoned.
@@ -168,21 +190,21 @@ impl Waiting {
         mut notify: impl FnMut(Notice),
     ) {
         self.wake = None;
-        for _ in 0..self.queue.len() {
-            let Some(mut waiter) = self.take_first() else { return };
+        self.retain(|waiter, wake| {
             if waiter.expired(now) {
                 notify(waiter.timeout());
-                continue;
+                return false;
             }
             if interest.is_some_and(|interest| !interest(&waiter.inbox)) {
-                continue;
+                return false;
             }
             if waiter.heartbeat > Nanos::ZERO && waiter.heartbeat_at <= now {
                 notify(Notice::heartbeat(waiter.inbox.clone(), last, None));
                 waiter.heartbeat_at = now.plus(waiter.heartbeat);
             }
-            self.add(waiter);
-        }
+            *wake = [*wake, waiter.next_timer()].into_iter().flatten().min();
+            true
+        });
     }
 
     /// There is nothing left to deliver: requests that do not wait end.
@@ -190,14 +212,13 @@ impl Waiting {
         if !self.queue.iter().any(Waiter::no_wait) {
             return;
         }
-        for _ in 0..self.queue.len() {
-            let Some(waiter) = self.take_first() else { return };
-            if waiter.is_one_shot() || (waiter.no_wait && waiter.served > 0) {
-                notify(Notice::no_messages(waiter.inbox));
-            } else {
-                self.add(waiter);
+        self.retain(|waiter, _| {
+            let ends = waiter.is_one_shot() || (waiter.no_wait && waiter.served > 0);
+            if ends {
+                notify(Notice::no_messages(waiter.inbox.clone()));
             }
-        }
+            !ends
+        });
     }
 
     /// Ends all requests.
@@ -205,6 +226,30 @@ impl Waiting {
         self.wanted = 0;
         self.wake = None;
         self.queue.drain(..).map(|waiter| Notice::closed(waiter.inbox, why)).collect()
+    }
+
+    /// Behind all of its rank and below.
+    fn enqueue(&mut self, waiter: Waiter) {
+        self.wanted = self.wanted.saturating_add(waiter.left);
+        let rank = waiter.standing.rank;
+        if self.queue.back().is_none_or(|last| last.standing.rank <= rank) {
+            self.queue.push_back(waiter);
+        } else {
+            let place = self.queue.partition_point(|other| other.standing.rank <= rank);
+            self.queue.insert(place, waiter);
+        }
+    }
+
+    /// Keeps those of which `keep` says so, where they are. It is given the time to wake at, too.
+    fn retain(&mut self, mut keep: impl FnMut(&mut Waiter, &mut Option<Timestamp>) -> bool) {
+        let Self { queue, wake, wanted } = self;
+        queue.retain_mut(|waiter| {
+            let is_kept = keep(waiter, wake);
+            if !is_kept {
+                *wanted = wanted.saturating_sub(waiter.left);
+            }
+            is_kept
+        });
     }
 
     fn take_first(&mut self) -> Option<Waiter> {
@@ -220,17 +265,17 @@ impl Waiting {
         if let Some(bytes_left) = &mut waiter.bytes_left {
             *bytes_left -= size;
             if *bytes_left == 0 {
-                return Grant { inbox: waiter.inbox, completed: None };
+                return Grant { inbox: waiter.inbox, completed: None, pinned: None };
             }
         }
         let inbox = waiter.inbox.clone();
         if waiter.left > 0 {
-            self.wanted = self.wanted.saturating_add(waiter.left);
-            self.queue.push_back(waiter);
-            return Grant { inbox, completed: None };
+            self.enqueue(waiter);
+            return Grant { inbox, completed: None, pinned: None };
         }
         let left = waiter.unserved();
-        Grant { inbox, completed: waiter.bytes_left.map(|_| Notice::batch_completed(waiter.inbox, left)) }
+        let completed = waiter.bytes_left.map(|_| Notice::batch_completed(waiter.inbox, left));
+        Grant { inbox, completed, pinned: None }
     }
 }
 
@@ -241,7 +286,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
     fn waiter(inbox: &'static str, request: PullRequest) -> Waiter {
-        Waiter::new(&request, Bytes::from_static(inbox.as_bytes()), NOW)
+        Waiter::new(&request, Standing::default(), Bytes::from_static(inbox.as_bytes()), NOW)
     }
 
     fn batch(batch: i64) -> PullRequest {
@@ -250,8 +295,11 @@ mod tests {
 
     fn offer(waiting: &mut Waiting, size: u64) -> (Option<String>, Vec<String>) {
         let mut notices = Vec::new();
-        let grant =
-            waiting.offer(size, &|inbox| inbox != b"gone", NOW, |notice| notices.push(first_line(&notice)));
+        let (mut priority, load) = (Priority::default(), Load::default());
+        let interest = |inbox: &[u8]| inbox != b"gone";
+        let grant = waiting.offer(size, &mut priority, load, &interest, NOW, |notice| {
+            notices.push(first_line(&notice));
+        });
         let inbox = grant.map(|grant| {
             notices.extend(grant.completed.as_ref().map(first_line));
             String::from_utf8(grant.inbox.to_vec()).unwrap()
@@ -273,6 +321,25 @@ mod tests {
         let served: Vec<_> = (0..4).map(|_| offer(&mut waiting, 1).0).collect();
 
         assert_eq!(served, [Some("a".into()), Some("b".into()), Some("a".into()), None]);
+        assert_eq!((waiting.len(), waiting.wanted()), (0, 0));
+    }
+
+    #[test]
+    fn lower_ranks_are_served_first_and_in_turn_also_after_timers_ran() {
+        let mut waiting = Waiting::default();
+        let ranked = |inbox, messages, rank| {
+            let standing = Standing { rank, terms: None };
+            let request = PullRequest { expires: Nanos::from_secs(9), ..batch(messages) };
+            Waiter::new(&request, standing, Bytes::from_static(inbox), NOW)
+        };
+        waiting.add(ranked(b"last", 1, 5));
+        waiting.add(ranked(b"a", 2, 1));
+        waiting.add(ranked(b"b", 2, 1));
+        waiting.due(Position::default(), None, NOW, |_| {});
+
+        let served: Vec<_> = (0..6).filter_map(|_| offer(&mut waiting, 1).0).collect();
+
+        assert_eq!(served, ["a", "b", "a", "b", "last"]);
         assert_eq!((waiting.len(), waiting.wanted()), (0, 0));
     }
 

@@ -182,7 +182,16 @@ fn refusals_have_the_numbers_and_texts_of_nats() {
         10159,
         "Setting PriorityPolicy requires at least one PriorityGroup to be set",
     );
-    bad(r#""priority_groups": ["a"]"#, 10196, "consumer can not have priority groups when policy is none");
+    let without_policy = "consumer can not have priority groups when policy is none";
+    bad(r#""priority_groups": ["a"]"#, 10196, without_policy);
+    bad(r#""priority_groups": ["a"], "priority_timeout": 1"#, 10196, without_policy);
+    bad(r#""deliver_subject": "z", "priority_groups": ["a"]"#, 10196, without_policy);
+    bad(r#""priority_timeout": 1"#, 10197, "PinnedTTL cannot be set when PriorityPolicy is none");
+    bad(
+        r#""priority_policy": "overflow", "priority_groups": ["a", ""]"#,
+        10161,
+        "Group name cannot be an empty string",
+    );
     bad(
         r#""priority_policy": "overflow", "priority_groups": ["a b"]"#,
         10162,
@@ -242,6 +251,10 @@ fn pedantic_requests_are_not_adjusted() {
     };
 
     assert_eq!(refused(r#"{"max_deliver": -2}"#), "pedantic mode: max_deliver must be set to -1");
+    assert_eq!(
+        refused(r#"{"priority_timeout": -1}"#),
+        "pedantic mode: priority_timeout must not be negative"
+    );
     assert_eq!(
         refused(r#"{"ack_policy": "explicit", "ack_wait": 1, "backoff": [2, 3]}"#),
         "pedantic mode: first backoff value has to equal batch AckWait"

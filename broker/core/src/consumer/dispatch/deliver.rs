@@ -12,6 +12,7 @@ use levee_protocol::wire::headers::HeaderBuilder;
 use super::{Delivery, Dispatch, Step};
 use crate::consumer::backlog::Reading;
 use crate::consumer::notice::Notice;
+use crate::consumer::priority::Load;
 use crate::consumer::settle::{Run, Sent};
 use crate::consumer::source::Source;
 use crate::stream::{MessageView, ReadFailed};
@@ -161,20 +162,31 @@ impl Dispatch {
             let follows = push.sent(size, now);
             return Some(Recipient { to: push.subject.clone(), follows });
         }
+        let load = Load { pending, ack_pending: self.marks.num_unacked() };
         let outbox = &mut self.outbox;
-        let grant =
-            self.waiting.offer(size, interest, now, |notice| outbox.push_back(Step::Notify(notice)))?;
+        let notify = |notice| outbox.push_back(Step::Notify(notice));
+        let Some(grant) = self.waiting.offer(size, &mut self.priority, load, interest, now, notify) else {
+            // Those that are left wait for a message of another priority; for now there is none for them.
+            self.end_one_shots();
+            return None;
+        };
+        self.outbox.extend(grant.pinned.map(Step::Advisory));
         Some(Recipient { to: grant.inbox, follows: grant.completed })
     }
 
     fn sent(
         &mut self,
         to: Recipient,
-        record: Record,
+        mut record: Record,
         attempt: u32,
         pending: u64,
         now: Timestamp,
     ) -> Delivery {
+        if let Some(pin_id) = self.priority.pin_header() {
+            let mut header = HeaderBuilder::from_block(&record.header);
+            header.push("Nats-Pin-Id", pin_id);
+            record.header = header.finish().into();
+        }
         let consumer_seq = self.marks.delivered.consumer + 1;
         let sent = Sent { seq: record.seq, consumer_seq, attempt, at: now };
         self.marks.deliver(self.config.ack_policy, sent);

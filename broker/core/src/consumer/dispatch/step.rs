@@ -37,7 +37,7 @@ pub struct Delivery {
     pub pending: u64,
 }
 
-/// An event about one message.
+/// An event about one message, or about a priority group.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Advisory {
     /// A message reached `max_deliver`.
@@ -78,6 +78,29 @@ pub enum Advisory {
         /// From delivery to ack.
         ack_time: Nanos,
     },
+    /// A client got hold of a priority group.
+    Pinned {
+        /// The group.
+        group: String,
+        /// What the client calls itself from now on.
+        id: String,
+    },
+    /// A client lost its hold of a priority group.
+    Unpinned {
+        /// The group.
+        group: String,
+        /// Why.
+        reason: UnpinReason,
+    },
+}
+
+/// Why a pin ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UnpinReason {
+    /// Somebody asked for it, or changed the configuration so that there is no place for it.
+    Admin,
+    /// No request came for the consumer's `priority_timeout`.
+    Timeout,
 }
 
 /// Whether the sender of an ack gets an answer, if it asked for one.

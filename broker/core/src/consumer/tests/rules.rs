@@ -148,13 +148,15 @@ fn consumers_of_a_work_queue_do_not_share_messages() {
 fn what_is_not_built_yet_is_refused() {
     let mut world = World::with_six_messages();
     let config = ConsumerConfig {
-        priority_policy: levee_protocol::api::PriorityPolicy::Overflow,
-        priority_groups: vec!["g".into()],
+        deliver_subject: "to".into(),
+        flow_control: true,
+        ack_policy: AckPolicy::FlowControl,
+        max_ack_pending: 5,
         ..explicit()
     };
 
     assert_eq!(
         refusal(world.request(config, ANY)),
-        (10012, "priority groups are not supported yet".to_owned())
+        (10012, "flow control acks are not supported yet".to_owned())
     );
 }
