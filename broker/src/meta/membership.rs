@@ -25,12 +25,18 @@ const INVITE_TIMEOUT: Duration = Duration::from_secs(2);
 pub async fn run(jetstream: Arc<JetStream>, uid: String) {
     let mut refused = BTreeSet::new();
     loop {
-        if let Some(group) = jetstream.meta().group()
-            && group.leadership().borrow().leading
-        {
+        let Some(group) = jetstream.meta().group() else {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            continue;
+        };
+        let mut leadership = group.leadership();
+        if leadership.borrow_and_update().leading {
             look_once(&jetstream, group, &uid, &mut refused).await;
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        // A node that has just founded a cluster registers itself at once: nothing can be created before.
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK_INTERVAL, leadership.changed()).await {
+            return;
+        }
     }
 }
 
