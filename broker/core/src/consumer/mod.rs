@@ -25,6 +25,9 @@
 //! | [`backlog`] | what is not delivered yet: the exact count, and records read ahead |
 //! | [`waiting`] | pull requests |
 //! | [`push`] | flow control, heartbeats and pace of push consumers |
+//! | [`dead_letter`] | what failed for the last time, on its way to where the consumer wants it |
+//! | [`keyed`] | one message of a key at a time |
+//! | [`slots`] | what does not count against `max_ack_pending` |
 //! | [`backoff`] | waits between attempts, and timers |
 //! | [`fold`] | deliveries and settlements folded into runs |
 //! | [`notice`] | status messages, with the texts of NATS |
@@ -34,12 +37,15 @@
 mod archived;
 mod backlog;
 mod backoff;
+mod dead_letter;
 pub mod dispatch;
 mod fold;
+mod keyed;
 pub mod ledger;
 pub mod notice;
 mod push;
 pub mod settle;
+mod slots;
 pub mod source;
 mod start;
 pub mod update;
@@ -49,7 +55,8 @@ mod waiting;
 mod tests;
 
 pub(crate) use archived::restored_marks;
-pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Step};
+pub use dead_letter::DeadLetter;
+pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Posted, Step};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};
 pub use settle::Run;
