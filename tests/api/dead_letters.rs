@@ -10,6 +10,7 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use futures::StreamExt as _;
 use levee_tests::client::{api, read_all};
 use levee_tests::skip;
+use levee_tests::tools::output;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 
@@ -142,6 +143,46 @@ pub(crate) async fn a_dead_letter_waits_for_its_stream_and_holds_nothing_up(grou
     holds(&home, 0).await?;
     let stored = read_all(&dead.client, &dead.name).await?;
     assert_eq!(stored.len(), 2);
+    Ok(())
+}
+
+pub(crate) async fn dead_letters_are_redriven_to_where_they_came_from(ground: &Ground) -> Result<()> {
+    let Some((home, dead)) = homes(ground, "REDRIVEN", RetentionPolicy::Limits).await? else { return Ok(()) };
+    for body in ["1", "2", "3"] {
+        let mut headers = HeaderMap::new();
+        headers.insert("Trace", body);
+        headers.insert("Nats-Msg-Id", body);
+        home.js.publish_with_headers(home.subject(body), headers, body.into()).await?.await?;
+    }
+    let consumer = home.pull(pull::Config { max_deliver: 1, ..worker(&dead) }).await?;
+    for message in take(&consumer, 3).await? {
+        settle(&message, AckKind::Nak(None)).await?;
+    }
+    holds(&dead, 3).await?;
+    dead.publish("other", "not a letter").await?;
+    let server = ground.cluster.node(0).url();
+    let redrive = async |flags: &[&str]| {
+        let mut command = tokio::process::Command::new(ground.cluster.program().path());
+        output(command.args(["redrive", dead.name.as_str(), "--server", server.as_str()]).args(flags)).await
+    };
+
+    let dry = redrive(&["--dry-run"]).await?;
+    assert!(dry.contains("3 would be redriven, 0 were there already, 1 left alone"), "{dry}");
+    let kept = redrive(&["--keep", "--last", "2"]).await?;
+    assert!(kept.contains("2 redriven, 0 were there already, 0 left alone"), "{kept}");
+    assert_eq!((home.messages().await?, dead.messages().await?), (5, 4));
+    let all = redrive(&["--filter", &dead.subject("worker")]).await?;
+    assert!(all.contains("1 redriven, 2 were there already, 0 left alone"), "{all}");
+    assert_eq!((home.messages().await?, dead.messages().await?), (6, 1));
+
+    let again = take(&consumer, 3).await?;
+    assert_eq!(bodies(&again), ["1", "2", "3"]);
+    for (message, body) in again.iter().zip(["1", "2", "3"]) {
+        assert_eq!(message.subject.as_str(), home.subject(body));
+        let headers = message.headers.as_ref().context("no headers")?;
+        assert_eq!(headers.get("Trace").map(|value| value.as_str()), Some(body));
+        assert!(headers.get("Levee-Dead-Stream").is_none());
+    }
     Ok(())
 }
 

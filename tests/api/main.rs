@@ -148,6 +148,7 @@ claims! {
         a_message_that_failed_for_the_last_time_is_stored_once_and_then_settled,
         a_terminated_message_leaves_a_work_queue_as_a_dead_letter,
         a_dead_letter_waits_for_its_stream_and_holds_nothing_up,
+        dead_letters_are_redriven_to_where_they_came_from,
         options_that_can_not_be_kept_are_refused,
         a_nak_with_a_delay_frees_its_place,
     }
