@@ -5,7 +5,7 @@
 //! deleted has the same message id the second time, and is stored once within the duplicate window of its stream.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 /// Where the message was, in a letter's headers.
 const ORIGIN: &str = "Levee-Dead-Subject";
