@@ -46,6 +46,9 @@ pub const PEER_PENDING: &str = "levee_peer_pending_bytes";
 /// Publishes of other nodes' clients refused because a stream's queue was full.
 pub const FORWARDS_REFUSED: &str = "levee_forwarded_publishes_refused_total";
 
+/// Messages that consumers gave up and that were stored as dead letters.
+pub const DEAD_LETTERS: &str = "levee_dead_letters_total";
+
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Begins to collect what all parts of the process count. Does nothing the second time, or if the embedding process
@@ -72,6 +75,7 @@ pub fn install() {
             FORWARDS_REFUSED,
             "Publishes of other nodes' clients refused because a stream's queue was full"
         );
+        describe_counter!(DEAD_LETTERS, "Messages that consumers gave up, stored as dead letters");
         Some(handle)
     });
 }

@@ -40,6 +40,7 @@ use crate::runtime::{net, tasks};
 use crate::session::{AuthConfig, Secret, SessionLimits, Sessions, User};
 use crate::sinks::StreamServices;
 use crate::stream::quota::{self, Quota};
+use crate::stream::single;
 use crate::transfer::restore;
 
 const NODE_ID_ROW: &str = "node_id";
@@ -404,6 +405,9 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
     }
     answer_calls(jetstream, CALL_API, |jetstream, frame| Box::pin(api::answer_peer(jetstream, frame)));
     answer_calls(jetstream, CALL_ORIGIN, |jetstream, frame| Box::pin(origin::answer_peer(jetstream, frame)));
+    answer_calls(jetstream, single::CALL_PUBLISH, |jetstream, frame| {
+        Box::pin(single::answer(jetstream, frame))
+    });
     answer_calls(jetstream, stream_info::CALL_REACHABLE, |jetstream, frame| {
         Box::pin(stream_info::answer_reachable(jetstream, frame))
     });

@@ -1,9 +1,10 @@
-//! `levee`: the one binary. Serves a node, starts a small cluster for development, and, under the name
-//! `nats-server`, stands in for that server.
+//! `levee`: the one binary. Serves a node, starts a small cluster for development, sends dead letters back, and, under
+//! the name `nats-server`, stands in for that server.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod dev;
 mod logging;
+mod redrive;
 mod serve;
 mod tuning;
 
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Run three nodes on this machine, their logs side by side, until Ctrl-C.
     Dev(dev::Dev),
+    /// Publish dead letters back to the subjects they came from.
+    Redrive(redrive::Redrive),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     }
     match arguments.command {
         Some(Command::Dev(dev)) => dev.run(),
+        Some(Command::Redrive(redrive)) => redrive.run(),
         Some(Command::Serve { flags }) => serve::run(serve::Name::Levee, &program, flags.into_iter()),
         None => ExitCode::SUCCESS,
     }

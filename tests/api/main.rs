@@ -8,9 +8,11 @@ mod acks;
 mod clients;
 mod consumers;
 mod core;
+mod dead_letters;
 mod expiry;
 mod features;
 mod ground;
+mod keyed;
 mod kv;
 mod mirrors;
 mod objects;
@@ -152,6 +154,18 @@ claims! {
         max_deliver_ends_the_attempts_and_says_so,
         max_ack_pending_holds_deliveries_back,
         a_confirmed_ack_is_seen_in_the_next_info,
+    }
+    dead_letters {
+        a_message_that_failed_for_the_last_time_is_stored_once_and_then_settled,
+        a_terminated_message_leaves_a_work_queue_as_a_dead_letter,
+        a_dead_letter_waits_for_its_stream_and_holds_nothing_up,
+        dead_letters_are_redriven_to_where_they_came_from,
+        options_that_can_not_be_kept_are_refused,
+        a_nak_with_a_delay_frees_its_place,
+    }
+    keyed {
+        workers_share_a_consumer_and_each_key_stays_in_order,
+        a_message_that_waits_for_its_key_holds_no_other_up,
     }
     replay {
         replay_begins_at_a_sequence,

@@ -7,5 +7,6 @@ mod copies;
 mod cut;
 mod failover;
 mod joining;
+mod last_words;
 mod restoring;
 mod spreading;

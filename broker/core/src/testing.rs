@@ -294,6 +294,8 @@ impl Runner {
             incarnation: ledger.map_or(0, crate::consumer::Ledger::incarnation),
             name,
             delivered: Vec::new(),
+            passed: Vec::new(),
+            dead: Vec::new(),
             settled: Vec::new(),
         };
         let mut consumer_seq = ledger.map_or(0, |ledger| ledger.marks().delivered().consumer) + 1;

@@ -37,6 +37,13 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     if let Some(feature) = config.unsupported_yet() {
         return Err(ApiError::consumer_create_failed(format!("{feature} is not supported by Levee yet")));
     }
+    if let Some(subject) = config.extensions()?.dead_letter
+        && cx.jetstream.directory().capturing(cx.account, subject.as_bytes()).is_none()
+    {
+        return Err(ApiError::consumer_extension_invalid(format!(
+            "metadata levee.dead_letter is \"{subject}\", which no stream captures: create one for it first"
+        )));
+    }
     config.store_metadata();
     let command = StreamCommand::CreateConsumer {
         now: cx.jetstream.clock().now(),

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::advisory;
+use crate::consumer::letters::{Letters, Outcome};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
 use crate::nuid;
@@ -232,7 +233,11 @@ impl Driver {
         let mut route = jetstream.router().batch();
         let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);
+        let mut letters = Letters::new(&jetstream, self.account.clone());
         loop {
+            while let Some(outcome) = letters.next_now() {
+                self.letter_posted(&replica, &mut letters, &outcome);
+            }
             let inbox = {
                 let mut inbox = self.inbox.lock();
                 if inbox.ended {
@@ -240,7 +245,9 @@ impl Driver {
                 }
                 std::mem::take(&mut *inbox)
             };
+            let caught_up = self.after_commits(&replica, &mut route, &mut scratch, &letters);
             let turn = self.turn(&jetstream, &replica, &progress, inbox, &mut route, &mut scratch);
+            let turn = caught_up.and(turn);
             let pressure = route.pressure();
             route.flush();
             let wait = match turn {
@@ -270,6 +277,7 @@ impl Driver {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = sleep(wait) => {}
+                outcome = letters.next() => self.letter_posted(&replica, &mut letters, &outcome),
                 changed = interest.changed() => {
                     if changed.is_err() {
                         return;
@@ -278,6 +286,32 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Sends what waited for the log: deliveries of a keyed consumer, and dead letters.
+    fn after_commits(
+        &self,
+        replica: &Replica,
+        route: &mut RouteBatch,
+        scratch: &mut Vec<u8>,
+        letters: &Letters,
+    ) -> Result<(), ReadFailed> {
+        let now = self.clock.now();
+        let mut dispatch = self.dispatch.lock();
+        if !dispatch.waits_for_ledger(now) {
+            return Ok(());
+        }
+        let stream = replica.assignment().config.name.clone();
+        replica.read(|machine, view| {
+            let Some(ledger) = machine.consumer(&self.name) else { return Ok(()) };
+            while let Some(delivery) = dispatch.committed(ledger) {
+                self.deliver(route, &stream, &delivery, scratch);
+            }
+            for letter in dispatch.dead_letters(ledger, machine, view, now)? {
+                letters.send(letter);
+            }
+            Ok(())
+        })
     }
 
     /// Hands in what arrived, then takes steps up to one flush.
@@ -327,11 +361,18 @@ impl Driver {
             }
             Ok(Turn::More)
         });
-        let urgent = replica.read(|machine, _| {
-            machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
-        });
+        let urgent = dispatch.waits_for_commit()
+            || replica.read(|machine, _| {
+                machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
+            });
         progress.report(dispatch.take_progress(), confirmations, urgent);
         turn
+    }
+
+    fn letter_posted(&self, replica: &Replica, letters: &mut Letters, outcome: &Outcome) {
+        letters.note(&replica.assignment().config.name, &self.name, outcome);
+        let mut dispatch = self.dispatch.lock();
+        dispatch.on_dead_letter(outcome.seq, outcome.incarnation, outcome.posted(), self.clock.now());
     }
 
     fn take_events(&self, dispatch: &mut Dispatch, replica: &Replica, inbox: &Inbox, now: Timestamp) {

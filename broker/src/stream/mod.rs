@@ -13,6 +13,7 @@ pub mod leader;
 pub mod machine;
 pub mod quota;
 pub mod reads;
+pub mod single;
 pub mod ticker;
 
 use std::ops::ControlFlow;

@@ -96,7 +96,8 @@ impl ConsumerConfig {
         self.check_start()?;
         self.check_sampling()?;
         self.check_priority()?;
-        self.check_retention(stream)
+        self.check_retention(stream)?;
+        self.check_extensions(stream)
     }
 
     /// The first feature of the configuration that this server does not have yet.

@@ -1,4 +1,5 @@
-//! The table of API errors: HTTP-like code, stable number, text. Numbers are NATS's own and never change.
+//! The table of API errors: HTTP-like code, stable number, text. Numbers are NATS's own and never
+//! change; those of Levee begin at 60001.
 //!
 //! A rule that refuses something calls the constructor of its row: `ApiError::wrong_last_sequence(7)`.
 
@@ -276,6 +277,7 @@ api_errors! {
     10225 400 stream_identity_mismatch(msg) "consumer's stream identity does not match: {msg}";
     10226 400 reconfiguration_in_progress() "stream reconfiguration already in progress";
     10227 400 stream_source_header_not_allowed() "message stream source header is not allowed";
+    60001 400 consumer_extension_invalid(err) "{err}";
 }
 
 #[cfg(test)]
@@ -285,7 +287,7 @@ mod tests {
     #[test]
     fn numbers_are_unique_and_ascending() {
         assert!(ERRORS.windows(2).all(|pair| pair[0].err_code < pair[1].err_code));
-        assert_eq!(ERRORS.len(), 226);
+        assert_eq!(ERRORS.len(), 227);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | [`stream_config`], [`stream_check`] | a stream's configuration; its defaults and rules |
 //! | [`stream_source`] | what a mirrored or sourced stream is called, and which messages are meant |
 //! | [`consumer_config`], [`consumer_check`] | a consumer's configuration; its defaults and rules |
+//! | [`consumer_extension`] | what Levee's consumers can do beyond NATS's, asked for in metadata |
 //! | [`stream_info`], [`consumer_info`], [`account_info`] | what info calls answer |
 //! | [`stream_request`], [`consumer_request`], [`message`] | bodies of requests |
 //! | [`response`] | bodies of answers that are made of the above |
@@ -28,6 +29,7 @@ pub mod ack;
 pub mod advisory;
 pub mod consumer_check;
 pub mod consumer_config;
+pub mod consumer_extension;
 pub mod consumer_info;
 pub mod consumer_request;
 mod decimal;
@@ -52,6 +54,7 @@ pub mod stream_source;
 pub use account_info::{AccountInfo, AccountLimits, ApiStats};
 pub use ack::{AckKind, AckReply};
 pub use consumer_config::{AckPolicy, ConsumerConfig, DeliverPolicy, PriorityPolicy, ReplayPolicy};
+pub use consumer_extension::{Extensions, KeySource};
 pub use consumer_info::{ConsumerInfo, PriorityGroupState, SequenceInfo};
 pub use consumer_request::{
     ConsumerCreateAction, ConsumerCreateRequest, ConsumerPauseRequest, ConsumerResetRequest, UnpinRequest,

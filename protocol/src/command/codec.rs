@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{ConsumerCreateAction, PurgeRequest};
 use crate::command::meta::MetaCommand;
-use crate::command::progress::{ConsumerProgress, DeliveredRun, Progress, SettledRun, Settlement};
+use crate::command::progress::{
+    ConsumerProgress, DeadMessage, DeathCause, DeliveredRun, Progress, SettledRun, Settlement,
+};
 use crate::command::stream::StreamCommand;
 use crate::ids::{ConsumerName, Seq};
 use crate::record::Block;
@@ -35,6 +37,8 @@ mod number {
     pub(super) const RESTORE_CONSUMER: u8 = 33;
     pub(super) const RESTORE_END: u8 = 34;
     pub(super) const RESET_CONSUMER: u8 = 48;
+    /// Progress with what earlier releases do not know, and must not pass over.
+    pub(super) const EXTENDED_PROGRESS: u8 = 49;
 }
 
 /// An encoded command, and how the log should keep it.
@@ -92,6 +96,9 @@ impl StreamCommand {
             ),
             Self::DeleteConsumer { now, name } => {
                 framed(number::DELETE_CONSUMER, &NamedBody { now: now.0, name: name.as_str().to_owned() })
+            }
+            Self::Progress(progress) if progress.is_extended() => {
+                framed(number::EXTENDED_PROGRESS, &ProgressBody::from(progress))
             }
             Self::Progress(progress) => framed(number::PROGRESS, &ProgressBody::from(progress)),
             Self::PauseConsumer { now, name, until } => framed(
@@ -161,7 +168,9 @@ impl StreamCommand {
                 let NamedBody { now, name } = message(body)?;
                 Ok(Self::DeleteConsumer { now: Timestamp(now), name: consumer_name(&name)? })
             }
-            number::PROGRESS => message::<ProgressBody>(body)?.into_progress().map(Self::Progress),
+            number::PROGRESS | number::EXTENDED_PROGRESS => {
+                message::<ProgressBody>(body)?.into_progress().map(Self::Progress)
+            }
             number::PAUSE_CONSUMER => {
                 let PauseBody { now, name, until } = message(body)?;
                 Ok(Self::PauseConsumer {
@@ -280,6 +289,26 @@ const fn settlement_number(how: Settlement) -> u32 {
         Settlement::AckedAll => 1,
         Settlement::Terminated => 2,
         Settlement::Exhausted => 3,
+    }
+}
+
+impl DeathCause {
+    /// The number it is persisted as.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::MaxDeliver => 0,
+            Self::Terminated => 1,
+        }
+    }
+
+    /// The cause that is persisted as this number.
+    pub fn from_number(number: u32) -> Result<Self, Undecodable> {
+        match number {
+            0 => Ok(Self::MaxDeliver),
+            1 => Ok(Self::Terminated),
+            unknown => Err(Undecodable(format!("unknown cause of death {unknown}"))),
+        }
     }
 }
 
@@ -417,6 +446,20 @@ struct ConsumerProgressBody {
     delivered: Vec<DeliveredBody>,
     #[prost(message, repeated, tag = "4")]
     settled: Vec<SettledBody>,
+    #[prost(message, repeated, tag = "5")]
+    dead: Vec<DeadBody>,
+    #[prost(uint64, repeated, tag = "6")]
+    passed: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DeadBody {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(uint32, tag = "2")]
+    cause: u32,
+    #[prost(string, tag = "3")]
+    detail: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -457,11 +500,18 @@ impl From<&Progress> for ProgressBody {
             last: run.last.0,
             how: settlement_number(run.how),
         };
+        let dead = |dead: &DeadMessage| DeadBody {
+            seq: dead.seq.0,
+            cause: dead.cause.number(),
+            detail: dead.detail.clone(),
+        };
         let consumer = |consumer: &ConsumerProgress| ConsumerProgressBody {
             name: consumer.name.as_str().to_owned(),
             incarnation: consumer.incarnation,
             delivered: consumer.delivered.iter().map(delivered).collect(),
             settled: consumer.settled.iter().map(settled).collect(),
+            dead: consumer.dead.iter().map(dead).collect(),
+            passed: consumer.passed.iter().map(|seq| seq.0).collect(),
         };
         Self { now: progress.now.0, consumers: progress.consumers.iter().map(consumer).collect() }
     }
@@ -479,11 +529,17 @@ impl ProgressBody {
         let settled = |run: SettledBody| {
             Ok(SettledRun { first: Seq(run.first), last: Seq(run.last), how: settlement_from(run.how)? })
         };
+        let dead = |dead: DeadBody| {
+            let cause = DeathCause::from_number(dead.cause)?;
+            Ok(DeadMessage { seq: Seq(dead.seq), cause, detail: dead.detail })
+        };
         let consumer = |consumer: ConsumerProgressBody| {
             Ok(ConsumerProgress {
                 name: consumer_name(&consumer.name)?,
                 incarnation: consumer.incarnation,
+                passed: consumer.passed.into_iter().map(Seq).collect(),
                 delivered: consumer.delivered.into_iter().map(delivered).collect(),
+                dead: consumer.dead.into_iter().map(dead).collect::<Result<_, Undecodable>>()?,
                 settled: consumer.settled.into_iter().map(settled).collect::<Result<_, Undecodable>>()?,
             })
         };

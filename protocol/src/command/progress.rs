@@ -12,7 +12,16 @@ pub struct Progress {
     pub consumers: Vec<ConsumerProgress>,
 }
 
-/// What one consumer did, in the order: deliveries, then settlements.
+impl Progress {
+    /// Whether it has anything to say that releases without dead letters and keys do not know.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.consumers.iter().any(|consumer| !consumer.dead.is_empty() || !consumer.passed.is_empty())
+    }
+}
+
+/// What one consumer did, in the order: messages that were passed over, deliveries, messages that were given up,
+/// settlements.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConsumerProgress {
     /// Which consumer.
@@ -20,10 +29,34 @@ pub struct ConsumerProgress {
     /// The incarnation of the consumer this speaks of (its creation sequence in the log), so that progress of a
     /// deleted and re-created consumer of the same name is dropped.
     pub incarnation: u64,
+    /// Messages that were passed over because their key was in flight, ascending. They are delivered later.
+    pub passed: Vec<Seq>,
     /// Deliveries, in order.
     pub delivered: Vec<DeliveredRun>,
+    /// Messages that were given up and become dead letters: unacked until they are settled, and not delivered again.
+    pub dead: Vec<DeadMessage>,
     /// Settled stream sequences, as inclusive runs, in order.
     pub settled: Vec<SettledRun>,
+}
+
+/// A message that was given up and becomes a dead letter.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DeadMessage {
+    /// Its stream sequence.
+    pub seq: Seq,
+    /// Why it was given up.
+    pub cause: DeathCause,
+    /// In the words of the client that terminated it, or empty.
+    pub detail: String,
+}
+
+/// Why a message becomes a dead letter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DeathCause {
+    /// It was delivered `max_deliver` times.
+    MaxDeliver,
+    /// A client terminated it.
+    Terminated,
 }
 
 /// Consecutive deliveries: delivery `i` of the run sent stream sequence `first_seq + i` under consumer sequence

@@ -22,8 +22,15 @@ impl Ledger {
             stream_seq: position.stream,
         };
         let unacked = || marks.unacked.range(..=last);
+        // Those that were passed over are as good as delivered and unacked: they come again. An archive has no better
+        // place for them.
+        let passed = marks
+            .passed
+            .range(..=last)
+            .map(|seq| (seq.0, Pending { sequence: marks.delivered.consumer, ts: 0 }));
         let pending: BTreeMap<u64, Pending> = unacked()
             .map(|(seq, unacked)| (seq.0, Pending { sequence: unacked.consumer_seq, ts: unacked.at.0 }))
+            .chain(passed)
             .collect();
         // Given up ones are told from settled ones by this alone, so even one that was sent once is listed.
         let given_up =

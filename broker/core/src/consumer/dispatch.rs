@@ -6,6 +6,7 @@
 //! Everything here is decided from what was handed in; time comes in as an argument.
 
 mod acks;
+mod committed;
 mod deliver;
 mod step;
 
@@ -13,23 +14,30 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use levee_protocol::api::duration_text::format_duration;
-use levee_protocol::api::{ConsumerConfig, ConsumerInfo, PullRequest, ReplayPolicy, SequenceInfo};
+use levee_protocol::api::{
+    ConsumerConfig, ConsumerInfo, Extensions, PullRequest, ReplayPolicy, SequenceInfo,
+};
 use levee_protocol::command::ConsumerProgress;
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::subject::Filter;
 use levee_protocol::time::{Nanos, Timestamp};
 
 use self::acks::Samples;
+use self::committed::Held;
+pub use self::committed::Posted;
 use self::deliver::{Next, Replay};
 pub use self::step::{AckOutcome, Advisory, Confirm, Delivery, Step, UnpinReason};
 use crate::consumer::backlog::{Backlog, Reading};
 use crate::consumer::backoff::{Deadlines, wait_after};
+use crate::consumer::dead_letter::Outgoing;
 use crate::consumer::fold::Fold;
+use crate::consumer::keyed::Keyed;
 use crate::consumer::ledger::Ledger;
 use crate::consumer::notice::{Closed, Notice};
 use crate::consumer::priority::{Priority, Standing};
 use crate::consumer::push::Push;
 use crate::consumer::settle::{Marks, Run};
+use crate::consumer::slots::Slots;
 use crate::consumer::source::Source;
 use crate::consumer::waiting::{Waiter, Waiting};
 use crate::stream::{MessageView, ReadFailed};
@@ -51,6 +59,7 @@ pub struct Dispatch {
     incarnation: u64,
     created: Timestamp,
     config: ConsumerConfig,
+    extensions: Extensions,
     filters: Vec<Filter>,
     /// A copy of the ledger's marks that runs ahead of the log.
     marks: Marks,
@@ -58,6 +67,11 @@ pub struct Dispatch {
     backlog: Backlog,
     /// Messages to deliver again.
     ready: BTreeSet<Seq>,
+    slots: Slots,
+    keyed: Option<Keyed>,
+    /// Deliveries that wait for their mark to be committed.
+    held: VecDeque<Held>,
+    dead_letters: Outgoing,
     deadlines: Deadlines,
     /// Pull requests that `poll` has not looked at yet.
     arrived: VecDeque<Waiter>,
@@ -93,11 +107,16 @@ impl Dispatch {
             incarnation: ledger.incarnation,
             created: ledger.created,
             config: ConsumerConfig::default(),
+            extensions: Extensions::default(),
             filters: Vec::new(),
             marks: ledger.marks.clone(),
             fold: Fold::default(),
             backlog: Backlog::default(),
             ready: BTreeSet::new(),
+            slots: Slots::default(),
+            keyed: None,
+            held: VecDeque::new(),
+            dead_letters: Outgoing::default(),
             deadlines: Deadlines::default(),
             arrived: VecDeque::new(),
             waiting: Waiting::default(),
@@ -120,6 +139,10 @@ impl Dispatch {
         }
         dispatch.configure(ledger, now);
         dispatch.drop_dead(stream);
+        dispatch.reopen_keys(view)?;
+        for seq in dispatch.marks.dead.keys() {
+            dispatch.dead_letters.add(*seq, now);
+        }
         dispatch.num_pending(stream, view)?;
         Ok(dispatch)
     }
@@ -252,9 +275,12 @@ impl Dispatch {
         if let Some(step) = self.outbox.pop_front() {
             return Ok(step);
         }
-        let resume_at = match self.next_delivery(stream, view, interest, now)? {
-            Next::Deliver(delivery) => return Ok(Step::Deliver(delivery)),
-            Next::Nothing { look_again } => look_again,
+        let resume_at = loop {
+            match self.next_delivery(stream, view, interest, now)? {
+                Next::Deliver(delivery) => return Ok(Step::Deliver(delivery)),
+                Next::Held => {}
+                Next::Nothing { look_again } => break look_again,
+            }
         };
         if let Some(step) = self.outbox.pop_front() {
             return Ok(step);
@@ -262,6 +288,8 @@ impl Dispatch {
         let timers = [
             resume_at,
             self.deadlines.next(),
+            self.look_for_commits(now),
+            self.dead_letters.next(),
             self.waiting.wake(),
             self.priority.wake(),
             self.push.as_ref().and_then(Push::next_timer),
@@ -285,7 +313,7 @@ impl Dispatch {
     pub fn num_pending(&mut self, stream: &dyn Source, view: &dyn MessageView) -> Result<u64, ReadFailed> {
         let reading = Reading { stream, view, filters: &self.filters };
         self.backlog.sync(reading, &self.marks)?;
-        self.backlog.undelivered(reading, &self.marks)
+        self.undelivered(stream, view)
     }
 
     /// Waiting pull requests.
@@ -352,6 +380,12 @@ impl Dispatch {
         self.fold = Fold::default();
         self.backlog.reset();
         self.ready.clear();
+        self.slots.clear();
+        self.held.clear();
+        self.dead_letters = Outgoing::default();
+        if let Some(keyed) = &mut self.keyed {
+            keyed.clear();
+        }
         self.deadlines.clear();
         // Acks of before are of deliveries that do not count any more.
         self.inherits_until = Timestamp::ZERO;
@@ -366,6 +400,14 @@ impl Dispatch {
         let filters_changed = self.filters != ledger.filters;
         let old = std::mem::replace(&mut self.config, ledger.config.clone());
         let config = &self.config;
+        // What was not valid was not created.
+        self.extensions = config.extensions().unwrap_or_default();
+        if !self.extensions.nak_delay_frees_slot {
+            self.ready.append(&mut self.slots.clear());
+        }
+        if self.keyed.is_none() {
+            self.keyed = self.extensions.key.clone().map(Keyed::new);
+        }
         self.filters = ledger.filters.clone();
         if filters_changed {
             self.backlog.reset();
@@ -415,6 +457,12 @@ impl Dispatch {
         Ok(())
     }
 
+    /// Matching messages that were not delivered yet, those that were passed over included.
+    fn undelivered(&self, stream: &dyn Source, view: &dyn MessageView) -> Result<u64, ReadFailed> {
+        let reading = Reading { stream, view, filters: &self.filters };
+        Ok(self.backlog.undelivered(reading, &self.marks)? + self.marks.passed.len() as u64)
+    }
+
     fn look_at_interest(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
         if !std::mem::take(&mut self.interest_changed) {
             return;
@@ -435,8 +483,8 @@ impl Dispatch {
     fn admit(&mut self, stream: &dyn Source, view: &dyn MessageView) -> Result<(), ReadFailed> {
         while let Some(waiter) = self.arrived.pop_front() {
             if waiter.no_wait() {
-                let reading = Reading { stream, view, filters: &self.filters };
-                let available = self.backlog.undelivered(reading, &self.marks)? + self.ready.len() as u64;
+                let again = self.ready.len() + self.slots.due().len();
+                let available = self.undelivered(stream, view)? + again as u64;
                 if available > 0 && available < self.waiting.wanted() {
                     self.outbox.push_back(Step::Notify(Notice::requests_pending(waiter.into_inbox())));
                     continue;

@@ -4,7 +4,7 @@
 //! bytes however many messages it had.
 
 use levee_protocol::command::ConsumerProgress;
-use levee_protocol::command::progress::{DeliveredRun, SettledRun, Settlement};
+use levee_protocol::command::progress::{DeadMessage, DeliveredRun, SettledRun, Settlement};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::Nanos;
 
@@ -16,7 +16,9 @@ const SAME_TIME: Nanos = Nanos::from_millis(10);
 /// What happened since the last report.
 #[derive(Debug, Default)]
 pub(crate) struct Fold {
+    passed: Vec<Seq>,
     delivered: Vec<DeliveredRun>,
+    dead: Vec<DeadMessage>,
     settled: Vec<SettledRun>,
     events: u64,
 }
@@ -41,6 +43,16 @@ impl Fold {
             attempt: sent.attempt,
             at: sent.at,
         });
+    }
+
+    pub(crate) fn passed(&mut self, seq: Seq) {
+        self.events += 1;
+        self.passed.push(seq);
+    }
+
+    pub(crate) fn given_up(&mut self, message: DeadMessage) {
+        self.events += 1;
+        self.dead.push(message);
     }
 
     pub(crate) fn settled(&mut self, seq: Seq, how: Settlement) {
@@ -68,7 +80,9 @@ impl Fold {
         Some(ConsumerProgress {
             name: name.clone(),
             incarnation,
+            passed: std::mem::take(&mut self.passed),
             delivered: std::mem::take(&mut self.delivered),
+            dead: std::mem::take(&mut self.dead),
             settled: std::mem::take(&mut self.settled),
         })
     }

@@ -75,6 +75,9 @@ impl Ledger {
             return done;
         }
         let policy = self.config.ack_policy;
+        for seq in &progress.passed {
+            self.marks.pass(*seq);
+        }
         for run in &progress.delivered {
             for offset in 0..u64::from(run.count) {
                 let sent = Sent {
@@ -88,6 +91,12 @@ impl Ledger {
                 }
                 self.marks.deliver(policy, sent);
             }
+        }
+        if let Some(last) = progress.passed.last() {
+            self.marks.advance(*last);
+        }
+        for message in &progress.dead {
+            self.marks.give_up(message);
         }
         for run in &progress.settled {
             if run.how != Settlement::Exhausted {
@@ -158,7 +167,9 @@ impl Ledger {
         }
         let marks = &self.marks;
         if seq <= marks.delivered.stream {
-            return marks.unacked.contains_key(&seq) || marks.exhausted.contains_key(&seq);
+            return marks.unacked.contains_key(&seq)
+                || marks.exhausted.contains_key(&seq)
+                || marks.passed.contains(&seq);
         }
         match &marks.chosen {
             Some(chosen) if seq <= chosen.resume => {

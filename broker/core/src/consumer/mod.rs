@@ -26,6 +26,9 @@
 //! | [`waiting`] | pull requests |
 //! | [`priority`] | priority groups: one function per policy, and who is pinned |
 //! | [`push`] | flow control, heartbeats and pace of push consumers |
+//! | [`dead_letter`] | what failed for the last time, on its way to where the consumer wants it |
+//! | [`keyed`] | one message of a key at a time |
+//! | [`slots`] | what does not count against `max_ack_pending` |
 //! | [`backoff`] | waits between attempts, and timers |
 //! | [`fold`] | deliveries and settlements folded into runs |
 //! | [`notice`] | status messages, with the texts of NATS |
@@ -35,13 +38,16 @@
 mod archived;
 mod backlog;
 mod backoff;
+mod dead_letter;
 pub mod dispatch;
 mod fold;
+mod keyed;
 pub mod ledger;
 pub mod notice;
 mod priority;
 mod push;
 pub mod settle;
+mod slots;
 pub mod source;
 mod start;
 pub mod update;
@@ -51,7 +57,8 @@ mod waiting;
 mod tests;
 
 pub(crate) use archived::restored_marks;
-pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Step, UnpinReason};
+pub use dead_letter::DeadLetter;
+pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Posted, Step, UnpinReason};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};
 pub use settle::Run;

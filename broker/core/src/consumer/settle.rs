@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use levee_protocol::api::AckPolicy;
+use levee_protocol::command::progress::{DeadMessage, DeathCause};
 use levee_protocol::ids::Seq;
 use levee_protocol::time::Timestamp;
 
@@ -60,6 +61,15 @@ pub struct Unacked {
     pub at: Timestamp,
 }
 
+/// Why an unacked message becomes a dead letter.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Death {
+    /// What happened.
+    pub cause: DeathCause,
+    /// In the words of the client that terminated it, or empty.
+    pub detail: String,
+}
+
 /// Messages chosen when the consumer was created (`last_per_subject`): only these, up to `resume`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Chosen {
@@ -77,6 +87,10 @@ pub struct Marks {
     pub(crate) floor: Position,
     pub(crate) settled_at: Option<Timestamp>,
     pub(crate) unacked: BTreeMap<Seq, Unacked>,
+    /// Those of `unacked` that were given up and wait to be stored as dead letters. They are not delivered again.
+    pub(crate) dead: BTreeMap<Seq, Death>,
+    /// Below the delivered position and not delivered: the key of each was in flight when its turn came.
+    pub(crate) passed: BTreeSet<Seq>,
     /// Messages that reached `max_deliver`, with the number of attempts. They stay in the stream, and a late ack
     /// still settles them.
     pub(crate) exhausted: BTreeMap<Seq, u32>,
@@ -98,9 +112,9 @@ impl Marks {
     /// the floor that are not settled stay chosen.
     pub(crate) fn reset(&mut self, seq: Seq) {
         let before = if seq == Seq::NONE { self.floor.stream } else { seq.previous() };
-        let unsettled = self.unacked.keys().copied();
+        let unsettled: BTreeSet<Seq> = self.unacked.keys().chain(&self.passed).copied().collect();
         let chosen = self.chosen.take().map(|chosen| Chosen {
-            seqs: unsettled.chain(chosen.seqs).filter(|seq| *seq > before).collect(),
+            seqs: unsettled.into_iter().chain(chosen.seqs).filter(|seq| *seq > before).collect(),
             resume: chosen.resume,
         });
         *self = Self::starting_after(before, chosen.filter(|chosen| !chosen.seqs.is_empty()));
@@ -110,6 +124,12 @@ impl Marks {
     #[must_use]
     pub fn num_unacked(&self) -> u64 {
         self.unacked.len() as u64
+    }
+
+    /// Up to now unacked, and neither to be delivered again nor to be acked: dead letters that are not stored yet.
+    #[must_use]
+    pub fn num_dead(&self) -> u64 {
+        self.dead.len() as u64
     }
 
     /// Sent more than once and not settled, or given up above the ack floor.
@@ -133,7 +153,7 @@ impl Marks {
 
     /// A message was sent. Marks that come late, for a message that is settled already, change nothing but numbers.
     pub(crate) fn deliver(&mut self, policy: AckPolicy, sent: Sent) {
-        let first_time = sent.seq > self.delivered.stream;
+        let first_time = sent.seq > self.delivered.stream || self.passed.remove(&sent.seq);
         self.delivered.consumer = self.delivered.consumer.max(sent.consumer_seq);
         self.delivered_at = self.delivered_at.max(Some(sent.at));
         let settled_early = self.early.contains(&sent.seq);
@@ -162,6 +182,25 @@ impl Marks {
         }
     }
 
+    /// The message's turn came while its key was in flight: it is delivered when that is done. The delivered position
+    /// does not move: it is raised by [`Marks::advance`] when what came before it is marked.
+    pub(crate) fn pass(&mut self, seq: Seq) {
+        if seq > self.delivered.stream && !self.early.contains(&seq) {
+            self.passed.insert(seq);
+        }
+    }
+
+    /// The message was given up: it is not delivered again, and settled when it is stored as a dead letter. Says whether
+    /// it was unacked.
+    pub(crate) fn give_up(&mut self, message: &DeadMessage) -> bool {
+        if !self.unacked.contains_key(&message.seq) {
+            return false;
+        }
+        let death = Death { cause: message.cause, detail: message.detail.clone() };
+        self.dead.entry(message.seq).or_insert(death);
+        true
+    }
+
     /// Everything up to `seq` was sent or does not concern this consumer.
     pub(crate) fn advance(&mut self, seq: Seq) {
         if seq <= self.delivered.stream {
@@ -187,8 +226,8 @@ impl Marks {
         if seq > self.delivered.stream {
             return self.early.insert(seq);
         }
-        let was_first = self.unacked.first_key_value().is_some_and(|(first, _)| *first == seq);
-        if !self.forget_unacked(seq) {
+        let was_first = self.first_open() == Some(seq);
+        if !self.forget_unacked(seq) && !self.passed.remove(&seq) {
             return self.exhausted.remove(&seq).is_some();
         }
         if was_first {
@@ -206,6 +245,7 @@ impl Marks {
             self.repeated -= u64::from(unacked.attempt > 1);
             push_run(&mut done, seq);
         }
+        self.dead = self.dead.split_off(&seq.next());
         if seq > self.delivered.stream {
             // The leader that sent them died before its marks were committed.
             done.push(Run { first: self.delivered.stream.next(), last: seq });
@@ -244,17 +284,27 @@ impl Marks {
 
     fn forget_unacked(&mut self, seq: Seq) -> bool {
         let removed = self.unacked.remove(&seq);
+        self.dead.remove(&seq);
         self.repeated -= u64::from(removed.is_some_and(|unacked| unacked.attempt > 1));
         removed.is_some()
     }
 
     fn raise_floor(&mut self) {
-        let floor = match self.unacked.first_key_value() {
+        let mut floor = match self.unacked.first_key_value() {
             None => self.delivered,
             Some((seq, unacked)) => {
                 Position { consumer: unacked.consumer_seq.saturating_sub(1), stream: seq.previous() }
             }
         };
+        if let Some(seq) = self.passed.first() {
+            floor.stream = floor.stream.min(seq.previous());
+        }
         self.floor = self.floor.max(floor);
+    }
+
+    /// The first message below the delivered position that is not done.
+    fn first_open(&self) -> Option<Seq> {
+        let unacked = self.unacked.first_key_value().map(|(seq, _)| seq);
+        unacked.into_iter().chain(self.passed.first()).min().copied()
     }
 }

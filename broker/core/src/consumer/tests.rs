@@ -4,7 +4,10 @@
 //! as one line of text.
 
 mod acks;
+mod dead;
 mod exact;
+mod keys;
+mod places;
 mod priority;
 mod pull;
 mod pushing;

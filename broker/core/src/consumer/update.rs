@@ -99,7 +99,10 @@ fn check(
         (Some(existing), ConsumerCreateAction::Create) if existing.config != config => {
             return Err(ApiError::consumer_already_exists());
         }
-        (Some(existing), _) => check_changes(&existing.config, &config)?,
+        (Some(existing), _) => {
+            check_changes(&existing.config, &config)?;
+            check_extensions(existing, &config)?;
+        }
         (None, ConsumerCreateAction::Update) => return Err(ApiError::consumer_does_not_exist()),
         (None, _) => check_room(&config, consumers, stream_config)?,
     }
@@ -153,6 +156,23 @@ fn check_changes(old: &ConsumerConfig, new: &ConsumerConfig) -> Result<(), ApiEr
     }
     if old.is_durable() != new.is_durable() {
         return Err(ApiError::consumer_name_in_use());
+    }
+    Ok(())
+}
+
+/// Which extensions may change. What is in flight must not fall out of the rule that it was delivered by.
+fn check_extensions(existing: &Ledger, new: &ConsumerConfig) -> Result<(), ApiError> {
+    let (old, new) = (existing.config.extensions().unwrap_or_default(), new.extensions()?);
+    if old.key != new.key {
+        let why = "metadata levee.key can not be updated: create another consumer";
+        return Err(ApiError::consumer_extension_invalid(why));
+    }
+    let waiting = existing.marks.num_dead();
+    if new.dead_letter.is_none() && waiting > 0 {
+        return Err(ApiError::consumer_extension_invalid(format_args!(
+            "metadata levee.dead_letter can not be removed while {waiting} dead letters wait to be stored: give them a \
+             subject that a stream captures"
+        )));
     }
     Ok(())
 }

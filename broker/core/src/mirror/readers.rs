@@ -78,6 +78,8 @@ pub fn note(
         name,
         incarnation: known.incarnation(),
         delivered: Vec::new(),
+        passed: Vec::new(),
+        dead: Vec::new(),
         settled: vec![settled],
     };
     Ok(Some(StreamCommand::Progress(Progress { now, consumers: vec![progress] })))

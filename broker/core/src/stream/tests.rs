@@ -208,6 +208,8 @@ fn progress(
         name: ledger.name().clone(),
         incarnation: ledger.incarnation(),
         delivered: if count > 0 { vec![delivered] } else { Vec::new() },
+        passed: Vec::new(),
+        dead: Vec::new(),
         settled: settled.collect(),
     }
 }

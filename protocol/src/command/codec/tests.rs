@@ -63,14 +63,26 @@ fn progress() -> impl Strategy<Value = Progress> {
         last: Seq(last),
         how: settlement_from(how).unwrap(),
     });
-    let consumer =
-        (names(), any::<u64>(), prop::collection::vec(delivered, 0..4), prop::collection::vec(settled, 0..4))
-            .prop_map(|(name, incarnation, delivered, settled)| ConsumerProgress {
-                name,
-                incarnation,
-                delivered,
-                settled,
-            });
+    let dead = (any::<u64>(), 0_u32..2, "[a-z ]{0,9}").prop_map(|(seq, cause, detail)| DeadMessage {
+        seq: Seq(seq),
+        cause: DeathCause::from_number(cause).unwrap(),
+        detail,
+    });
+    let consumer = (
+        (names(), any::<u64>()),
+        prop::collection::vec(any::<u64>().prop_map(Seq), 0..3),
+        prop::collection::vec(delivered, 0..4),
+        prop::collection::vec(dead, 0..3),
+        prop::collection::vec(settled, 0..4),
+    )
+        .prop_map(|((name, incarnation), passed, delivered, dead, settled)| ConsumerProgress {
+            name,
+            incarnation,
+            passed,
+            delivered,
+            dead,
+            settled,
+        });
     (times(), prop::collection::vec(consumer, 0..4)).prop_map(|(now, consumers)| Progress { now, consumers })
 }
 
@@ -232,11 +244,24 @@ fn bytes_of_stream_commands_are_pinned() {
             attempt: 1,
             at: Timestamp(4),
         }],
+        passed: Vec::new(),
+        dead: Vec::new(),
         settled: vec![SettledRun { first: Seq(2), last: Seq(3), how: Settlement::Terminated }],
     };
     pinned(
-        &StreamCommand::Progress(Progress { now, consumers: vec![consumer] }),
+        &StreamCommand::Progress(Progress { now, consumers: vec![consumer.clone()] }),
         "1609080706050403020112200a016310051a1108011002180320012904000000000000002206080210031802",
+    );
+    let extended = ConsumerProgress {
+        passed: vec![Seq(7)],
+        delivered: Vec::new(),
+        dead: vec![DeadMessage { seq: Seq(2), cause: DeathCause::Terminated, detail: "x".into() }],
+        settled: Vec::new(),
+        ..consumer
+    };
+    pinned(
+        &StreamCommand::Progress(Progress { now, consumers: vec![extended] }),
+        "3109080706050403020112110a016310052a07080210011a0178320107",
     );
     let block = {
         let mut builder = BlockBuilder::default();

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use levee_protocol::api::consumer_check::parse_sampling;
 use levee_protocol::api::{AckKind, AckPolicy, AckReply, ConsumerConfig};
-use levee_protocol::command::progress::Settlement;
+use levee_protocol::command::progress::{DeadMessage, DeathCause, Settlement};
 use levee_protocol::ids::Seq;
 use levee_protocol::time::{Nanos, Timestamp};
 
 use super::{AckOutcome, Advisory, Confirm, Dispatch, Step};
 use crate::consumer::backoff::wait_after;
+use crate::consumer::dead_letter;
 use crate::consumer::settle::{Marks, Run};
 use crate::consumer::source::Source;
 
@@ -35,6 +36,9 @@ impl Dispatch {
             return outcome;
         }
         self.used_at = now;
+        if self.is_out_of_hands(seq, kind) {
+            return self.answer_only(kind);
+        }
         outcome.confirm = Confirm::Now;
         match kind {
             AckKind::Ack => {
@@ -57,11 +61,14 @@ impl Dispatch {
                         reason: String::from_utf8_lossy(reason).into_owned(),
                     });
                 }
-                self.settle(seq, Settlement::Terminated, now);
+                if !self.give_up(seq, DeathCause::Terminated, reason, now) {
+                    self.settle(seq, Settlement::Terminated, now);
+                }
                 outcome.confirm = Confirm::AfterProgress;
             }
             AckKind::Nak(delay) => self.nak(ack, delay, now, &mut outcome.advisories),
             AckKind::InProgress => {
+                self.slots.forget(seq);
                 self.wait_from(seq, now);
             }
             AckKind::Unknown => {}
@@ -69,9 +76,30 @@ impl Dispatch {
         outcome
     }
 
+    /// Whether a client has no more say in what becomes of the message: it is a dead letter, or its turn has not come.
+    /// So has it not when a client terminates what this leader has not delivered: the letter could not tell how often it
+    /// was, so it is delivered again.
+    fn is_out_of_hands(&self, seq: Seq, kind: AckKind<'_>) -> bool {
+        let unheard = seq > self.marks.delivered.stream && self.extensions.dead_letter.is_some();
+        self.marks.dead.contains_key(&seq)
+            || self.marks.passed.contains(&seq)
+            || (unheard && matches!(kind, AckKind::Terminate(_)))
+    }
+
+    /// What is said to an ack that changes nothing.
+    fn answer_only(&self, kind: AckKind<'_>) -> AckOutcome {
+        match kind {
+            AckKind::Next(request) => {
+                AckOutcome { next: Some(Bytes::copy_from_slice(request)), ..AckOutcome::default() }
+            }
+            _ => AckOutcome { confirm: Confirm::AfterProgress, ..AckOutcome::default() },
+        }
+    }
+
     /// Messages that were delivered and are gone from the stream are not waited for any more.
     pub(super) fn drop_unacked(&mut self, run: Run, stream: &dyn Source, now: Timestamp) {
-        let lost: Vec<Seq> = self.marks.unacked.range(run.first..=run.last).map(|(seq, _)| *seq).collect();
+        let unacked = self.marks.unacked.range(run.first..=run.last).map(|(seq, _)| seq);
+        let lost: Vec<Seq> = unacked.chain(self.marks.passed.range(run.first..=run.last)).copied().collect();
         for seq in lost.into_iter().filter(|seq| !stream.is_live(*seq)) {
             if let Some(unacked) = self.marks.unacked.get(&seq) {
                 let reason = if seq < stream.first_seq() { DELETED_BY_LIMITS } else { DELETED_UNACKED };
@@ -89,7 +117,8 @@ impl Dispatch {
 
     /// After taking over: whatever was removed while nobody watched.
     pub(super) fn drop_dead(&mut self, stream: &dyn Source) {
-        let dead: Vec<Seq> = self.marks.unacked.keys().copied().filter(|seq| !stream.is_live(*seq)).collect();
+        let open = self.marks.unacked.keys().chain(&self.marks.passed).copied();
+        let dead: Vec<Seq> = open.filter(|seq| !stream.is_live(*seq)).collect();
         for seq in dead {
             self.marks.settle(seq);
             self.fold.settled(seq, Settlement::Terminated);
@@ -120,7 +149,7 @@ impl Dispatch {
             return;
         }
         self.marks.settled_at = Some(now);
-        self.ready.remove(&seq);
+        self.let_go(seq);
         self.fold.settled(seq, how);
         if unheard {
             self.backlog.settled_early(seq);
@@ -136,9 +165,12 @@ impl Dispatch {
             deliveries: ack.attempt,
         });
         if delay > Nanos::ZERO {
+            if self.extensions.nak_delay_frees_slot {
+                self.slots.delay(seq);
+            }
             let wait = wait_after(&self.config, attempt);
             self.wait_from(seq, now.plus(delay).plus(Nanos(-wait.0)));
-        } else if let Some(advisory) = self.deliver_again(seq, attempt) {
+        } else if let Some(advisory) = self.deliver_again(seq, attempt, now) {
             advisories.push(advisory);
         }
     }
@@ -161,25 +193,63 @@ impl Dispatch {
     }
 
     /// Queues a message for its next attempt, or gives up on it.
-    fn deliver_again(&mut self, seq: Seq, attempt: u32) -> Option<Advisory> {
+    fn deliver_again(&mut self, seq: Seq, attempt: u32, now: Timestamp) -> Option<Advisory> {
         let exhausted = u32::try_from(self.config.max_deliver).is_ok_and(|max| max > 0 && attempt >= max);
         if !exhausted {
-            self.ready.insert(seq);
+            if !self.slots.is_due(seq) {
+                self.ready.insert(seq);
+            }
             return None;
         }
-        self.ready.remove(&seq);
-        self.marks.exhaust(seq);
-        self.fold.settled(seq, Settlement::Exhausted);
+        if !self.give_up(seq, DeathCause::MaxDeliver, b"", now) {
+            self.marks.exhaust(seq);
+            self.let_go(seq);
+            self.fold.settled(seq, Settlement::Exhausted);
+        }
         Some(Advisory::MaxDeliveries { stream_seq: seq, deliveries: attempt.into() })
+    }
+
+    /// Makes an unacked message a dead letter, if the consumer is configured so. Says whether it is one now.
+    fn give_up(&mut self, seq: Seq, cause: DeathCause, words: &[u8], now: Timestamp) -> bool {
+        if self.extensions.dead_letter.is_none() {
+            return false;
+        }
+        let message = DeadMessage { seq, cause, detail: dead_letter::detail(words) };
+        if !self.marks.give_up(&message) {
+            return false;
+        }
+        self.let_go(seq);
+        self.fold.given_up(message);
+        self.dead_letters.add(seq, now.plus(dead_letter::COMMIT_LOOK));
+        true
+    }
+
+    /// A dead letter is stored: its message is done.
+    pub(super) fn bury(&mut self, seq: Seq, now: Timestamp) {
+        if self.marks.dead.contains_key(&seq) {
+            self.settle_one(seq, Settlement::Terminated, now);
+        }
+    }
+
+    /// Nothing is to be done with the message any more.
+    pub(super) fn let_go(&mut self, seq: Seq) {
+        self.ready.remove(&seq);
+        self.slots.forget(seq);
+        if let Some(keyed) = &mut self.keyed {
+            keyed.close(seq, &self.marks.passed);
+        }
     }
 
     pub(super) fn expire_acks(&mut self, now: Timestamp) {
         while let Some((at, seq)) = self.deadlines.pop_due(now) {
-            if self.ready.contains(&seq) || !is_due_at(&self.config, &self.marks, seq, at) {
+            let is_queued = self.ready.contains(&seq)
+                || self.slots.due().contains(&seq)
+                || self.marks.dead.contains_key(&seq);
+            if is_queued || !is_due_at(&self.config, &self.marks, seq, at) {
                 continue;
             }
             let attempt = self.marks.unacked.get(&seq).map_or(1, |unacked| unacked.attempt);
-            if let Some(advisory) = self.deliver_again(seq, attempt) {
+            if let Some(advisory) = self.deliver_again(seq, attempt, now) {
                 self.outbox.push_back(Step::Advisory(advisory));
             }
         }

@@ -1,6 +1,7 @@
 //! Hot path: the next delivery, or why there is none.
 //!
-//! Redeliveries go first, in order of their sequences, and are not held back by `max_ack_pending`.
+//! Redeliveries go first, in order of their sequences, and are not held back by `max_ack_pending`. Then come those that
+//! gave their place up and wait for one, then those that were passed over and whose key is done, then new ones.
 
 use bytes::Bytes;
 use levee_protocol::api::AckPolicy;
@@ -9,8 +10,10 @@ use levee_protocol::record::Record;
 use levee_protocol::time::{Nanos, Timestamp};
 use levee_protocol::wire::headers::HeaderBuilder;
 
+use super::committed::Held;
 use super::{Delivery, Dispatch, Step};
 use crate::consumer::backlog::Reading;
+use crate::consumer::keyed::{Key, PASSED_MAX};
 use crate::consumer::notice::Notice;
 use crate::consumer::priority::Load;
 use crate::consumer::settle::{Run, Sent};
@@ -41,50 +44,78 @@ impl Dispatch {
                 None => u64::MAX,
             },
         };
-        if let Some(delivery) = self.redeliver(stream, view, interest, now)? {
-            return Ok(Next::Deliver(delivery));
-        }
-        if !self.ready.is_empty() {
-            return Ok(Next::Nothing { look_again: None });
-        }
-        let room = match u64::try_from(self.config.max_ack_pending) {
-            Ok(max) if max > 0 && self.config.ack_policy != AckPolicy::None => {
-                max.saturating_sub(self.marks.num_unacked())
+        while let Some(seq) = self.next_ready() {
+            if let Some(next) = self.deliver_open(seq, stream, view, interest, now)? {
+                return Ok(next);
             }
-            _ => u64::MAX,
+        }
+        let room = match self.config.ack_policy {
+            AckPolicy::None => u64::MAX,
+            _ => {
+                let dead = self.marks.dead.len();
+                self.slots.room(self.config.max_ack_pending, self.marks.num_unacked(), dead)
+            }
         };
         if room == 0 {
             return Ok(Next::Nothing { look_again: None });
         }
+        while let Some(seq) = self.next_waiting() {
+            if let Some(next) = self.deliver_open(seq, stream, view, interest, now)? {
+                return Ok(next);
+            }
+        }
         self.deliver_new(appetite.min(room), stream, view, interest, now)
     }
 
-    fn redeliver(
+    /// The next message to deliver again, whatever is in flight.
+    fn next_ready(&self) -> Option<Seq> {
+        match &self.keyed {
+            None => self.ready.first().copied(),
+            Some(keyed) => self.ready.iter().copied().find(|seq| keyed.is_first(*seq)),
+        }
+    }
+
+    /// The next message that had its turn and needs a place.
+    fn next_waiting(&self) -> Option<Seq> {
+        let due = self.slots.due();
+        let Some(keyed) = &self.keyed else { return due.first().copied() };
+        due.iter().copied().find(|seq| keyed.is_first(*seq)).or_else(|| keyed.next_free())
+    }
+
+    /// Delivers a message that had its turn before. `None` is that it is gone.
+    fn deliver_open(
         &mut self,
+        seq: Seq,
         stream: &dyn Source,
         view: &dyn MessageView,
         interest: &dyn Fn(&[u8]) -> bool,
         now: Timestamp,
-    ) -> Result<Option<Delivery>, ReadFailed> {
-        while let Some(seq) = self.ready.first().copied() {
-            let Some(unacked) = self.marks.unacked.get(&seq) else {
-                self.ready.remove(&seq);
-                continue;
-            };
-            let attempt = unacked.attempt.saturating_add(1);
-            if !stream.is_live(seq) {
-                self.drop_unacked(Run { first: seq, last: seq }, stream, now);
-                continue;
+    ) -> Result<Option<Next>, ReadFailed> {
+        let is_passed = self.marks.passed.contains(&seq);
+        let attempt = match self.marks.unacked.get(&seq) {
+            Some(unacked) => unacked.attempt.saturating_add(1),
+            None if is_passed => 1,
+            None => {
+                self.let_go(seq);
+                return Ok(None);
             }
-            let record = view.record(seq)?.ok_or_else(|| ReadFailed::missing(seq))?;
-            let reading = Reading { stream, view, filters: &self.filters };
-            let pending = self.backlog.undelivered(reading, &self.marks)?;
-            let record = self.shown(record);
-            let Some(to) = self.recipient(&record, attempt, pending, interest, now) else { return Ok(None) };
-            self.ready.remove(&seq);
-            return Ok(Some(self.sent(to, record, attempt, pending, now)));
+        };
+        if !stream.is_live(seq) {
+            self.drop_unacked(Run { first: seq, last: seq }, stream, now);
+            return Ok(None);
         }
-        Ok(None)
+        let record = view.record(seq)?.ok_or_else(|| ReadFailed::missing(seq))?;
+        let pending = self.undelivered(stream, view)?.saturating_sub(u64::from(is_passed));
+        let record = self.shown(record);
+        let Some(to) = self.recipient(&record, attempt, pending, interest, now) else {
+            return Ok(Some(Next::Nothing { look_again: None }));
+        };
+        self.ready.remove(&seq);
+        self.slots.forget(seq);
+        if let Some(keyed) = &mut self.keyed {
+            keyed.delivered(seq);
+        }
+        Ok(Some(self.sent(to, record, attempt, pending, now)))
     }
 
     fn deliver_new(
@@ -100,16 +131,19 @@ impl Dispatch {
             if let Some(last) = self.backlog.take_rest() {
                 self.marks.advance(last);
             }
-            let outbox = &mut self.outbox;
-            self.waiting.nothing_left(|notice| outbox.push_back(Step::Notify(notice)));
+            self.end_one_shots();
             return Ok(Next::Nothing { look_again: None });
         };
+        let key = self.keyed.as_ref().and_then(|keyed| keyed.key(&record));
+        if key.is_some_and(|key| self.is_taken(key)) {
+            return self.pass(&record, key, stream, view);
+        }
         if let Some(at) = self.replay_pause(&record, now) {
             return Ok(Next::Nothing { look_again: Some(at) });
         }
         let timestamp = record.timestamp;
         let seq = record.seq;
-        let pending = self.backlog.undelivered(reading, &self.marks)?.saturating_sub(1);
+        let pending = self.undelivered(stream, view)?.saturating_sub(1);
         let record = self.shown(record);
         let Some(to) = self.recipient(&record, 1, pending, interest, now) else {
             return Ok(Next::Nothing { look_again: None });
@@ -121,7 +155,36 @@ impl Dispatch {
                 self.replay = None;
             }
         }
-        Ok(Next::Deliver(self.sent(to, record, 1, pending, now)))
+        if let (Some(keyed), Some(key)) = (&mut self.keyed, key) {
+            keyed.open(seq, key);
+        }
+        Ok(self.sent(to, record, 1, pending, now))
+    }
+
+    fn is_taken(&self, key: Key) -> bool {
+        self.keyed.as_ref().is_some_and(|keyed| keyed.is_taken(key))
+    }
+
+    /// The turn of the message that was read last has come, but its key is in flight.
+    fn pass(
+        &mut self,
+        record: &Record,
+        key: Option<Key>,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+    ) -> Result<Next, ReadFailed> {
+        if self.marks.passed.len() >= PASSED_MAX {
+            self.end_one_shots();
+            return Ok(Next::Nothing { look_again: None });
+        }
+        self.backlog.take(Reading { stream, view, filters: &self.filters }, &self.marks)?;
+        self.marks.pass(record.seq);
+        self.marks.advance(record.seq);
+        self.fold.passed(record.seq);
+        if let (Some(keyed), Some(key)) = (&mut self.keyed, key) {
+            keyed.open(record.seq, key);
+        }
+        Ok(Next::Held)
     }
 
     /// The record as clients of this consumer get it.
@@ -181,7 +244,7 @@ impl Dispatch {
         attempt: u32,
         pending: u64,
         now: Timestamp,
-    ) -> Delivery {
+    ) -> Next {
         if let Some(pin_id) = self.priority.pin_header() {
             let mut header = HeaderBuilder::from_block(&record.header);
             header.push("Nats-Pin-Id", pin_id);
@@ -194,8 +257,14 @@ impl Dispatch {
         if self.config.ack_policy != AckPolicy::None {
             self.wait_for_ack(record.seq, now, attempt);
         }
-        self.outbox.extend(to.follows.map(Step::Notify));
-        Delivery { to: to.to, record, attempt: attempt.into(), consumer_seq, pending }
+        let follows = to.follows.map(Step::Notify);
+        let delivery = Delivery { to: to.to, record, attempt: attempt.into(), consumer_seq, pending };
+        if self.keyed.is_some() {
+            self.held.push_back(Held { delivery, follows });
+            return Next::Held;
+        }
+        self.outbox.extend(follows);
+        Next::Deliver(delivery)
     }
 
     /// Until when the original pace holds the message back.
@@ -206,7 +275,7 @@ impl Dispatch {
         (pause > REPLAY_PAUSE_MIN && at > now).then_some(at)
     }
 
-    /// While paused there is nothing to have for requests that do not wait.
+    /// There is nothing to have for requests that do not wait.
     fn end_one_shots(&mut self) {
         let outbox = &mut self.outbox;
         self.waiting.nothing_left(|notice| outbox.push_back(Step::Notify(notice)));
@@ -215,7 +284,11 @@ impl Dispatch {
 
 pub(super) enum Next {
     Deliver(Delivery),
-    Nothing { look_again: Option<Timestamp> },
+    /// Something was done, and nothing is to be sent yet.
+    Held,
+    Nothing {
+        look_again: Option<Timestamp>,
+    },
 }
 
 struct Recipient {

@@ -4,6 +4,7 @@
 //! ledger := version | name | created | incarnation | config (JSON)
 //!           | delivered | delivered_at | floor | settled_at
 //!           | unacked* | exhausted* | early* | chosen
+//!           | dead* | passed*                             since version 2
 //! ```
 //!
 //! The version byte is persisted: a new layout gets a new number, and old ones stay readable.
@@ -12,14 +13,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use levee_protocol::api::ConsumerConfig;
 use levee_protocol::command::Undecodable;
+use levee_protocol::command::progress::DeathCause;
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::Timestamp;
 use prost::encoding::{decode_varint, encode_varint};
 
 use crate::consumer::ledger::{Ledger, parse_filters};
-use crate::consumer::settle::{Chosen, Marks, Position, Unacked};
+use crate::consumer::settle::{Chosen, Death, Marks, Position, Unacked};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Without dead letters and keys.
+const VERSION_PLAIN: u8 = 1;
 
 pub(super) fn encode(ledger: &Ledger) -> Vec<u8> {
     let marks = &ledger.marks;
@@ -58,13 +62,23 @@ pub(super) fn encode(ledger: &Ledger) -> Vec<u8> {
             encode_varint(chosen.resume.0, &mut out);
         }
     }
+    encode_varint(marks.dead.len() as u64, &mut out);
+    let mut before = Seq::NONE;
+    for (seq, death) in &marks.dead {
+        encode_varint(seq.0 - before.0, &mut out);
+        encode_varint(death.cause.number().into(), &mut out);
+        put_bytes(&mut out, death.detail.as_bytes());
+        before = *seq;
+    }
+    put_ascending(&mut out, marks.passed.len(), marks.passed.iter());
     out
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Ledger, Undecodable> {
     let mut reader = Reader { rest: bytes };
-    match reader.byte()? {
-        VERSION => {}
+    let version = reader.byte()?;
+    match version {
+        VERSION_PLAIN | VERSION => {}
         version => {
             return Err(Undecodable(format!(
                 "consumer has unknown version {version}; it may come from a newer release"
@@ -104,6 +118,17 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ledger, Undecodable> {
     let seqs = reader.ascending::<VecDeque<Seq>>()?;
     if !seqs.is_empty() {
         marks.chosen = Some(Chosen { seqs, resume: Seq(reader.number()?) });
+    }
+    if version == VERSION {
+        let mut before = 0_u64;
+        for _ in 0..reader.number()? {
+            before = before.checked_add(reader.number()?).ok_or_else(damaged)?;
+            let cause = u32::try_from(reader.number()?).map_err(|_| damaged())?;
+            let cause = DeathCause::from_number(cause)?;
+            let detail = std::str::from_utf8(reader.bytes()?).map_err(|_| damaged())?.to_owned();
+            marks.dead.insert(Seq(before), Death { cause, detail });
+        }
+        marks.passed = reader.ascending::<BTreeSet<Seq>>()?;
     }
     if !reader.rest.is_empty() {
         return Err(damaged());

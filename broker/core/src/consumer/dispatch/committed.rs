@@ -1,0 +1,131 @@
+//! What waits for the ledger: deliveries of keyed consumers, and dead letters.
+//!
+//! Other deliveries leave before their mark is committed. One of a keyed consumer does not: if its leader died, the next
+//! one would not know that the message is in flight, and might deliver the one behind it while a client still works.
+
+use levee_protocol::ids::Seq;
+use levee_protocol::time::{Nanos, Timestamp};
+
+use super::{Delivery, Dispatch, Step};
+use crate::consumer::dead_letter::{self, DeadLetter};
+use crate::consumer::ledger::Ledger;
+use crate::consumer::settle::Unacked;
+use crate::consumer::source::Source;
+use crate::stream::{MessageView, ReadFailed};
+
+/// When to look again whether a delivery is committed.
+const COMMIT_LOOK: Nanos = Nanos::from_millis(1);
+
+/// A delivery that waits for its mark to be committed, and what follows it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) delivery: Delivery,
+    pub(super) follows: Option<Step>,
+}
+
+/// What became of a dead letter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Posted {
+    /// A stream has it.
+    Stored,
+    /// No stream has it, as far as is known.
+    Failed,
+}
+
+impl Dispatch {
+    /// Whether a delivery waits for its mark to be committed.
+    #[must_use]
+    pub fn waits_for_commit(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether it is time to look into the ledger for what waits for it.
+    #[must_use]
+    pub fn waits_for_ledger(&self, now: Timestamp) -> bool {
+        self.waits_for_commit() || self.dead_letters.next().is_some_and(|at| at <= now)
+    }
+
+    /// The next delivery whose mark this ledger has.
+    pub fn committed(&mut self, ledger: &Ledger) -> Option<Delivery> {
+        let first = self.held.front()?;
+        if ledger.incarnation != self.incarnation
+            || first.delivery.consumer_seq > ledger.marks.delivered.consumer
+        {
+            return None;
+        }
+        let Held { delivery, follows } = self.held.pop_front()?;
+        self.outbox.extend(follows);
+        Some(delivery)
+    }
+
+    /// Dead letters to publish now, as this ledger knows them. What became of each is to be said to
+    /// [`Dispatch::on_dead_letter`].
+    pub fn dead_letters(
+        &mut self,
+        ledger: &Ledger,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        now: Timestamp,
+    ) -> Result<Vec<DeadLetter>, ReadFailed> {
+        let mut letters = Vec::new();
+        let Some(subject) = self.extensions.dead_letter.clone() else { return Ok(letters) };
+        if ledger.incarnation != self.incarnation || self.dead_letters.next().is_none_or(|at| at > now) {
+            return Ok(letters);
+        }
+        while let Some(seq) = self.next_letter(ledger, now) {
+            let (Some(death), Some(Unacked { attempt, .. })) =
+                (ledger.marks.dead.get(&seq), self.marks.unacked.get(&seq))
+            else {
+                continue;
+            };
+            // Gone: that it is settled follows when the stream's report comes.
+            let record = if stream.is_live(seq) { view.record(seq)? } else { None };
+            match record {
+                None => self.dead_letters.stored(seq),
+                Some(record) => {
+                    let origin = (self.stream_name.as_str(), ledger);
+                    letters.push(dead_letter::compose(origin, &subject, record, (death, *attempt)));
+                }
+            }
+        }
+        Ok(letters)
+    }
+
+    /// What became of a dead letter. One that is stored is settled.
+    pub fn on_dead_letter(&mut self, seq: Seq, incarnation: u64, posted: Posted, now: Timestamp) {
+        if incarnation != self.incarnation {
+            return;
+        }
+        match posted {
+            Posted::Stored => {
+                self.dead_letters.stored(seq);
+                self.bury(seq, now);
+            }
+            Posted::Failed => self.dead_letters.failed(seq, now),
+        }
+    }
+
+    /// After taking over: the keys of what is open are in the messages.
+    pub(super) fn reopen_keys(&mut self, view: &dyn MessageView) -> Result<(), ReadFailed> {
+        let Some(keyed) = &mut self.keyed else { return Ok(()) };
+        let marks = &self.marks;
+        let in_flight = marks.unacked.keys().filter(|seq| !marks.dead.contains_key(seq));
+        for seq in in_flight.chain(&marks.passed) {
+            let key = view.record(*seq)?.and_then(|record| keyed.key(&record));
+            if let Some(key) = key {
+                keyed.open(*seq, key);
+            }
+        }
+        keyed.release(&marks.passed);
+        Ok(())
+    }
+
+    pub(super) fn look_for_commits(&self, now: Timestamp) -> Option<Timestamp> {
+        (!self.held.is_empty()).then(|| now.plus(COMMIT_LOOK))
+    }
+
+    fn next_letter(&mut self, ledger: &Ledger, now: Timestamp) -> Option<Seq> {
+        let marks = &self.marks;
+        self.dead_letters.take_due(ledger, |seq| marks.unacked.contains_key(&seq), now)
+    }
+}

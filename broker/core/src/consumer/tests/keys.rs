@@ -1,0 +1,224 @@
+//! Of the messages of a key, one is in flight at a time, in the order of the stream.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::consumer::keyed::PASSED_MAX;
+
+fn config() -> ConsumerConfig {
+    let metadata = [("levee.key".to_owned(), "token:2".to_owned())].into();
+    ConsumerConfig { ack_wait: Nanos::from_secs(1), metadata, ..explicit() }
+}
+
+impl World {
+    /// Runs, commits, and gives what may be sent then, as `seq/attempt`.
+    fn sent(&mut self) -> Vec<String> {
+        let lines = self.run();
+        self.commit();
+        let ledger = self.machine.consumer(&self.name).unwrap().clone();
+        let mut sent = Vec::new();
+        while let Some(delivery) = self.dispatch().committed(&ledger) {
+            sent.push(format!("{}/{}", delivery.record.seq, delivery.attempt));
+        }
+        assert!(!lines.iter().any(|line| line.contains("c1.")), "before it is committed: {lines:?}");
+        sent
+    }
+
+    fn keyed() -> Self {
+        let mut world = Self::with_six_messages();
+        world.consumer(config());
+        world
+    }
+}
+
+#[test]
+fn a_message_waits_for_the_one_before_it_of_its_key_and_others_do_not() {
+    let mut world = World::keyed();
+    world.next(9);
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    assert_eq!(world.numbers()[6], 3, "those that were passed over are pending");
+
+    world.ack(2, AckKind::Ack);
+    assert_eq!(world.sent(), ["5/1"]);
+    world.ack(1, AckKind::Nak(Nanos::ZERO));
+    assert_eq!(world.sent(), ["1/2"]);
+    world.ack(1, AckKind::Ack);
+    world.ack(3, AckKind::Terminate(b""));
+    assert_eq!(world.sent(), ["4/1", "6/1"]);
+    for seq in [4, 5, 6] {
+        world.ack(seq, AckKind::Ack);
+    }
+    assert_eq!(world.sent(), [""; 0]);
+    assert_eq!(world.numbers()[3..], [6, 0, 0, 0]);
+}
+
+#[test]
+fn nothing_is_sent_before_its_mark_is_committed() {
+    let mut world = World::keyed();
+    world.next(1);
+    let ledger = world.machine.consumer(&world.name).unwrap().clone();
+
+    assert!(world.dispatch().committed(&ledger).is_none());
+    assert!(world.dispatch().waits_for_commit());
+    assert_eq!(world.sent(), ["1/1"]);
+}
+
+#[test]
+fn the_floor_stays_below_what_was_passed_over() {
+    let mut world = World::keyed();
+    world.next(9);
+    world.sent();
+    world.ack(2, AckKind::Ack);
+    world.ack(3, AckKind::Ack);
+    world.sent();
+    world.ack(5, AckKind::Ack);
+    world.ack(6, AckKind::Ack);
+    world.sent();
+
+    assert_eq!(world.numbers()[3..], [0, 1, 0, 1]);
+    world.ack(4, AckKind::Ack);
+    assert_eq!(world.numbers()[6], 1, "an ack of what nobody got changes nothing");
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.sent(), ["4/1"]);
+    assert_eq!(world.numbers()[3], 3);
+}
+
+#[test]
+fn a_new_leader_keeps_to_it() {
+    let mut world = World::keyed();
+    world.next(9);
+    world.sent();
+    world.ack(3, AckKind::Ack);
+    world.commit();
+
+    world.lead();
+    world.next(9);
+    assert_eq!(world.sent(), ["6/1"]);
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.sent(), ["4/1"]);
+    let bytes = world.machine.consumer(&world.name).unwrap().encode();
+    assert_eq!(&Ledger::decode(&bytes).unwrap(), world.machine.consumer(&world.name).unwrap());
+}
+
+#[test]
+fn messages_that_are_removed_hold_nothing_up() {
+    let mut world = World::keyed();
+    world.next(9);
+    world.sent();
+    world.publish("c1.0", "7");
+    world.delete(4);
+    assert_eq!(world.sent(), [""; 0]);
+    world.delete(1);
+
+    assert_eq!(world.sent(), ["7/1"]);
+}
+
+#[test]
+fn messages_without_the_key_are_free() {
+    let mut world = World::empty(StreamConfig::default());
+    let metadata = [("levee.key".to_owned(), "token:3".to_owned())].into();
+    for subject in ["c1.a", "c1.a", "c1.a.x", "c1.a", "c1.b.x"] {
+        world.publish(subject, "");
+    }
+    world.consumer(ConsumerConfig { metadata, ..explicit() });
+    world.next(9);
+
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1", "4/1"]);
+}
+
+#[test]
+fn the_look_ahead_is_bounded() {
+    let mut world = World::empty(StreamConfig::default());
+    let blocked = vec![("c1.hot", ""); PASSED_MAX + 2];
+    world.publish_all(&blocked);
+    world.publish_all(&[("c1.hot", ""), ("c1.cold", "")]);
+    world.consumer(config());
+    world.next(9);
+
+    assert_eq!(world.sent(), ["1/1"]);
+    let passed = world.machine.consumer(&world.name).unwrap().marks.passed.len();
+    assert_eq!(passed, PASSED_MAX);
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.sent(), ["2/1"]);
+    world.ack(2, AckKind::Ack);
+    let cold = PASSED_MAX + 4;
+    assert_eq!(world.sent(), ["3/1".to_owned(), format!("{cold}/1")]);
+}
+
+#[test]
+fn an_interest_stream_keeps_what_was_passed_over() {
+    use levee_protocol::api::RetentionPolicy;
+    let retention = RetentionPolicy::WorkQueue;
+    let mut world = World::empty(StreamConfig { retention, ..StreamConfig::default() });
+    world.consumer(config());
+    world.publish_all(&[("c1.a", ""), ("c1.a", ""), ("c1.b", "")]);
+    world.next(9);
+    assert_eq!(world.sent(), ["1/1", "3/1"]);
+    world.ack(3, AckKind::Ack);
+    world.commit();
+    assert_eq!(world.machine.messages(), 2);
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.sent(), ["2/1"]);
+    assert_eq!(world.machine.messages(), 1);
+}
+
+#[test]
+fn the_key_of_a_consumer_does_not_change() {
+    let mut world = World::keyed();
+    for changed in [None, Some("token:1")] {
+        let metadata = changed.map(|value| ("levee.key".to_owned(), value.to_owned())).into_iter().collect();
+        let reply = world.request(ConsumerConfig { metadata, ..config() }, ConsumerCreateAction::Update);
+        assert!(
+            matches!(&reply, Reply::Rejected(error) if error.description.contains("levee.key")),
+            "{reply:?}"
+        );
+    }
+}
+
+#[test]
+fn workers_that_fail_at_random_get_each_key_in_order_and_one_at_a_time() {
+    let mut world = World::empty(StreamConfig::default());
+    let mut expected: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for number in 0..300_u64 {
+        let key = number * number % 7;
+        world.publish(&format!("c1.{key}"), "");
+        expected.entry(key).or_default().push(number + 1);
+    }
+    world.consumer(ConsumerConfig { max_ack_pending: 20, ..config() });
+    let mut done: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    let mut in_flight: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut dice = 12_345_u64;
+    let mut rolls = 0;
+    while done.values().map(Vec::len).sum::<usize>() < 300 {
+        rolls += 1;
+        assert!(rolls < 20_000, "it stands still");
+        world.next(3);
+        for sent in world.sent() {
+            let seq: u64 = sent.split_once('/').unwrap().0.parse().unwrap();
+            let key = (seq - 1) * (seq - 1) % 7;
+            let before = in_flight.insert(key, seq);
+            assert!(before.is_none_or(|before| before == seq), "{before:?} and {seq} of {key}");
+        }
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let roll = (dice >> 33) % 10;
+        let Some((key, seq)) = in_flight.iter().nth(roll as usize % in_flight.len().max(1)) else { continue };
+        let (key, seq) = (*key, *seq);
+        match roll {
+            0 => {
+                world.ack(seq, AckKind::Nak(Nanos::ZERO));
+            }
+            1 => {
+                world.commit();
+                world.lead();
+            }
+            _ => {
+                world.ack(seq, AckKind::Ack);
+                in_flight.remove(&key);
+                done.entry(key).or_default().push(seq);
+            }
+        }
+        world.now = world.now.plus(Nanos::from_millis(30));
+    }
+
+    assert_eq!(done, expected);
+}
