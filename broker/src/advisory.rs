@@ -21,6 +21,9 @@ pub fn consumer(
 ) {
     let (stream, consumer) = (stream.to_owned(), consumer.to_string());
     let advisory = match advice.clone() {
+        Advice::Paused { paused, until } => {
+            Advisory::ConsumerPause { stream, consumer, paused, pause_until: Some(until) }
+        }
         Advice::MaxDeliveries { stream_seq, deliveries } => {
             Advisory::MaxDeliver { stream, consumer, stream_seq, deliveries }
         }

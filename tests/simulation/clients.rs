@@ -257,6 +257,8 @@ pub(crate) async fn worker(world: Arc<World>) {
                         .into_iter()
                         .collect(),
                     passed: Vec::new(),
+                    through: Seq::NONE,
+                    waits: Vec::new(),
                     dead: Vec::new(),
                     settled: vec![SettledRun { first: acked, last: acked, how: Settlement::AckedAll }],
                 }],

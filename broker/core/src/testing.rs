@@ -230,7 +230,9 @@ impl Runner {
                 let action = Default::default();
                 self.apply(&StreamCommand::CreateConsumer { now, name: words.name(), config, action }, out);
             }
-            "delete-consumer" => self.apply(&StreamCommand::DeleteConsumer { now, name: words.name() }, out),
+            "delete-consumer" => {
+                self.apply(&StreamCommand::DeleteConsumer { now, name: words.name(), incarnation: None }, out)
+            }
             "progress" => {
                 let progress = Progress { now, consumers: vec![self.progress(words)] };
                 self.apply(&StreamCommand::Progress(progress), out);
@@ -295,6 +297,8 @@ impl Runner {
             name,
             delivered: Vec::new(),
             passed: Vec::new(),
+            through: Seq::NONE,
+            waits: Vec::new(),
             dead: Vec::new(),
             settled: Vec::new(),
         };

@@ -14,7 +14,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     }
     let led = cx.led()?;
     let name = ConsumerName::parse(cx.request.consumer).map_err(|_| ApiError::consumer_not_found())?;
-    let command = StreamCommand::DeleteConsumer { now: cx.jetstream.clock().now(), name };
+    let command = StreamCommand::DeleteConsumer { now: cx.jetstream.clock().now(), name, incarnation: None };
     match led.replica.propose(&command).await {
         Ok(Reply::ConsumerDeleted) => Ok(cx.request.endpoint.success(&Done::OK)),
         Ok(Reply::Rejected(error)) => Err(error),

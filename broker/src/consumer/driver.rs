@@ -12,6 +12,7 @@ use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest, Retentio
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::{AccountName, ConsumerName};
 use levee_protocol::time::{Nanos, Timestamp};
+use levee_storage::kind::INLINE;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -91,11 +92,11 @@ impl Driver {
     ) -> Result<Option<Arc<Self>>, ReadFailed> {
         let clock = jetstream.clock().clone();
         let account = replica.assignment().account.clone();
-        let interest = |subject: &[u8]| jetstream.router().has_interest(&account, subject);
         let begun = replica.read(|machine, view| {
             let Some(ledger) = machine.consumer(name) else { return Ok(None) };
             let now = clock.now();
             let mut dispatch = Dispatch::new(ledger, machine, view, now)?;
+            let interest = interest(jetstream, &account, &dispatch);
             dispatch.bind(&interest, now);
             let info = dispatch.info(machine, view, now)?;
             Ok(Some((dispatch, info, ledger.config().sourcing)))
@@ -251,15 +252,16 @@ impl Driver {
             let pressure = route.pressure();
             route.flush();
             let wait = match turn {
-                Ok(Turn::More) if pressure => Some(PRESSURE_PAUSE),
+                Ok(Turn::More) if pressure => {
+                    tokio::time::sleep(PRESSURE_PAUSE).await;
+                    continue;
+                }
                 Ok(Turn::More) => {
                     tokio::task::yield_now().await;
                     continue;
                 }
                 Ok(Turn::Inactive) => {
-                    let (now, name) = (self.clock.now(), self.name.clone());
-                    // A refusal means that leadership is going, or that it is deleted already.
-                    let _ = replica.propose(&StreamCommand::DeleteConsumer { now, name }).await;
+                    self.delete_inactive(&replica);
                     continue;
                 }
                 Ok(Turn::Sleep(until)) => {
@@ -314,6 +316,15 @@ impl Driver {
         })
     }
 
+    /// Has the consumer deleted, if it is still this one. What became of it comes as an event of the stream; it is asked
+    /// again if nothing does.
+    fn delete_inactive(&self, replica: &Replica) {
+        let incarnation = Some(self.dispatch.lock().incarnation());
+        let command =
+            StreamCommand::DeleteConsumer { now: self.clock.now(), name: self.name.clone(), incarnation };
+        replica.group().propose_then(INLINE, command.encode().into_bytes(), Box::new(drop));
+    }
+
     /// Hands in what arrived, then takes steps up to one flush.
     fn turn(
         &self,
@@ -347,8 +358,7 @@ impl Driver {
                 }
             }
         }
-        let router = jetstream.router();
-        let has_interest = |subject: &[u8]| router.has_interest(&self.account, subject);
+        let has_interest = interest(jetstream, &self.account, &dispatch);
         let turn = replica.read(|machine, view| {
             for _ in 0..STEPS_PER_FLUSH {
                 match dispatch.poll(machine, view, &has_interest, now)? {
@@ -491,6 +501,22 @@ impl Driver {
 
     fn advise(&self, jetstream: &JetStream, route: &mut RouteBatch, stream: &str, advice: &Advisory) {
         advisory::consumer(jetstream, route, &self.account, stream, &self.name, advice);
+    }
+}
+
+/// Who listens: on the deliver subject of a queue group only its members count, on other subjects everybody.
+fn interest(
+    jetstream: &JetStream,
+    account: &AccountName,
+    dispatch: &Dispatch,
+) -> impl Fn(&[u8]) -> bool + use<> {
+    let (router, account) = (Arc::clone(jetstream.router()), account.clone());
+    let grouped = dispatch.deliver_group().map(|(subject, group)| (subject.to_owned(), group.to_owned()));
+    move |subject| match &grouped {
+        Some((deliver, group)) if subject == deliver.as_bytes() => {
+            router.has_queue_interest(&account, subject, group.as_bytes())
+        }
+        _ => router.has_interest(&account, subject),
     }
 }
 

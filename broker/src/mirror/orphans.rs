@@ -31,7 +31,9 @@ pub async fn run(jetstream: Weak<JetStream>) {
                 if before.contains(&orphan) {
                     let (now, name) = (replica.now(jetstream.clock()), orphan.1.clone());
                     // A failure means that leadership is going: who leads next looks as well.
-                    let _ = replica.propose(&StreamCommand::DeleteConsumer { now, name }).await;
+                    let _ = replica
+                        .propose(&StreamCommand::DeleteConsumer { now, name, incarnation: None })
+                        .await;
                 }
                 missing.insert(orphan);
             }

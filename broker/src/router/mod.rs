@@ -102,6 +102,13 @@ impl Router {
         table.is_some_and(|table| table.has_interest(subject))
     }
 
+    /// The same for members of one queue group.
+    #[must_use]
+    pub fn has_queue_interest(&self, account: &AccountName, subject: &[u8], group: &[u8]) -> bool {
+        let table = self.accounts.read().get(account).cloned();
+        table.is_some_and(|table| table.has_queue_interest(subject, group))
+    }
+
     /// The same for subscriptions to just this subject.
     #[must_use]
     pub fn has_literal_interest(&self, account: &AccountName, subject: &[u8]) -> bool {

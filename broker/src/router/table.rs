@@ -120,6 +120,19 @@ impl AccountTable {
         found
     }
 
+    /// Whether this queue group has a member, here or on a connected peer, that would get a message on `subject`.
+    #[must_use]
+    pub fn has_queue_interest(&self, subject: &[u8], group: &[u8]) -> bool {
+        let mut found = false;
+        self.for_each_match(subject, |interest| {
+            found |= match interest {
+                Interest::Local(subscription) => *subscription.queue == *group && subscription.is_open(),
+                Interest::Remote(remote) => *remote.queue == *group && remote.link.is_connected(),
+            };
+        });
+        found
+    }
+
     /// Whether somebody, here or on a connected peer, has subscribed to just this subject, not by a wildcard.
     #[must_use]
     pub fn has_literal_interest(&self, subject: &[u8]) -> bool {

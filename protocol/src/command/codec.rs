@@ -94,9 +94,14 @@ impl StreamCommand {
                     action: action_number(*action),
                 },
             ),
-            Self::DeleteConsumer { now, name } => {
-                framed(number::DELETE_CONSUMER, &NamedBody { now: now.0, name: name.as_str().to_owned() })
-            }
+            Self::DeleteConsumer { now, name, incarnation } => framed(
+                number::DELETE_CONSUMER,
+                &DeleteConsumerBody {
+                    now: now.0,
+                    name: name.as_str().to_owned(),
+                    incarnation: incarnation.unwrap_or(0),
+                },
+            ),
             Self::Progress(progress) if progress.is_extended() => {
                 framed(number::EXTENDED_PROGRESS, &ProgressBody::from(progress))
             }
@@ -165,8 +170,13 @@ impl StreamCommand {
                 })
             }
             number::DELETE_CONSUMER => {
-                let NamedBody { now, name } = message(body)?;
-                Ok(Self::DeleteConsumer { now: Timestamp(now), name: consumer_name(&name)? })
+                let DeleteConsumerBody { now, name, incarnation } = message(body)?;
+                Ok(Self::DeleteConsumer {
+                    now: Timestamp(now),
+                    name: consumer_name(&name)?,
+                    // No consumer was created by the first entry of a log.
+                    incarnation: (incarnation > 0).then_some(incarnation),
+                })
             }
             number::PROGRESS | number::EXTENDED_PROGRESS => {
                 message::<ProgressBody>(body)?.into_progress().map(Self::Progress)
@@ -401,11 +411,13 @@ struct CreateConsumerBody {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct NamedBody {
+struct DeleteConsumerBody {
     #[prost(sfixed64, tag = "1")]
     now: i64,
     #[prost(string, tag = "2")]
     name: String,
+    #[prost(uint64, tag = "3")]
+    incarnation: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -450,6 +462,18 @@ struct ConsumerProgressBody {
     dead: Vec<DeadBody>,
     #[prost(uint64, repeated, tag = "6")]
     passed: Vec<u64>,
+    #[prost(message, repeated, tag = "7")]
+    waits: Vec<WaitBody>,
+    #[prost(uint64, tag = "8")]
+    through: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WaitBody {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(sfixed64, tag = "2")]
+    at: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -512,6 +536,8 @@ impl From<&Progress> for ProgressBody {
             settled: consumer.settled.iter().map(settled).collect(),
             dead: consumer.dead.iter().map(dead).collect(),
             passed: consumer.passed.iter().map(|seq| seq.0).collect(),
+            waits: consumer.waits.iter().map(|(seq, at)| WaitBody { seq: seq.0, at: at.0 }).collect(),
+            through: consumer.through.0,
         };
         Self { now: progress.now.0, consumers: progress.consumers.iter().map(consumer).collect() }
     }
@@ -539,6 +565,8 @@ impl ProgressBody {
                 incarnation: consumer.incarnation,
                 passed: consumer.passed.into_iter().map(Seq).collect(),
                 delivered: consumer.delivered.into_iter().map(delivered).collect(),
+                through: Seq(consumer.through),
+                waits: consumer.waits.iter().map(|wait| (Seq(wait.seq), Timestamp(wait.at))).collect(),
                 dead: consumer.dead.into_iter().map(dead).collect::<Result<_, Undecodable>>()?,
                 settled: consumer.settled.into_iter().map(settled).collect::<Result<_, Undecodable>>()?,
             })

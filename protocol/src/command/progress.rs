@@ -13,15 +13,20 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Whether it has anything to say that releases without dead letters and keys do not know.
+    /// Whether it has anything to say that releases without dead letters, keys and kept waits do not know.
     #[must_use]
     pub fn is_extended(&self) -> bool {
-        self.consumers.iter().any(|consumer| !consumer.dead.is_empty() || !consumer.passed.is_empty())
+        self.consumers.iter().any(|consumer| {
+            !consumer.dead.is_empty()
+                || !consumer.passed.is_empty()
+                || !consumer.waits.is_empty()
+                || consumer.through != Seq::NONE
+        })
     }
 }
 
-/// What one consumer did, in the order: messages that were passed over, deliveries, messages that were given up,
-/// settlements.
+/// What one consumer did, in the order: messages that were passed over, deliveries, waits that were begun anew, messages
+/// that were given up, settlements.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConsumerProgress {
     /// Which consumer.
@@ -33,6 +38,12 @@ pub struct ConsumerProgress {
     pub passed: Vec<Seq>,
     /// Deliveries, in order.
     pub delivered: Vec<DeliveredRun>,
+    /// Everything up to there was delivered or does not concern the consumer. Said when its filters change, because only
+    /// the leader knows how far it has looked; `NONE` otherwise.
+    pub through: Seq,
+    /// Unacked messages whose wait for an ack counts from another time than their delivery, which may be to come: clients
+    /// are still working on them, or want them later.
+    pub waits: Vec<(Seq, Timestamp)>,
     /// Messages that were given up and become dead letters: unacked until they are settled, and not delivered again.
     pub dead: Vec<DeadMessage>,
     /// Settled stream sequences, as inclusive runs, in order.

@@ -57,6 +57,8 @@ pub enum StreamCommand {
         now: Timestamp,
         /// Which one.
         name: ConsumerName,
+        /// Only if it is still the one with this incarnation, and not a later one of the same name.
+        incarnation: Option<u64>,
     },
     /// What consumers delivered and what was acknowledged since the last of these.
     Progress(Progress),

@@ -8,12 +8,14 @@ use levee_protocol::ids::Seq;
 use levee_protocol::time::{Nanos, Timestamp};
 
 /// The wait after the delivery with this number: `backoff[n - 1]`, the last one for all that follow, `ack_wait`
-/// without a backoff.
+/// without a backoff; but never less than a millisecond, or a message would be sent again while it is being sent.
 pub(crate) fn wait_after(config: &ConsumerConfig, attempt: u32) -> Nanos {
     let position = (attempt.max(1) - 1) as usize;
     let wait = config.backoff.get(position).or_else(|| config.backoff.last());
-    wait.copied().unwrap_or(config.ack_wait)
+    wait.copied().unwrap_or(config.ack_wait).max(WAIT_MIN)
 }
+
+const WAIT_MIN: Nanos = Nanos::from_millis(1);
 
 /// Times at which messages have to be looked at.
 ///
@@ -59,13 +61,13 @@ mod tests {
 
     #[test]
     fn the_last_backoff_holds_for_all_later_attempts() {
-        let mut config = ConsumerConfig { ack_wait: Nanos(7), ..ConsumerConfig::default() };
-        assert_eq!(wait_after(&config, 3), Nanos(7));
+        let mut config = ConsumerConfig { ack_wait: Nanos::from_millis(7), ..ConsumerConfig::default() };
+        assert_eq!(wait_after(&config, 3), Nanos::from_millis(7));
 
-        config.backoff = vec![Nanos(1), Nanos(2)];
+        config.backoff = vec![Nanos::ZERO, Nanos::from_millis(2)];
         let waits: Vec<Nanos> = (1..=4).map(|attempt| wait_after(&config, attempt)).collect();
 
-        assert_eq!(waits, [Nanos(1), Nanos(2), Nanos(2), Nanos(2)]);
+        assert_eq!(waits, [1, 2, 2, 2].map(Nanos::from_millis));
     }
 
     #[test]

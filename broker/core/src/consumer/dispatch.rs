@@ -89,6 +89,8 @@ pub struct Dispatch {
     inherits_until: Timestamp,
     used_at: Timestamp,
     inactive_at: Option<Timestamp>,
+    /// Until when it is paused, as was told; the end of that is told too.
+    told_paused: Option<Timestamp>,
 }
 
 impl Dispatch {
@@ -133,6 +135,8 @@ impl Dispatch {
             },
             used_at: now,
             inactive_at: None,
+            // The leader before has told.
+            told_paused: if now.since(ledger.created) > NEWBORN { ledger.paused_until(now) } else { None },
         };
         if ledger.config.replay_policy == ReplayPolicy::Original {
             dispatch.replay = Some(Replay { until: stream.last_seq(), before: None });
@@ -219,10 +223,22 @@ impl Dispatch {
         }
     }
 
-    /// Looks whether anybody listens on the deliver subject, for an `info` before the first `poll`.
+    /// The deliver subject of a push consumer and the queue group that it is for, if it is for one.
+    #[must_use]
+    pub fn deliver_group(&self) -> Option<(&str, &str)> {
+        let Self { config, push, .. } = self;
+        (push.is_some() && !config.deliver_group.is_empty())
+            .then_some((&config.deliver_subject, &config.deliver_group))
+    }
+
+    /// Looks whether anybody listens on the deliver subject.
     pub fn bind(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
         if let Some(push) = &mut self.push {
+            let was_bound = push.bound;
             push.bind(interest(&push.subject), now);
+            if was_bound && !push.bound {
+                self.used_at = now;
+            }
         }
     }
 
@@ -241,6 +257,12 @@ impl Dispatch {
     /// The id of the next client to be pinned: random, so that no other leader gives out the same.
     pub fn supply_pin_id(&mut self, id: String) {
         self.priority.supply_id(id);
+    }
+
+    /// The incarnation that it works for.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Whether it works by this ledger's configuration and has not missed a reset.
@@ -399,6 +421,7 @@ impl Dispatch {
         self.outbox.extend(released.map(Step::Advisory));
         let filters_changed = self.filters != ledger.filters;
         let old = std::mem::replace(&mut self.config, ledger.config.clone());
+        self.tell_pause(now);
         let config = &self.config;
         // What was not valid was not created.
         self.extensions = config.extensions().unwrap_or_default();
@@ -410,7 +433,13 @@ impl Dispatch {
         }
         self.filters = ledger.filters.clone();
         if filters_changed {
+            self.marks.advance(ledger.marks.delivered.stream);
+            self.fold.through(self.marks.delivered.stream);
             self.backlog.reset();
+        }
+        if config.is_push() && old.is_push() && old.deliver_subject != config.deliver_subject {
+            // Nobody reads any more where it was delivered.
+            self.ready.extend(self.marks.unacked.keys().filter(|seq| !self.marks.dead.contains_key(seq)));
         }
         if !config.is_push() {
             self.push = None;
@@ -427,7 +456,8 @@ impl Dispatch {
         }
         if old.inactive_threshold != config.inactive_threshold {
             let threshold = config.inactive_threshold;
-            self.inactive_at = (threshold > Nanos::ZERO).then(|| self.used_at.plus(threshold));
+            self.used_at = now;
+            self.inactive_at = (threshold > Nanos::ZERO).then(|| now.plus(threshold));
         }
         if old.ack_wait != config.ack_wait || old.backoff != config.backoff {
             self.deadlines.clear();
@@ -435,6 +465,21 @@ impl Dispatch {
                 self.deadlines.add(unacked.at.plus(wait_after(&self.config, unacked.attempt)), *seq);
             }
         }
+        if old.max_deliver != self.config.max_deliver {
+            self.give_up_late(now);
+        }
+    }
+
+    /// Tells when a pause began or changed, and when it is over.
+    fn tell_pause(&mut self, now: Timestamp) {
+        let paused = self.paused_until(now);
+        if paused == self.told_paused {
+            return;
+        }
+        let before = std::mem::replace(&mut self.told_paused, paused);
+        let ended = before.filter(|until| *until <= now).unwrap_or(Timestamp::ZERO);
+        let advisory = Advisory::Paused { paused: paused.is_some(), until: paused.unwrap_or(ended) };
+        self.outbox.push_back(Step::Advisory(advisory));
     }
 
     fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
@@ -467,13 +512,7 @@ impl Dispatch {
         if !std::mem::take(&mut self.interest_changed) {
             return;
         }
-        if let Some(push) = &mut self.push {
-            let was_bound = push.bound;
-            push.bind(interest(&push.subject), now);
-            if was_bound && !push.bound {
-                self.used_at = now;
-            }
-        }
+        self.bind(interest, now);
         self.waiting.due(self.marks.delivered, Some(interest), now, |notice| {
             self.outbox.push_back(Step::Notify(notice))
         });
@@ -505,11 +544,12 @@ impl Dispatch {
             self.waiting.due(last, Some(interest), now, |notice| self.outbox.push_back(Step::Notify(notice)));
         }
         self.outbox.extend(self.priority.expire(now).map(Step::Advisory));
-        if let Some(push) = &mut self.push
-            && let Some(notice) = push.due(last, now)
-        {
-            push.bind(interest(&push.subject), now);
-            if push.bound {
+        if self.told_paused.is_some_and(|until| until <= now) {
+            self.tell_pause(now);
+        }
+        if let Some(notice) = self.push.as_mut().and_then(|push| push.due(last, now)) {
+            self.bind(interest, now);
+            if self.push.as_ref().is_some_and(|push| push.bound) {
                 self.outbox.push_back(Step::Notify(notice));
             }
         }
@@ -520,11 +560,9 @@ impl Dispatch {
 
     fn check_activity(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
         let threshold = self.config.inactive_threshold;
-        let in_use = match &mut self.push {
-            Some(push) => {
-                push.bind(interest(&push.subject), now);
-                push.bound
-            }
+        self.bind(interest, now);
+        let in_use = match &self.push {
+            Some(push) => push.bound,
             None => {
                 let outbox = &mut self.outbox;
                 self.waiting.due(self.marks.delivered, Some(interest), now, |notice| {
@@ -536,7 +574,17 @@ impl Dispatch {
         if in_use {
             self.used_at = now;
         }
-        let at = self.used_at.plus(threshold);
+        // A client that works on a message uses the consumer until its ack is overdue.
+        let waits = self
+            .marks
+            .unacked
+            .values()
+            .map(|unacked| unacked.at.plus(wait_after(&self.config, unacked.attempt)));
+        let used_at = match &self.push {
+            Some(_) => self.used_at,
+            None => waits.fold(self.used_at, Timestamp::max),
+        };
+        let at = used_at.plus(threshold);
         if at > now {
             self.inactive_at = Some(at);
         } else {

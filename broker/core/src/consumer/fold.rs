@@ -3,10 +3,12 @@
 //! Hot path: one comparison and one addition for most deliveries and acks; a steady consumer reports a few dozen
 //! bytes however many messages it had.
 
+use std::collections::BTreeMap;
+
 use levee_protocol::command::ConsumerProgress;
 use levee_protocol::command::progress::{DeadMessage, DeliveredRun, SettledRun, Settlement};
 use levee_protocol::ids::{ConsumerName, Seq};
-use levee_protocol::time::Nanos;
+use levee_protocol::time::{Nanos, Timestamp};
 
 use crate::consumer::settle::Sent;
 
@@ -18,6 +20,8 @@ const SAME_TIME: Nanos = Nanos::from_millis(10);
 pub(crate) struct Fold {
     passed: Vec<Seq>,
     delivered: Vec<DeliveredRun>,
+    through: Seq,
+    waits: BTreeMap<Seq, Timestamp>,
     dead: Vec<DeadMessage>,
     settled: Vec<SettledRun>,
     events: u64,
@@ -26,6 +30,9 @@ pub(crate) struct Fold {
 impl Fold {
     pub(crate) fn delivered(&mut self, sent: Sent) {
         self.events += 1;
+        if !self.waits.is_empty() {
+            self.waits.remove(&sent.seq);
+        }
         if let Some(run) = self.delivered.last_mut()
             && run.attempt == sent.attempt
             && run.count < u32::MAX
@@ -43,6 +50,18 @@ impl Fold {
             attempt: sent.attempt,
             at: sent.at,
         });
+    }
+
+    /// Everything up to there was delivered or does not concern the consumer.
+    pub(crate) fn through(&mut self, seq: Seq) {
+        self.events += 1;
+        self.through = seq;
+    }
+
+    /// The wait for an ack counts from this time.
+    pub(crate) fn waits(&mut self, seq: Seq, at: Timestamp) {
+        self.events += 1;
+        self.waits.insert(seq, at);
     }
 
     pub(crate) fn passed(&mut self, seq: Seq) {
@@ -82,6 +101,8 @@ impl Fold {
             incarnation,
             passed: std::mem::take(&mut self.passed),
             delivered: std::mem::take(&mut self.delivered),
+            through: std::mem::take(&mut self.through),
+            waits: std::mem::take(&mut self.waits).into_iter().collect(),
             dead: std::mem::take(&mut self.dead),
             settled: std::mem::take(&mut self.settled),
         })

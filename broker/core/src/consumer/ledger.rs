@@ -62,8 +62,8 @@ impl Ledger {
     }
 
     /// Takes in what the leader reported. Returns the messages that it settled, for retention. They need not be live
-    /// any more, and a run of an "ack all" may span messages that the filters do not match. Progress of an earlier consumer of the same name is dropped. `first_live` is the stream's first
-    /// sequence.
+    /// any more, and a run of an "ack all" may span messages that the filters do not match. Progress of an earlier
+    /// consumer of the same name is dropped. `first_live` is the stream's first sequence.
     pub fn apply_progress(
         &mut self,
         progress: &ConsumerProgress,
@@ -94,6 +94,14 @@ impl Ledger {
         }
         if let Some(last) = progress.passed.last() {
             self.marks.advance(*last);
+        }
+        if progress.through > self.marks.delivered.stream {
+            // New filters may match what old ones did not.
+            done.push(Run { first: self.marks.delivered.stream.next(), last: progress.through });
+            self.marks.advance(progress.through);
+        }
+        for (seq, at) in &progress.waits {
+            self.marks.wait_from(*seq, *at);
         }
         for message in &progress.dead {
             self.marks.give_up(message);

@@ -201,6 +201,13 @@ impl Marks {
         true
     }
 
+    /// The wait for an ack counts from this time, which may be to come.
+    pub(crate) fn wait_from(&mut self, seq: Seq, at: Timestamp) {
+        if let Some(unacked) = self.unacked.get_mut(&seq) {
+            unacked.at = at;
+        }
+    }
+
     /// Everything up to `seq` was sent or does not concern this consumer.
     pub(crate) fn advance(&mut self, seq: Seq) {
         if seq <= self.delivered.stream {

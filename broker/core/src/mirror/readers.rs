@@ -46,7 +46,7 @@ pub fn note(
     }
     if reader.leaves {
         let is_its_own = known.is_some_and(|known| group_of(known) <= reader.group);
-        return Ok(is_its_own.then_some(StreamCommand::DeleteConsumer { now, name }));
+        return Ok(is_its_own.then_some(StreamCommand::DeleteConsumer { now, name, incarnation: None }));
     }
     let retention = machine.config().map_or(RetentionPolicy::Limits, |config| config.retention);
     if retention == RetentionPolicy::Limits {
@@ -79,6 +79,8 @@ pub fn note(
         incarnation: known.incarnation(),
         delivered: Vec::new(),
         passed: Vec::new(),
+        through: Seq::NONE,
+        waits: Vec::new(),
         dead: Vec::new(),
         settled: vec![settled],
     };
@@ -95,7 +97,7 @@ fn succeed(
     now: Timestamp,
 ) -> StreamCommand {
     if retention == RetentionPolicy::WorkQueue {
-        return StreamCommand::DeleteConsumer { now, name };
+        return StreamCommand::DeleteConsumer { now, name, incarnation: None };
     }
     let mut config = Box::new(known.config().clone());
     config.metadata.insert(GROUP.to_owned(), reader.group.to_string());

@@ -10,7 +10,7 @@ use super::reads::Reads;
 use super::state::Settings;
 use super::view::{MessageView, ReadFailed};
 use super::{StreamMachine, retention};
-use crate::consumer::{CreateRequest, Creation, create_or_update};
+use crate::consumer::{CreateRequest, Creation, Ledger, create_or_update};
 
 impl StreamMachine {
     pub(super) fn create_consumer(
@@ -60,12 +60,14 @@ impl StreamMachine {
     pub(super) fn delete_consumer(
         &mut self,
         settings: &Settings,
-        name: &ConsumerName,
+        (name, incarnation): (&ConsumerName, Option<u64>),
         view: &dyn MessageView,
     ) -> Result<Outcome, ReadFailed> {
-        let Some(ledger) = self.consumers.remove(name) else {
+        let is_meant = |ledger: &Ledger| incarnation.is_none_or(|meant| meant == ledger.incarnation());
+        if !self.consumers.get(name).is_some_and(is_meant) {
             return Ok(Outcome::reply(Reply::Rejected(ApiError::consumer_not_found())));
-        };
+        }
+        let ledger = self.consumers.remove(name).expect("it was there a moment ago");
         self.dirty_consumers.insert(name.clone());
         let reads = Reads::stored_only(view);
         let mut removals = Removals::default();

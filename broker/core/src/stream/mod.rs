@@ -153,7 +153,9 @@ impl StreamMachine {
                 let request = CreateRequest { name, config, action: *action, log_index, now: self.clock };
                 self.create_consumer(&settings, request, view)
             }
-            StreamCommand::DeleteConsumer { name, .. } => self.delete_consumer(&settings, name, view),
+            StreamCommand::DeleteConsumer { name, incarnation, .. } => {
+                self.delete_consumer(&settings, (name, *incarnation), view)
+            }
             StreamCommand::Progress(progress) => self.progress(&settings, progress, view),
             StreamCommand::PauseConsumer { name, until, .. } => Ok(self.pause_consumer(name, *until)),
             StreamCommand::RestoreBegin { first, .. } => Ok(self.restore_begin(*first)),

@@ -171,7 +171,9 @@ fn command(
             let action = ConsumerCreateAction::CreateOrUpdate;
             StreamCommand::CreateConsumer { now: *now, name: name(*which), config: Box::new(config), action }
         }
-        Step::DeleteConsumer { which } => StreamCommand::DeleteConsumer { now: *now, name: name(*which) },
+        Step::DeleteConsumer { which } => {
+            StreamCommand::DeleteConsumer { now: *now, name: name(*which), incarnation: None }
+        }
         Step::Progress { which, deliver, settle } => {
             let mut consumers = Vec::new();
             if let Some(ledger) = machine.consumer(&name(*which)) {
@@ -209,6 +211,8 @@ fn progress(
         incarnation: ledger.incarnation(),
         delivered: if count > 0 { vec![delivered] } else { Vec::new() },
         passed: Vec::new(),
+        through: Seq::NONE,
+        waits: Vec::new(),
         dead: Vec::new(),
         settled: settled.collect(),
     }

@@ -72,16 +72,12 @@ fn progress() -> impl Strategy<Value = Progress> {
         (names(), any::<u64>()),
         prop::collection::vec(any::<u64>().prop_map(Seq), 0..3),
         prop::collection::vec(delivered, 0..4),
+        (any::<u64>().prop_map(Seq), prop::collection::vec((any::<u64>().prop_map(Seq), times()), 0..3)),
         prop::collection::vec(dead, 0..3),
         prop::collection::vec(settled, 0..4),
     )
-        .prop_map(|((name, incarnation), passed, delivered, dead, settled)| ConsumerProgress {
-            name,
-            incarnation,
-            passed,
-            delivered,
-            dead,
-            settled,
+        .prop_map(|((name, incarnation), passed, delivered, (through, waits), dead, settled)| {
+            ConsumerProgress { name, incarnation, passed, delivered, through, waits, dead, settled }
         });
     (times(), prop::collection::vec(consumer, 0..4)).prop_map(|(now, consumers)| Progress { now, consumers })
 }
@@ -111,7 +107,9 @@ fn commands() -> impl Strategy<Value = StreamCommand> {
         (times(), names(), consumers(), 0_u32..3).prop_map(|(now, name, config, action)| {
             StreamCommand::CreateConsumer { now, name, config, action: action_from(action).unwrap() }
         }),
-        (times(), names()).prop_map(|(now, name)| StreamCommand::DeleteConsumer { now, name }),
+        (times(), names(), proptest::option::of(1..u64::MAX)).prop_map(|(now, name, incarnation)| {
+            StreamCommand::DeleteConsumer { now, name, incarnation }
+        }),
         progress().prop_map(StreamCommand::Progress),
         (times(), names(), times()).prop_map(|(now, name, until)| StreamCommand::PauseConsumer {
             now,
@@ -225,7 +223,10 @@ fn bytes_of_stream_commands_are_pinned() {
     assert_eq!(consumer.encode().into_bytes()[0], 33);
     pinned(&StreamCommand::DeleteMessage { now, seq: Seq(7) }, "120908070605040302011007");
     pinned(&StreamCommand::Purge { now, request }, "110908070605040302011203612e3e18ac022001");
-    pinned(&StreamCommand::DeleteConsumer { now, name: name() }, "15090807060504030201120163");
+    pinned(
+        &StreamCommand::DeleteConsumer { now, name: name(), incarnation: None },
+        "15090807060504030201120163",
+    );
     pinned(
         &StreamCommand::PauseConsumer { now, name: name(), until: Timestamp::ZERO },
         "17090807060504030201120163190000000000000080",
@@ -245,6 +246,8 @@ fn bytes_of_stream_commands_are_pinned() {
             at: Timestamp(4),
         }],
         passed: Vec::new(),
+        through: Seq::NONE,
+        waits: Vec::new(),
         dead: Vec::new(),
         settled: vec![SettledRun { first: Seq(2), last: Seq(3), how: Settlement::Terminated }],
     };
@@ -255,13 +258,15 @@ fn bytes_of_stream_commands_are_pinned() {
     let extended = ConsumerProgress {
         passed: vec![Seq(7)],
         delivered: Vec::new(),
+        through: Seq(9),
+        waits: vec![(Seq(7), Timestamp(4))],
         dead: vec![DeadMessage { seq: Seq(2), cause: DeathCause::Terminated, detail: "x".into() }],
         settled: Vec::new(),
         ..consumer
     };
     pinned(
         &StreamCommand::Progress(Progress { now, consumers: vec![extended] }),
-        "3109080706050403020112110a016310052a07080210011a0178320107",
+        "3109080706050403020112200a016310052a07080210011a01783201073a0b08071104000000000000004009",
     );
     let block = {
         let mut builder = BlockBuilder::default();

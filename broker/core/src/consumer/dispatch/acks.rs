@@ -13,6 +13,9 @@ use crate::consumer::dead_letter;
 use crate::consumer::settle::{Marks, Run};
 use crate::consumer::source::Source;
 
+/// Deliveries whose marks a leader can lose at most: more are not proposed at one time.
+const LOST_MAX: u64 = 16_384;
+
 const DELETED_BY_LIMITS: &str = "Message deleted by stream limits";
 const DELETED_UNACKED: &str = "Unacknowledged message was deleted";
 
@@ -32,7 +35,7 @@ impl Dispatch {
         if self.backlog.last_seq().is_none_or(|last| seq > last) {
             return outcome;
         }
-        if seq > self.marks.delivered.stream && now > self.inherits_until {
+        if seq > self.marks.delivered.stream && !self.is_of_former_leader(ack, now) {
             return outcome;
         }
         self.used_at = now;
@@ -74,6 +77,20 @@ impl Dispatch {
             AckKind::Unknown => {}
         }
         outcome
+    }
+
+    /// Whether an ack of something that this leader has not delivered can be of the leader before, whose last marks were
+    /// lost. Other acks are strays, perhaps meant for an earlier consumer of the same name, and would make messages
+    /// disappear. An ack for all before it is never believed that far: those it speaks of are delivered again.
+    fn is_of_former_leader(&self, ack: &AckReply<'_>, now: Timestamp) -> bool {
+        let delivered = self.marks.delivered;
+        let Some(later) = ack.consumer_seq.checked_sub(delivered.consumer).filter(|later| *later > 0) else {
+            return false;
+        };
+        now <= self.inherits_until
+            && self.config.ack_policy == AckPolicy::Explicit
+            && later <= LOST_MAX
+            && ack.stream_seq.0 - delivered.stream.0 >= later
     }
 
     /// Whether a client has no more say in what becomes of the message: it is a dead letter, or its turn has not come.
@@ -182,6 +199,7 @@ impl Dispatch {
         if unacked.at != at || was_ready {
             unacked.at = at;
             let attempt = unacked.attempt;
+            self.fold.waits(seq, at);
             self.wait_for_ack(seq, at, attempt);
         }
     }
@@ -207,6 +225,17 @@ impl Dispatch {
             self.fold.settled(seq, Settlement::Exhausted);
         }
         Some(Advisory::MaxDeliveries { stream_seq: seq, deliveries: attempt.into() })
+    }
+
+    /// Messages that wait to be delivered again and have been as often as is allowed now.
+    pub(super) fn give_up_late(&mut self, now: Timestamp) {
+        let ready: Vec<Seq> = self.ready.iter().chain(self.slots.due()).copied().collect();
+        for seq in ready {
+            let attempt = self.marks.unacked.get(&seq).map_or(0, |unacked| unacked.attempt);
+            if let Some(advisory) = self.deliver_again(seq, attempt, now) {
+                self.outbox.push_back(Step::Advisory(advisory));
+            }
+        }
     }
 
     /// Makes an unacked message a dead letter, if the consumer is configured so. Says whether it is one now.

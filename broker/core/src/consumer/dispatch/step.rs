@@ -40,6 +40,13 @@ pub struct Delivery {
 /// An event about one message, or about a priority group.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Advisory {
+    /// The consumer was paused, or goes on.
+    Paused {
+        /// Whether it is paused now.
+        paused: bool,
+        /// Until when it is or was.
+        until: Timestamp,
+    },
     /// A message reached `max_deliver`.
     MaxDeliveries {
         /// The message.

@@ -173,7 +173,7 @@ fn progress_of_an_earlier_consumer_of_the_same_name_is_dropped() {
     let progress = world.dispatch().take_progress().unwrap();
     let (now, name) = (world.now, world.name.clone());
     world.dispatch = None;
-    world.apply(StreamCommand::DeleteConsumer { now, name });
+    world.apply(StreamCommand::DeleteConsumer { now, name, incarnation: None });
     world.consumer(explicit());
 
     world.apply(StreamCommand::Progress(Progress { now, consumers: vec![progress] }));
@@ -232,7 +232,7 @@ fn interest_keeps_a_message_until_all_who_want_it_are_done() {
     world.commit();
 
     assert_eq!(world.machine.state().messages, 1, "the other consumer wants c1.1");
-    world.apply(StreamCommand::DeleteConsumer { now, name: other });
+    world.apply(StreamCommand::DeleteConsumer { now, name: other, incarnation: None });
     assert_eq!(world.machine.state().messages, 0);
 }
 
@@ -246,4 +246,81 @@ fn acks_are_sampled_evenly() {
     let sampled: Vec<usize> = (1..=6).map(|seq| world.ack(seq, AckKind::Ack).advisories.len()).collect();
 
     assert_eq!(sampled, [0, 1, 0, 1, 0, 1]);
+}
+
+#[test]
+fn a_new_leader_knows_of_delays_and_of_work_in_progress() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig { ack_wait: Nanos::from_secs(10), max_ack_pending: 2, ..explicit() });
+    world.next(2);
+    world.ack(1, AckKind::Nak(Nanos::from_secs(60)));
+    world.pass(Nanos::from_secs(9));
+    world.ack(2, AckKind::InProgress);
+    world.commit();
+
+    world.lead();
+    world.pull(PullRequest { batch: 9, ..PullRequest::default() });
+
+    assert_eq!(world.pass(Nanos::from_secs(9)), [""; 0], "the client still works on the second");
+    assert_eq!(world.pass(Nanos::from_secs(1)), ["mine c1.1 2.2.3.4 1"]);
+    assert_eq!(
+        world.pass(Nanos::from_secs(31)),
+        ["mine c1.1 3.2.4.4 1", "mine c1.1 4.2.5.4 1", "mine c1.1 5.2.6.4 1"]
+    );
+    assert_eq!(world.pass(Nanos::from_secs(1)), [""; 0]);
+    assert_eq!(world.pass(Nanos::from_secs(9)), ["mine c1.1 6.2.7.4 1", "mine c1.0 2.1.8.4 0"]);
+}
+
+#[test]
+fn a_stray_ack_after_a_takeover_takes_nothing_away() {
+    for policy in [AckPolicy::Explicit, AckPolicy::All] {
+        let mut world = World::with_six_messages();
+        world.consumer(ConsumerConfig { ack_policy: policy, ..explicit() });
+        world.now = world.now.plus(Nanos::from_secs(2));
+        world.lead();
+        let (now, far) = (world.now, 1 << 20);
+        let stray = AckReply {
+            stream: "S",
+            consumer: "C",
+            attempt: 1,
+            stream_seq: Seq(5),
+            consumer_seq: far,
+            timestamp: Timestamp(0),
+            pending: 0,
+        };
+
+        let outcome = world.dispatch().on_ack(&stray, AckKind::Ack, now);
+
+        assert_eq!(outcome.confirm, Confirm::No);
+        assert_eq!(world.next(9).len(), 6, "{policy:?}");
+    }
+}
+
+#[test]
+fn what_was_sent_too_often_for_a_new_limit_is_given_up() {
+    let mut world = World::with_six_messages();
+    let config = ConsumerConfig { max_deliver: 5, ..explicit() };
+    world.consumer(config.clone());
+    world.next(1);
+    world.ack(1, AckKind::Nak(Nanos::ZERO));
+    world.next(1);
+    world.ack(1, AckKind::Nak(Nanos::ZERO));
+
+    world.consumer(ConsumerConfig { max_deliver: 2, ..config });
+
+    assert_eq!(world.next(1), ["MaxDeliveries { stream_seq: Seq(1), deliveries: 2 }", "mine c1.1 1.2.3.4 1"]);
+}
+
+#[test]
+fn a_backoff_of_nothing_does_not_spin() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig {
+        backoff: vec![Nanos::ZERO],
+        max_deliver: 3,
+        max_ack_pending: 1,
+        ..explicit()
+    });
+
+    assert_eq!(world.next(9), ["mine c1.0 1.1.1.5 0"]);
+    assert_eq!(world.pass(Nanos::from_millis(1)), ["mine c1.0 2.1.2.5 0"]);
 }

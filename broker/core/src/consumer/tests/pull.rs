@@ -313,12 +313,15 @@ fn a_paused_consumer_delivers_nothing_until_its_time() {
     let (now, name) = (world.now, world.name.clone());
     world.apply(StreamCommand::PauseConsumer { now, name, until });
 
-    assert_eq!(world.next(1), [""; 0]);
+    assert_eq!(world.next(1), ["Paused { paused: true, until: Timestamp(1005000000000) }"]);
     let info = world.info();
     assert_eq!((info.paused, info.pause_remaining), (true, Nanos::from_secs(5)));
     assert_eq!(world.fetch(1), ["mine 404 No Messages"]);
     assert_eq!(world.pass(Nanos::from_secs(4)), [""; 0]);
-    assert_eq!(world.pass(Nanos::from_secs(1)), ["mine c1.0 1.1.1.5 0"]);
+    assert_eq!(
+        world.pass(Nanos::from_secs(1)),
+        ["Paused { paused: false, until: Timestamp(1005000000000) }", "mine c1.0 1.1.1.5 0"]
+    );
 }
 
 #[test]
@@ -366,4 +369,47 @@ fn the_original_pace_is_kept_up_to_where_it_began() {
     assert_eq!(world.pass(Nanos::from_millis(100)).len(), 1);
     world.publish("c1.0", "3");
     assert_eq!(world.run().len(), 1);
+}
+
+#[test]
+fn a_client_that_works_on_a_message_uses_the_consumer() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig { durable_name: String::new(), ..explicit() });
+    world.next(1);
+
+    assert_eq!(world.pass(Nanos::from_secs(20)), [""; 0], "the ack is not overdue yet");
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.pass(Nanos::from_secs(4)), [""; 0]);
+    assert_eq!(world.pass(Nanos::from_secs(11)).first().map(String::as_str), Some("inactive"));
+}
+
+#[test]
+fn a_threshold_counts_from_when_it_was_set() {
+    let mut world = World::with_six_messages();
+    world.consumer(explicit());
+    world.pass(Nanos::from_secs(3600));
+
+    world.consumer(ConsumerConfig { inactive_threshold: Nanos::from_secs(5), ..explicit() });
+
+    assert_eq!(world.pass(Nanos::from_secs(4)), [""; 0]);
+    assert_eq!(world.pass(Nanos::from_secs(1)), ["inactive"]);
+}
+
+#[test]
+fn messages_that_only_new_filters_match_are_not_delivered_later_by_another_leader() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig { filter_subject: "c1.0".into(), ..explicit() });
+    assert_eq!(world.next(2).len(), 2);
+    world.next(1);
+    world.commit();
+    let both = ConsumerConfig { filter_subjects: vec!["c1.0".into(), "c1.2".into()], ..explicit() };
+
+    world.consumer(both);
+    world.run();
+    world.commit();
+    world.lead();
+
+    assert_eq!(world.info().num_pending, 0);
+    world.publish("c1.2", "new");
+    assert_eq!(world.info().num_pending, 1);
 }

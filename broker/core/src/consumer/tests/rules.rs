@@ -64,7 +64,8 @@ fn an_update_keeps_the_pause_and_takes_effect_at_once() {
     assert!(world.info().paused);
     let level = world.info().config.unwrap().metadata["_nats.req.level"].clone();
     assert_eq!(level, "1", "pausing needs an API level");
-    assert_eq!(world.pass(Nanos::from_secs(9)), [""; 0]);
+    let told = ["true", "false"].map(|paused| format!("Paused {{ paused: {paused}, until: {until:?} }}"));
+    assert_eq!(world.pass(Nanos::from_secs(9)), told);
     assert_eq!(world.next(2), ["mine c1.1 1.2.1.1 1"]);
 }
 
