@@ -94,7 +94,9 @@ fn is_bound(cx: &Context<'_>, config: &ConsumerConfig) -> bool {
 async fn first_info(cx: &Context<'_>, led: &Led, name: &ConsumerName) -> Option<ConsumerInfo> {
     for _ in 0..DRIVER_LOOKS {
         if let Some(driver) = led.leader.driver(name) {
-            let mut info = driver.first_info();
+            let Some(mut info) = driver.take_first_info() else {
+                return consumer_info::of(cx.jetstream, led, name);
+            };
             info.cluster = stream_info::cluster_info(cx.jetstream, &led.replica);
             return Some(info);
         }

@@ -2,7 +2,8 @@
 //! goes into an inbox under one short lock; a task drains it, asks the rules for steps until they sleep, and hands
 //! deliveries to the router in batches. One lock, one flush and one wakeup per batch of deliveries, not per message.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use crate::nuid;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::clock::Clock;
 use crate::sinks::no_responders;
-use crate::stream::Replica;
+use crate::stream::{Leader, Replica};
 
 /// Steps between two flushes: bounds how long a delivery waits and how much is staged.
 const STEPS_PER_FLUSH: usize = 512;
@@ -33,6 +34,8 @@ const PRESSURE_PAUSE: Duration = Duration::from_millis(2);
 /// A consumer whose messages can't be read looks again after this long.
 const READ_RETRY: Duration = Duration::from_secs(1);
 
+/// A consumer that has nothing to do for this long has no task until it is used again.
+const LINGER: Duration = Duration::from_secs(2);
 /// As long as those of nats-server.
 const PIN_ID_CHARS: usize = 22;
 
@@ -57,9 +60,24 @@ pub struct Driver {
     clock: Clock,
     /// It stands for the reader of a mirrored or sourced stream: nothing is delivered to it.
     is_idle: bool,
+    /// Whose task it is.
+    leader: Weak<Leader>,
+    /// Whether it has a task. One that has nothing to do for a while has none.
+    is_running: AtomicBool,
+    /// Whether somebody waits for messages, so that it must look when the stream changes.
+    attends: AtomicBool,
     /// Its info as of before the first delivery: what the answer to a create says. Watchers count on `num_pending`
     /// there being all that will come.
-    first_info: ConsumerInfo,
+    first_info: Mutex<Option<Box<ConsumerInfo>>>,
+}
+
+/// What a driver is built after.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Beginning {
+    /// The consumer was just created.
+    Created,
+    /// This node began to lead.
+    TakenOver,
 }
 
 #[derive(Default)]
@@ -68,7 +86,15 @@ struct Inbox {
     events: Vec<Event>,
     ledger_changed: bool,
     interest_changed: bool,
+    unpinned: bool,
     ended: bool,
+}
+
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        let told = self.ledger_changed || self.interest_changed || self.unpinned || self.ended;
+        self.requests.is_empty() && self.events.is_empty() && !told
+    }
 }
 
 /// A message for the consumer, kept in the buffer it arrived in.
@@ -88,7 +114,9 @@ impl Driver {
     pub fn new(
         jetstream: &JetStream,
         replica: &Replica,
+        leader: Weak<Leader>,
         name: &ConsumerName,
+        beginning: Beginning,
     ) -> Result<Option<Arc<Self>>, ReadFailed> {
         let clock = jetstream.clock().clone();
         let account = replica.assignment().account.clone();
@@ -98,7 +126,11 @@ impl Driver {
             let mut dispatch = Dispatch::new(ledger, machine, view, now)?;
             let interest = interest(jetstream, &account, &dispatch);
             dispatch.bind(&interest, now);
-            let info = dispatch.info(machine, view, now)?;
+            let info = match beginning {
+                Beginning::Created => Some(Box::new(dispatch.info(machine, view, now)?)),
+                // What is pending is counted when somebody wants to know.
+                Beginning::TakenOver => None,
+            };
             Ok(Some((dispatch, info, ledger.config().sourcing)))
         })?;
         Ok(begun.map(|(dispatch, first_info, is_idle)| {
@@ -110,29 +142,56 @@ impl Driver {
                 dispatch: Mutex::new(dispatch),
                 clock,
                 is_idle,
-                first_info,
+                leader,
+                is_running: AtomicBool::new(false),
+                attends: AtomicBool::new(false),
+                first_info: Mutex::new(first_info),
             })
         }))
     }
 
-    /// Everything there was to know of the consumer before it delivered anything, the cluster apart.
-    pub fn first_info(&self) -> ConsumerInfo {
-        self.first_info.clone()
+    /// Everything there was to know of the consumer before it delivered anything, the cluster apart. For whoever asks
+    /// first.
+    pub fn take_first_info(&self) -> Option<ConsumerInfo> {
+        self.first_info.lock().take().map(|info| *info)
+    }
+
+    /// Begins, if there is anything to do already.
+    pub fn begin(self: &Arc<Self>) {
+        if !self.is_idle && self.dispatch.lock().is_busy() {
+            self.rouse();
+        }
+    }
+
+    /// Has its task look at what is there, and gives it one if it has none.
+    fn rouse(self: &Arc<Self>) {
+        self.wake.notify_one();
+        if !self.is_running.swap(true, Ordering::SeqCst)
+            && let Some(leader) = self.leader.upgrade()
+        {
+            leader.run_driver(self);
+        }
+    }
+
+    /// Gives up its task. False if something came in between and there is no other task for it.
+    fn rests(&self) -> bool {
+        self.is_running.store(false, Ordering::SeqCst);
+        self.inbox.lock().is_empty() || self.is_running.swap(true, Ordering::SeqCst)
     }
 
     /// A pull request arrived. False if this is over: nobody would look at it.
     #[must_use]
-    pub fn on_pull(&self, batch: &Inbound, item: &InboundItem) -> bool {
+    pub fn on_pull(self: &Arc<Self>, batch: &Inbound, item: &InboundItem) -> bool {
         self.take(RequestKind::Pull, batch, &[*item])
     }
 
     /// Acks and flow control answers arrived, all for this consumer. False if this is over.
     #[must_use]
-    pub fn on_acks(&self, batch: &Inbound, items: &[InboundItem]) -> bool {
+    pub fn on_acks(self: &Arc<Self>, batch: &Inbound, items: &[InboundItem]) -> bool {
         self.take(RequestKind::Ack, batch, items)
     }
 
-    fn take(&self, kind: RequestKind, batch: &Inbound, items: &[InboundItem]) -> bool {
+    fn take(self: &Arc<Self>, kind: RequestKind, batch: &Inbound, items: &[InboundItem]) -> bool {
         if self.is_idle {
             return true;
         }
@@ -143,32 +202,35 @@ impl Driver {
         let batch = Inbound { chunk: batch.chunk.clone(), items: items.to_vec() };
         inbox.requests.push(Request { kind, batch });
         drop(inbox);
-        self.wake.notify_one();
+        self.rouse();
         true
     }
 
-    /// Something happened to the stream.
-    pub fn on_stream_events(&self, events: &[Event]) {
-        if self.is_idle {
+    /// Something happened to the stream. Who has nobody waiting finds out when it looks again.
+    pub fn on_stream_events(self: &Arc<Self>, events: &[Event]) {
+        if self.is_idle || !self.attends.load(Ordering::SeqCst) {
             return;
         }
         let mut inbox = self.inbox.lock();
         // Only what moved matters of appends: the next poll looks at the stream itself.
         inbox.events.extend(events.iter().filter(|event| matches!(event, Event::Removed { .. })).cloned());
         drop(inbox);
-        self.wake.notify_one();
+        self.rouse();
     }
 
     /// The consumer was updated, paused or resumed.
-    pub fn ledger_changed(&self) {
+    pub fn ledger_changed(self: &Arc<Self>) {
         self.inbox.lock().ledger_changed = true;
-        self.wake.notify_one();
+        self.rouse();
     }
 
     /// Releases the client that is pinned; the next one is pinned in the next turn.
-    pub fn unpin(&self, group: &str) {
+    pub fn unpin(self: &Arc<Self>, group: &str) {
         self.dispatch.lock().unpin(group);
-        self.wake.notify_one();
+        let mut inbox = self.inbox.lock();
+        inbox.unpinned = true;
+        drop(inbox);
+        self.rouse();
     }
 
     /// It is over: whoever waits is told why, here and now, because the task may be gone before its next turn.
@@ -221,7 +283,7 @@ impl Driver {
         info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()
     }
 
-    /// Delivers until it is ended or dropped.
+    /// Delivers until it is ended or dropped, or has had nothing to do for a while.
     pub async fn run(
         self: Arc<Self>,
         jetstream: Arc<JetStream>,
@@ -239,6 +301,8 @@ impl Driver {
             while let Some(outcome) = letters.next_now() {
                 self.letter_posted(&replica, &mut letters, &outcome);
             }
+            // From here on what happens to the stream is told.
+            self.attends.store(true, Ordering::SeqCst);
             let inbox = {
                 let mut inbox = self.inbox.lock();
                 if inbox.ended {
@@ -251,6 +315,7 @@ impl Driver {
             let turn = caught_up.and(turn);
             let pressure = route.pressure();
             route.flush();
+            let mut may_rest = false;
             let wait = match turn {
                 Ok(Turn::More) if pressure => {
                     tokio::time::sleep(PRESSURE_PAUSE).await;
@@ -264,8 +329,10 @@ impl Driver {
                     self.delete_inactive(&replica);
                     continue;
                 }
-                Ok(Turn::Sleep(until)) => {
-                    until.map(|until| until.since(self.clock.now()).max(Nanos::ZERO).to_std())
+                Ok(Turn::Sleep(Some(until))) => Some(until.since(self.clock.now()).max(Nanos::ZERO).to_std()),
+                Ok(Turn::Sleep(None)) => {
+                    may_rest = !self.attends.load(Ordering::SeqCst);
+                    may_rest.then_some(LINGER)
                 }
                 Err(error) => {
                     tracing::error!(
@@ -276,11 +343,16 @@ impl Driver {
                     Some(READ_RETRY)
                 }
             };
+            let attends = self.attends.load(Ordering::SeqCst);
             tokio::select! {
                 () = self.wake.notified() => {}
-                () = sleep(wait) => {}
+                () = sleep(wait) => {
+                    if may_rest && self.rests() {
+                        return;
+                    }
+                }
                 outcome = letters.next() => self.letter_posted(&replica, &mut letters, &outcome),
-                changed = interest.changed() => {
+                changed = interest.changed(), if attends => {
                     if changed.is_err() {
                         return;
                     }
@@ -371,6 +443,9 @@ impl Driver {
             }
             Ok(Turn::More)
         });
+        if matches!(turn, Ok(Turn::Sleep(_))) {
+            self.attends.store(dispatch.attends(), Ordering::SeqCst);
+        }
         let urgent = dispatch.waits_for_commit()
             || replica.read(|machine, _| {
                 machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::advisory;
-use crate::consumer::driver::{Driver, Ended};
+use crate::consumer::driver::{Beginning, Driver, Ended};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
 use crate::mirror::Receivers;
@@ -154,7 +154,7 @@ impl Leader {
             if machine.is_restoring() { Vec::new() } else { names.collect() }
         });
         for name in consumers {
-            self.start_driver(&name);
+            self.start_driver(&name, Beginning::TakenOver);
         }
     }
 
@@ -178,7 +178,7 @@ impl Leader {
     pub fn on_events(self: &Arc<Self>, events: &[Event]) {
         for event in events {
             match event {
-                Event::ConsumerCreated { name } => self.start_driver(name),
+                Event::ConsumerCreated { name } => self.start_driver(name, Beginning::Created),
                 Event::ConsumerUpdated { name } => {
                     if let Some(driver) = self.driver(name) {
                         driver.ledger_changed();
@@ -283,7 +283,20 @@ impl Leader {
         }
     }
 
-    fn start_driver(self: &Arc<Self>, name: &ConsumerName) {
+    /// Gives a consumer a task.
+    pub(crate) fn run_driver(self: &Arc<Self>, driver: &Arc<Driver>) {
+        let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
+            return;
+        };
+        let (guard, driver) = (Vital(Arc::downgrade(self)), Arc::clone(driver));
+        let progress = Arc::clone(&self.progress);
+        self.tasks.spawn("consumer driver", async move {
+            driver.run(jetstream, replica, progress).await;
+            guard.disarm();
+        });
+    }
+
+    fn start_driver(self: &Arc<Self>, name: &ConsumerName, beginning: Beginning) {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
@@ -295,16 +308,11 @@ impl Leader {
         if drivers.contains_key(name) {
             return;
         }
-        match Driver::new(&jetstream, &replica, name) {
+        match Driver::new(&jetstream, &replica, Arc::downgrade(self), name, beginning) {
             Ok(Some(driver)) => {
-                let (weak, running) = (Arc::downgrade(self), Arc::clone(&driver));
-                let progress = Arc::clone(&self.progress);
-                self.tasks.spawn("consumer driver", async move {
-                    let guard = Vital(weak);
-                    running.run(jetstream, replica, progress).await;
-                    guard.disarm();
-                });
-                drivers.insert(name.clone(), driver);
+                drivers.insert(name.clone(), Arc::clone(&driver));
+                drop(drivers);
+                driver.begin();
             }
             // Created and deleted within one batch of entries.
             Ok(None) => {}
@@ -317,7 +325,7 @@ impl Leader {
                 self.tasks.spawn("start a consumer again", async move {
                     tokio::time::sleep(DRIVER_RETRY).await;
                     if let Some(leader) = leader.upgrade() {
-                        leader.start_driver(&name);
+                        leader.start_driver(&name, beginning);
                     }
                 });
             }

@@ -91,6 +91,8 @@ pub struct Dispatch {
     inactive_at: Option<Timestamp>,
     /// Until when it is paused, as was told; the end of that is told too.
     told_paused: Option<Timestamp>,
+    /// The stream's last sequence when this leader took over.
+    began_at: Seq,
 }
 
 impl Dispatch {
@@ -136,6 +138,7 @@ impl Dispatch {
             used_at: now,
             inactive_at: None,
             // The leader before has told.
+            began_at: stream.last_seq(),
             told_paused: if now.since(ledger.created) > NEWBORN { ledger.paused_until(now) } else { None },
         };
         if ledger.config.replay_policy == ReplayPolicy::Original {
@@ -147,7 +150,6 @@ impl Dispatch {
         for seq in dispatch.marks.dead.keys() {
             dispatch.dead_letters.add(*seq, now);
         }
-        dispatch.num_pending(stream, view)?;
         Ok(dispatch)
     }
 
@@ -263,6 +265,25 @@ impl Dispatch {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// Whether it has to be polled when the stream or the interest in it changes: somebody waits for messages.
+    #[must_use]
+    pub fn attends(&self) -> bool {
+        self.push.is_some()
+            || !self.waiting.is_empty()
+            || !self.arrived.is_empty()
+            || !self.held.is_empty()
+            || !self.outbox.is_empty()
+    }
+
+    /// Whether it has something to do before anybody asks it to.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.attends()
+            || self.marks.num_unacked() > 0
+            || self.inactive_at.is_some()
+            || self.told_paused.is_some()
     }
 
     /// Whether it works by this ledger's configuration and has not missed a reset.

@@ -32,7 +32,7 @@ impl Dispatch {
             outcome.confirm = Confirm::Now;
             return outcome;
         }
-        if self.backlog.last_seq().is_none_or(|last| seq > last) {
+        if seq > self.backlog.last_seq().unwrap_or(self.began_at) {
             return outcome;
         }
         if seq > self.marks.delivered.stream && !self.is_of_former_leader(ack, now) {
