@@ -61,7 +61,12 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let sizes = options.sizes.clone();
-    let mut rows = rows::all(&if options.tiny { sizes.tiny() } else { sizes });
+    let sizes = match (options.quick, options.tiny) {
+        (true, _) => sizes.quick(),
+        (_, true) => sizes.tiny(),
+        _ => sizes,
+    };
+    let mut rows = rows::all(&sizes);
     rows.extend(sweeps::rows());
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));
