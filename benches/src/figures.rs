@@ -89,7 +89,8 @@ pub enum Figure {
     MemoryBeforeMib,
     /// Resident memory when they are gone, MiB.
     MemoryAfterMib,
-    /// From killing the leader of a stream until every consumer that was asked gave a message, seconds.
+    /// From killing the leader of a stream until it has another, and every consumer that was asked gave a message,
+    /// seconds.
     FailoverSeconds,
 }
 
@@ -167,7 +168,7 @@ impl Figure {
             Self::MemoryPerConsumer => "memory of all nodes per consumer, bytes",
             Self::MemoryBeforeMib => "memory before the consumers, MiB",
             Self::MemoryAfterMib => "memory when they are gone, MiB",
-            Self::FailoverSeconds => "SIGKILL of the leader, consumers deliver again, s",
+            Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",
         }
     }
 }

@@ -70,7 +70,25 @@ pub fn create_stream_called(
 pub fn create_consumer(servers: &Servers, name: &str, more: Value) -> anyhow::Result<()> {
     let mut config = json!({ "durable_name": name, "ack_policy": "explicit", "max_ack_pending": 10_000 });
     merge(&mut config, more);
-    create_consumer_of(&mut Client::connect(servers.address(0))?, name, &config)
+    create_consumer_of(&mut Client::connect(servers.address(0))?, name, &config)?;
+    if servers.nodes() > 1 && config["deliver_subject"].is_null() {
+        wait_until_reachable(leader(servers, STREAM)?, name)?;
+    }
+    Ok(())
+}
+
+/// On nats-server it takes a moment until other nodes know of a new consumer. The request is one that is refused.
+fn wait_until_reachable(address: &str, consumer: &str) -> anyhow::Result<()> {
+    let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer}");
+    let body = json!({ "expires": 1_000_000_000, "idle_heartbeat": 1_000_000_000 }).to_string();
+    let (mut client, deadline) = (Client::connect(address)?, Instant::now() + PATIENCE);
+    while let Err(error) = client.request(&subject, &body) {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Makes a consumer of exactly this configuration.

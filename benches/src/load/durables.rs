@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::figures::{Figure, Outcome};
@@ -84,7 +84,8 @@ fn create(servers: &Servers, consumers: u64, until: Instant) -> anyhow::Result<V
     })
 }
 
-/// Kills the stream's leader, and asks consumers one after the other until each has given a message.
+/// Kills the stream's leader, asks consumers one after the other until each has given a message, and waits until the
+/// stream has another leader.
 fn fail_over(servers: &mut Servers, consumers: u64) -> anyhow::Result<Duration> {
     let leader = setup::leading_node(servers, STREAM)?;
     let other = (leader + 1) % servers.nodes();
@@ -98,5 +99,12 @@ fn fail_over(servers: &mut Servers, consumers: u64) -> anyhow::Result<Duration> 
             Ok(())
         })?;
     }
+    servers.wait_until(|servers| {
+        let mut client = Client::connect_within(servers.address(other), QUESTION)?;
+        let info = setup::api(&mut client, &format!("STREAM.INFO.{STREAM}"), &Value::Null)?;
+        let leads = info["cluster"]["leader"].as_str().unwrap_or_default();
+        ensure!(!leads.is_empty() && leads != format!("n{leader}"), "the stream has no other leader");
+        Ok(())
+    })?;
     Ok(start.elapsed())
 }

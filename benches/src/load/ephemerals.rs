@@ -22,6 +22,9 @@ const INACTIVE: Duration = Duration::from_secs(1);
 /// How long servers are left alone before memory is read.
 const REST: Duration = Duration::from_secs(3);
 
+/// How long a consumer that was created may not be found.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a consumer ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ending {
@@ -103,10 +106,23 @@ fn live_once(client: &mut Client, name: &str, ending: Ending) -> anyhow::Result<
         "inactive_threshold": INACTIVE.as_nanos() as u64,
     });
     setup::create_consumer_of(client, name, &config)?;
-    let message = client.request(&format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}"), "1")?;
+    let message = fetch_one(client, &format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}"))?;
     ensure!(!message.is_empty(), "consumer {name} has no message to give");
     if ending == Ending::Deleted {
         setup::api(client, &format!("CONSUMER.DELETE.{STREAM}.{name}"), &Value::Null)?;
     }
     Ok(())
+}
+
+/// On nats-server it takes a moment until other nodes know of a new consumer; clients ask again.
+fn fetch_one(client: &mut Client, subject: &str) -> anyhow::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client.request(subject, "1") {
+            Err(error) if Instant::now() < deadline && format!("{error:#}").contains("nobody answers") => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            answer => return answer,
+        }
+    }
 }

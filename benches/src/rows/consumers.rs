@@ -93,7 +93,7 @@ fn durables(sizes: &Sizes) -> Vec<Row> {
     [few, many]
         .into_iter()
         .map(|consumers| {
-            let name = format!("R3 durables: {} on one stream", number(consumers as f64));
+            let name = format!("R3 durables: {consumers} on one stream");
             Row::new(name, 3, Load::Durables { consumers })
         })
         .collect()
@@ -101,10 +101,9 @@ fn durables(sizes: &Sizes) -> Vec<Row> {
 
 fn ephemerals(sizes: &Sizes) -> [Row; 3] {
     let consumers = sizes.ephemerals();
-    let count = number(consumers as f64);
     [(1, Ending::Deleted, "deleted"), (1, Ending::Expired, "expired"), (3, Ending::Deleted, "deleted")].map(
         |(nodes, ending, what)| {
-            let name = format!("R{nodes} ephemerals: {count}, used once and {what}");
+            let name = format!("R{nodes} ephemerals: {consumers}, used once and {what}");
             Row::new(name, nodes, Load::Ephemerals { consumers, ending })
         },
     )
