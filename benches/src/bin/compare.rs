@@ -30,7 +30,8 @@ struct Options {
     /// Runs of each side; tables have medians and ranges. 0 measures nothing.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Rows of publishing, core and fetching, a fifth of the messages: one run in less than five minutes.
+    /// Rows of publishing, core and fetching, a fifth of the messages: one run in less than five minutes. With --only,
+    /// other rows in a like size.
     #[arg(long)]
     quick: bool,
     /// A hundredth of the messages, to see that everything works.

@@ -81,8 +81,10 @@ fn many() -> Vec<Row> {
 
 fn filtered(sizes: &Sizes) -> Row {
     let subjects = sizes.expiring();
-    let name =
-        format!("R1 filter for a hundredth of {} subjects, explicit acks, 128 B", number(subjects as f64));
+    let name = format!(
+        "R1 filters, each for a hundredth of {} subjects, explicit acks, 128 B",
+        number(subjects as f64)
+    );
     Row::new(name, 1, Load::Filtered { subjects })
 }
 
