@@ -85,6 +85,10 @@ pub enum Figure {
     ConsumerRate,
     /// Resident memory of all nodes above that before the consumers, bytes for each consumer.
     MemoryPerConsumer,
+    /// Subscribing and unsubscribing on another subject, beside the consumers, pairs a second.
+    SubscribeRate,
+    /// Server CPU seconds for a million of those.
+    SubscribeCpuPerMillion,
     /// Resident memory before the consumers, MiB.
     MemoryBeforeMib,
     /// Resident memory when they are gone, MiB.
@@ -121,6 +125,8 @@ impl Figure {
         Self::ConsumersCreated,
         Self::ConsumerRate,
         Self::MemoryPerConsumer,
+        Self::SubscribeRate,
+        Self::SubscribeCpuPerMillion,
         Self::MemoryBeforeMib,
         Self::MemoryAfterMib,
         Self::FailoverSeconds,
@@ -166,6 +172,8 @@ impl Figure {
             Self::ConsumersCreated => "consumers created within the time limit",
             Self::ConsumerRate => "consumers created/s",
             Self::MemoryPerConsumer => "memory of all nodes per consumer, bytes",
+            Self::SubscribeRate => "SUB and UNSUB beside the consumers, pairs/s",
+            Self::SubscribeCpuPerMillion => "SUB and UNSUB beside the consumers, CPU s/M",
             Self::MemoryBeforeMib => "memory before the consumers, MiB",
             Self::MemoryAfterMib => "memory when they are gone, MiB",
             Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",

@@ -1,4 +1,5 @@
-//! Many durable consumers on one stream: how fast they are made, what they take, and how long they are without a leader.
+//! Many durable consumers on one stream: how fast they are made, what they take, what they cost others, and how
+//! long they are without a leader.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const MESSAGES: u64 = 1000;
 /// Consumers that are asked for a message after the leader was killed, at most. On nats-server each has a leader of its
 /// own.
 const ASKED: u64 = 100;
+
+/// Subscriptions that come and go on another subject.
+const SUBSCRIPTIONS: u64 = 5000;
 
 /// How long servers are left alone before memory is read.
 const REST: Duration = Duration::from_secs(3);
@@ -52,6 +56,7 @@ pub fn run(
     outcome.set(Figure::MemoryBeforeMib, mib(before));
     outcome.set(Figure::MemoryPerConsumer, after.saturating_sub(before) as f64 / created as f64);
     outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));
+    subscribe(servers, &mut outcome)?;
     // Creators take turns by number, so what each of them reached exists without gaps.
     let without_gaps = by_creator.iter().min().map_or(0, |fewest| fewest * by_creator.len() as u64);
     outcome.set(Figure::FailoverSeconds, fail_over(servers, ASKED.min(without_gaps))?.as_secs_f64());
@@ -82,6 +87,22 @@ fn create(servers: &Servers, consumers: u64, until: Instant) -> anyhow::Result<V
             .collect();
         join(threads)
     })
+}
+
+/// Subscribes and unsubscribes where no consumer cares.
+fn subscribe(servers: &Servers, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let mut client = Client::connect(setup::leader(servers, STREAM)?)?;
+    let (cpu, start) = (servers.cpu_seconds()?, Instant::now());
+    for n in 0..SUBSCRIPTIONS {
+        client.write(format!("SUB _INBOX.beside.{n} 1\r\nUNSUB 1\r\n").as_bytes())?;
+        client.flush_barrier()?;
+    }
+    outcome.set(Figure::SubscribeRate, SUBSCRIPTIONS as f64 / start.elapsed().as_secs_f64());
+    // What it set off may still be going on.
+    std::thread::sleep(Duration::from_millis(200));
+    let cpu = servers.cpu_seconds()? - cpu;
+    outcome.set(Figure::SubscribeCpuPerMillion, cpu / (SUBSCRIPTIONS as f64 / 1e6));
+    Ok(())
 }
 
 /// Kills the stream's leader, asks consumers one after the other until each has given a message, and waits until the
