@@ -89,6 +89,10 @@ pub enum Figure {
     SubscribeRate,
     /// Server CPU seconds for a million of those.
     SubscribeCpuPerMillion,
+    /// Publishing into the stream of consumers that nobody uses, by ten publishers one at a time, messages a second.
+    PublishBesideRate,
+    /// Server CPU seconds for a million of those.
+    PublishBesideCpuPerMillion,
     /// Resident memory before the consumers, MiB.
     MemoryBeforeMib,
     /// Resident memory when they are gone, MiB.
@@ -127,6 +131,8 @@ impl Figure {
         Self::MemoryPerConsumer,
         Self::SubscribeRate,
         Self::SubscribeCpuPerMillion,
+        Self::PublishBesideRate,
+        Self::PublishBesideCpuPerMillion,
         Self::MemoryBeforeMib,
         Self::MemoryAfterMib,
         Self::FailoverSeconds,
@@ -174,6 +180,8 @@ impl Figure {
             Self::MemoryPerConsumer => "memory of all nodes per consumer, bytes",
             Self::SubscribeRate => "SUB and UNSUB beside the consumers, pairs/s",
             Self::SubscribeCpuPerMillion => "SUB and UNSUB beside the consumers, CPU s/M",
+            Self::PublishBesideRate => "10 publishers, one at a time, beside the consumers, msg/s",
+            Self::PublishBesideCpuPerMillion => "publishing beside the consumers, CPU s/M",
             Self::MemoryBeforeMib => "memory before the consumers, MiB",
             Self::MemoryAfterMib => "memory when they are gone, MiB",
             Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",

@@ -7,7 +7,8 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::figures::{Figure, Outcome};
+use crate::figures::{Figure, Meter, Outcome};
+use crate::load::one_at_a_time::{self, Publisher};
 use crate::load::{Effort, fetch, join, mib, publish};
 use crate::messages::Messages;
 use crate::servers::Servers;
@@ -25,6 +26,12 @@ const ASKED: u64 = 100;
 
 /// Subscriptions that come and go on another subject.
 const SUBSCRIPTIONS: u64 = 5000;
+
+/// Connections that publish beside the consumers.
+const PUBLISHERS: u64 = 10;
+
+/// Messages of each.
+const PUBLISHED_EACH: u64 = 300;
 
 /// How long servers are left alone before memory is read.
 const REST: Duration = Duration::from_secs(3);
@@ -57,6 +64,7 @@ pub fn run(
     outcome.set(Figure::MemoryPerConsumer, after.saturating_sub(before) as f64 / created as f64);
     outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));
     subscribe(servers, &mut outcome)?;
+    publish_beside(servers, payload_bytes, &mut outcome)?;
     // Creators take turns by number, so what each of them reached exists without gaps.
     let without_gaps = by_creator.iter().min().map_or(0, |fewest| fewest * by_creator.len() as u64);
     outcome.set(Figure::FailoverSeconds, fail_over(servers, ASKED.min(without_gaps))?.as_secs_f64());
@@ -102,6 +110,21 @@ fn subscribe(servers: &Servers, outcome: &mut Outcome) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(200));
     let cpu = servers.cpu_seconds()? - cpu;
     outcome.set(Figure::SubscribeCpuPerMillion, cpu / (SUBSCRIPTIONS as f64 / 1e6));
+    Ok(())
+}
+
+/// Publishes what every consumer will want, while nobody asks any of them.
+fn publish_beside(servers: &Servers, payload_bytes: usize, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let publishers = Publisher::connect_all(setup::leader(servers, STREAM)?, PUBLISHERS, payload_bytes)?;
+    let meter = Meter::start(servers)?;
+    one_at_a_time::throughput(publishers, PUBLISHED_EACH)?;
+    let cost = meter.finish(servers, PUBLISHERS * PUBLISHED_EACH)?;
+    for (figure, from) in [
+        (Figure::PublishBesideRate, Figure::Rate),
+        (Figure::PublishBesideCpuPerMillion, Figure::CpuPerMillion),
+    ] {
+        cost.get(from).into_iter().for_each(|value| outcome.set(figure, value));
+    }
     Ok(())
 }
 
