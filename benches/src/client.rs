@@ -123,11 +123,12 @@ impl Client {
         let text = format!("SUB {inbox} 9999\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
         self.write(text.as_bytes())?;
         let answer = self.receive()?;
-        if answer.header.starts_with(b"NATS/1.0 503") {
-            bail!("nobody answers {subject}");
-        }
+        let nobody = answer.header.starts_with(b"NATS/1.0 503");
         let answer = String::from_utf8_lossy(answer.payload).into_owned();
         self.write(b"UNSUB 9999\r\n")?;
+        if nobody {
+            bail!("nobody answers {subject}");
+        }
         Ok(answer)
     }
 

@@ -69,6 +69,37 @@ pub enum Figure {
     LastBySubjectRate,
     /// Messages a second of a consumer that filters a hundredth of the stream.
     FilteredRate,
+    /// Time from a request to its whole answer, microseconds, one request after the other.
+    AnswerP50Us,
+    /// The same.
+    AnswerP99Us,
+    /// From when the last thing was due to go until all are gone, seconds.
+    GoneSeconds,
+    /// What is still there at the time limit.
+    LeftAtLimit,
+    /// Server CPU seconds from the last publish until all are gone, for a million.
+    GoingCpuPerMillion,
+    /// Consumers created, before the time limit.
+    ConsumersCreated,
+    /// Consumers created a second.
+    ConsumerRate,
+    /// Resident memory of all nodes above that before the consumers, bytes for each consumer.
+    MemoryPerConsumer,
+    /// Subscribing and unsubscribing on another subject, beside the consumers, pairs a second.
+    SubscribeRate,
+    /// Server CPU seconds for a million of those.
+    SubscribeCpuPerMillion,
+    /// Publishing into the stream of consumers that nobody uses, by ten publishers one at a time, messages a second.
+    PublishBesideRate,
+    /// Server CPU seconds for a million of those.
+    PublishBesideCpuPerMillion,
+    /// Resident memory before the consumers, MiB.
+    MemoryBeforeMib,
+    /// Resident memory when they are gone, MiB.
+    MemoryAfterMib,
+    /// From killing the leader of a stream until it has another, and every consumer that was asked gave a message,
+    /// seconds.
+    FailoverSeconds,
 }
 
 impl Figure {
@@ -90,6 +121,21 @@ impl Figure {
         Self::MemoryPerSubject,
         Self::LastBySubjectRate,
         Self::FilteredRate,
+        Self::AnswerP50Us,
+        Self::AnswerP99Us,
+        Self::GoneSeconds,
+        Self::LeftAtLimit,
+        Self::GoingCpuPerMillion,
+        Self::ConsumersCreated,
+        Self::ConsumerRate,
+        Self::MemoryPerConsumer,
+        Self::SubscribeRate,
+        Self::SubscribeCpuPerMillion,
+        Self::PublishBesideRate,
+        Self::PublishBesideCpuPerMillion,
+        Self::MemoryBeforeMib,
+        Self::MemoryAfterMib,
+        Self::FailoverSeconds,
     ];
 
     /// For tables.
@@ -124,6 +170,21 @@ impl Figure {
             Self::MemoryPerSubject => "memory per subject, bytes",
             Self::LastBySubjectRate => "last-by-subject gets/s",
             Self::FilteredRate => "filtered consumer msg/s",
+            Self::AnswerP50Us => "request to answer, p50, us",
+            Self::AnswerP99Us => "request to answer, p99, us",
+            Self::GoneSeconds => "all gone after the last was due, s",
+            Self::LeftAtLimit => "still there at the time limit",
+            Self::GoingCpuPerMillion => "CPU s/M from the last publish until all are gone",
+            Self::ConsumersCreated => "consumers created within the time limit",
+            Self::ConsumerRate => "consumers created/s",
+            Self::MemoryPerConsumer => "memory of all nodes per consumer, bytes",
+            Self::SubscribeRate => "SUB and UNSUB beside the consumers, pairs/s",
+            Self::SubscribeCpuPerMillion => "SUB and UNSUB beside the consumers, CPU s/M",
+            Self::PublishBesideRate => "10 publishers, one at a time, beside the consumers, msg/s",
+            Self::PublishBesideCpuPerMillion => "publishing beside the consumers, CPU s/M",
+            Self::MemoryBeforeMib => "memory before the consumers, MiB",
+            Self::MemoryAfterMib => "memory when they are gone, MiB",
+            Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",
         }
     }
 }
@@ -150,6 +211,12 @@ impl Outcome {
         self.set(Figure::LatencyP50Us, at(0.5));
         self.set(Figure::LatencyP99Us, at(0.99));
         self.set(Figure::LatencyP999Us, at(0.999));
+    }
+
+    /// Notes how long answers took in a closed loop.
+    pub fn set_answers(&mut self, nanoseconds: &Histogram<u64>) {
+        self.set(Figure::AnswerP50Us, nanoseconds.value_at_quantile(0.5) as f64 / 1e3);
+        self.set(Figure::AnswerP99Us, nanoseconds.value_at_quantile(0.99) as f64 / 1e3);
     }
 
     /// An open loop with so many messages a second wished for and so many had.
@@ -225,7 +292,10 @@ impl Meter {
         }
         let cpu = servers.cpu_seconds()? - self.servers_cpu;
         outcome.set(Figure::CpuPerMillionSettled, cpu / (messages as f64 / 1e6));
-        outcome.set(Figure::WrittenPerPayloadByte, (written - self.written) as f64 / payload_bytes as f64);
+        if payload_bytes > 0 {
+            outcome
+                .set(Figure::WrittenPerPayloadByte, (written - self.written) as f64 / payload_bytes as f64);
+        }
         Ok(())
     }
 }

@@ -21,6 +21,28 @@ pub enum Subjects {
     AtRandom(u64),
     /// `bench.<n % groups>.<n>`, each once: for filters that match a part.
     Grouped(u64),
+    /// Keys of a bucket, in turns.
+    Keys(u64),
+    /// Keys of a bucket in a random order that each writer has of its own.
+    KeysAtRandom {
+        /// Keys there are.
+        keys: u64,
+        /// Who writes.
+        writer: u64,
+    },
+}
+
+/// What messages carry in their header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Header {
+    /// Nothing; they have no header.
+    None,
+    /// A `Nats-Msg-Id` of its own.
+    MsgId,
+    /// `Nats-Incr: 1`, for a counter.
+    Increment,
+    /// `Nats-TTL`, so many seconds.
+    Ttl(u64),
 }
 
 /// What a publisher sends.
@@ -30,31 +52,30 @@ pub struct Messages {
     pub subjects: Subjects,
     /// Where acknowledgements go; empty for none.
     pub reply: String,
-    /// Body bytes, at least 8.
+    /// Body bytes, at least 8 if there are stamps.
     pub payload_bytes: usize,
-    /// Whether each has a `Nats-Msg-Id` of its own.
-    pub msg_ids: bool,
+    /// What each carries.
+    pub header: Header,
 }
 
 impl Messages {
     /// Plain messages on one subject.
     #[must_use]
     pub fn plain(payload_bytes: usize, reply: &str) -> Self {
-        Self { subjects: Subjects::One, reply: reply.to_owned(), payload_bytes, msg_ids: false }
+        Self { subjects: Subjects::One, reply: reply.to_owned(), payload_bytes, header: Header::None }
     }
 
     /// Appends message `n`. The body begins with `stamp` if there is one.
     pub fn append(&self, buffer: &mut Vec<u8>, n: u64, stamp: Option<u64>) {
-        let header =
-            if self.msg_ids { format!("NATS/1.0\r\nNats-Msg-Id: {n}\r\n\r\n") } else { String::new() };
-        buffer.extend_from_slice(if self.msg_ids { b"HPUB " } else { b"PUB " });
+        let header = self.header.text(n);
+        buffer.extend_from_slice(if header.is_empty() { b"PUB " } else { b"HPUB " });
         self.append_subject(buffer, n);
         buffer.push(b' ');
         buffer.extend_from_slice(self.reply.as_bytes());
-        let sizes = if self.msg_ids {
-            write!(buffer, " {} {}\r\n{header}", header.len(), header.len() + self.payload_bytes)
-        } else {
+        let sizes = if header.is_empty() {
             write!(buffer, " {}\r\n", self.payload_bytes)
+        } else {
+            write!(buffer, " {} {}\r\n{header}", header.len(), header.len() + self.payload_bytes)
         };
         sizes.expect("a vector takes everything");
         let body = buffer.len();
@@ -73,8 +94,24 @@ impl Messages {
             Subjects::InTurns(count) => write!(buffer, "bench.{}", n % count),
             Subjects::AtRandom(count) => write!(buffer, "bench.{}", mix(n) % count),
             Subjects::Grouped(groups) => write!(buffer, "bench.{}.{n}", n % groups),
+            Subjects::Keys(keys) => write!(buffer, "$KV.bench.{}", n % keys),
+            Subjects::KeysAtRandom { keys, writer } => {
+                write!(buffer, "$KV.bench.{}", mix(writer << 32 | n) % keys)
+            }
         }
         .expect("a vector takes everything");
+    }
+}
+
+impl Header {
+    /// The header block of message `n`, or nothing.
+    fn text(self, n: u64) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::MsgId => format!("NATS/1.0\r\nNats-Msg-Id: {n}\r\n\r\n"),
+            Self::Increment => "NATS/1.0\r\nNats-Incr: 1\r\n\r\n".to_owned(),
+            Self::Ttl(seconds) => format!("NATS/1.0\r\nNats-TTL: {seconds}\r\n\r\n"),
+        }
     }
 }
 
@@ -93,7 +130,9 @@ pub fn mix(n: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn payload(n: u64, bytes: usize) -> &'static [u8] {
+/// The body of message `n`.
+#[must_use]
+pub fn payload(n: u64, bytes: usize) -> &'static [u8] {
     static POOL: OnceLock<Vec<u8>> = OnceLock::new();
     let pool =
         POOL.get_or_init(|| (0..POOL_BYTES as u64 / 8).flat_map(|word| mix(word).to_le_bytes()).collect());
@@ -125,13 +164,25 @@ mod tests {
 
     #[test]
     fn ids_are_in_a_header_whose_length_is_right() {
-        let messages = Messages { msg_ids: true, ..Messages::plain(8, "r") };
+        let messages = Messages { header: Header::MsgId, ..Messages::plain(8, "r") };
 
         let text = text(&messages, 7, None);
 
         let header = "NATS/1.0\r\nNats-Msg-Id: 7\r\n\r\n";
         let expected = format!("HPUB bench r {} {}\r\n{header}", header.len(), header.len() + 8);
         assert!(text.starts_with(expected.as_bytes()));
+    }
+
+    #[test]
+    fn an_increment_has_no_body() {
+        let messages = Messages { header: Header::Increment, ..Messages::plain(0, "r") };
+
+        let header = "NATS/1.0\r\nNats-Incr: 1\r\n\r\n";
+        let length = header.len();
+        assert_eq!(
+            text(&messages, 7, None),
+            format!("HPUB bench r {length} {length}\r\n{header}\r\n").as_bytes()
+        );
     }
 
     #[test]

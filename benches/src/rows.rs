@@ -5,11 +5,15 @@
 use crate::figures::Figure;
 use crate::load::Load;
 use crate::load::fetch::Acks;
+use crate::load::key_value::Use;
 use crate::load::space::Loss;
-use crate::messages::Subjects;
+use crate::messages::{Header, Subjects};
 use crate::report::number;
 use crate::servers::Side;
 use crate::setup::Storage;
+
+mod consumers;
+mod streams;
 
 const WINDOW: u64 = 4000;
 const KIB: usize = 1024;
@@ -88,16 +92,46 @@ pub struct Sizes {
     /// Subjects of the streams with very many. Default: 1000000,10000000.
     #[arg(long, value_name = "SUBJECTS", value_delimiter = ',')]
     pub subjects: Vec<u64>,
+    /// Messages that expire, and subjects that a consumer filters. Default: 1000000, with --quick a tenth.
+    #[arg(long, value_name = "COUNT")]
+    pub expiring: Option<u64>,
+    /// Durable consumers of one stream. Default: 10000, with --quick a tenth.
+    #[arg(long, value_name = "CONSUMERS")]
+    pub durables: Option<u64>,
+    /// Consumers that are used once. Default: 100000, with --quick a twentieth.
+    #[arg(long, value_name = "CONSUMERS")]
+    pub ephemerals: Option<u64>,
     /// Divides the defaults.
     #[arg(skip = 1.0)]
     pub divide_by: f64,
+    /// The part of expiring messages, filtered subjects and consumers.
+    #[arg(skip)]
+    pub part: Part,
+}
+
+/// How much of the rows that take their time for each object.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Part {
+    /// All.
+    #[default]
+    Full,
+    /// What takes about ten seconds.
+    Quick,
+    /// To see that it works.
+    Tiny,
 }
 
 impl Sizes {
     /// What is not given is a thousandth.
     #[must_use]
     pub fn tiny(self) -> Self {
-        Self { divide_by: 1000.0, ..self }
+        Self { divide_by: 1000.0, part: Part::Tiny, ..self }
+    }
+
+    /// The same with fewer objects where each takes its time. The others are the same: no quick run has them.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        Self { part: Part::Quick, ..self }
     }
 
     fn streams(&self) -> u64 {
@@ -185,8 +219,19 @@ impl Row {
     pub fn guarantee(&self) -> &'static str {
         match (self.load, self.storage, self.against, self.nodes) {
             (Load::Core { .. } | Load::RequestReply { .. }, ..) => "no acks",
-            (Load::Fetch { .. } | Load::Replay { .. }, ..) => "reading",
+            (
+                Load::Fetch { .. }
+                | Load::Replay { .. }
+                | Load::Get { .. }
+                | Load::KeyValue { what: Use::Get, .. }
+                | Load::Push { .. }
+                | Load::Delivery { .. }
+                | Load::ManyConsumers { .. }
+                | Load::Filtered { .. },
+                ..,
+            ) => "reading",
             (Load::Idle { .. }, ..) => "idle",
+            (Load::Ephemerals { .. }, ..) => "consumers in memory / in memory",
             (_, Storage::Memory, _, 1) => "in memory / in memory",
             (_, Storage::Memory, ..) => "in memory of 2 of 3 / in memory of 2 of 3",
             (_, _, Side::NatsSynced, _) => "synced / synced",
@@ -209,6 +254,8 @@ pub fn all(sizes: &Sizes) -> Vec<Row> {
     let in_memory: Vec<Row> =
         rows.iter().filter(|row| row.has_memory_variant()).map(Row::in_memory).collect();
     rows.extend(in_memory);
+    rows.extend(streams::rows(sizes));
+    rows.extend(consumers::rows(sizes));
     rows.push(replay(sizes));
     rows.push(idle(sizes));
     rows.extend(recovery(sizes));
@@ -297,7 +344,7 @@ fn core() -> Vec<Row> {
 }
 
 fn windowed(nodes: usize) -> Vec<Row> {
-    let plain = Load::Publish { window: WINDOW, msg_ids: false, subjects: Subjects::One };
+    let plain = Load::Publish { window: WINDOW, header: Header::None, subjects: Subjects::One };
     let (messages, offered, aims) = if nodes == 1 {
         ([2_000_000, 500_000, 50_000], [100_000, 50_000, 2000], [(2.5, 0.3), (1.3, 0.6), (1.1, 0.9)])
     } else {
@@ -314,8 +361,9 @@ fn windowed(nodes: usize) -> Vec<Row> {
         );
     }
     if nodes == 1 {
-        let ids = Load::Publish { window: WINDOW, msg_ids: true, subjects: Subjects::One };
-        let subjects = Load::Publish { window: WINDOW, msg_ids: false, subjects: Subjects::InTurns(100_000) };
+        let ids = Load::Publish { window: WINDOW, header: Header::MsgId, subjects: Subjects::One };
+        let subjects =
+            Load::Publish { window: WINDOW, header: Header::None, subjects: Subjects::InTurns(100_000) };
         for (what, load) in [("message ids", ids), ("100k subjects", subjects)] {
             rows.push(
                 Row::new(format!("R1 file, {what}, window {WINDOW}, 128 B"), 1, load)

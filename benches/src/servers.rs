@@ -126,6 +126,14 @@ impl Servers {
         Ok(start)
     }
 
+    /// Kills one of them for good. What it spent can not be read afterwards, nor that of all.
+    pub fn kill(&mut self, node: usize) -> anyhow::Result<Instant> {
+        let start = Instant::now();
+        self.processes[node].kill().context("a server ended by itself")?;
+        self.processes[node].wait()?;
+        Ok(start)
+    }
+
     /// Tries until it works.
     pub fn wait_until<T>(&self, ready: impl Fn(&Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let deadline = Instant::now() + READY_WITHIN;

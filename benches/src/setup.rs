@@ -1,5 +1,7 @@
 //! Streams and consumers, made through the API.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
@@ -8,6 +10,9 @@ use crate::servers::Servers;
 
 /// The stream that most rows use.
 pub const STREAM: &str = "BENCH";
+
+/// How long something may be refused for the time being.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a stream lies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,15 +43,26 @@ pub fn api(client: &mut Client, endpoint: &str, body: &Value) -> anyhow::Result<
 
 /// Makes the stream of a row, with one replica for each node. `more` are fields of its configuration.
 pub fn create_stream(servers: &Servers, storage: Storage, more: Value) -> anyhow::Result<()> {
+    create_stream_called(servers, STREAM, &["bench", "bench.>"], storage, more)
+}
+
+/// The same with a name and subjects of its own.
+pub fn create_stream_called(
+    servers: &Servers,
+    name: &str,
+    subjects: &[&str],
+    storage: Storage,
+    more: Value,
+) -> anyhow::Result<()> {
     let mut config = json!({
-        "name": STREAM,
-        "subjects": ["bench", "bench.>"],
+        "name": name,
+        "subjects": subjects,
         "num_replicas": servers.nodes(),
         "storage": storage.name(),
     });
     merge(&mut config, more);
     let mut client = Client::connect(servers.address(0))?;
-    api(&mut client, &format!("STREAM.CREATE.{STREAM}"), &config)?;
+    api(&mut client, &format!("STREAM.CREATE.{name}"), &config)?;
     Ok(())
 }
 
@@ -54,10 +70,45 @@ pub fn create_stream(servers: &Servers, storage: Storage, more: Value) -> anyhow
 pub fn create_consumer(servers: &Servers, name: &str, more: Value) -> anyhow::Result<()> {
     let mut config = json!({ "durable_name": name, "ack_policy": "explicit", "max_ack_pending": 10_000 });
     merge(&mut config, more);
-    let body = json!({ "stream_name": STREAM, "config": config });
-    let mut client = Client::connect(servers.address(0))?;
-    api(&mut client, &format!("CONSUMER.CREATE.{STREAM}.{name}"), &body)?;
+    create_consumer_of(&mut Client::connect(servers.address(0))?, name, &config)?;
+    if servers.nodes() > 1 && config["deliver_subject"].is_null() {
+        wait_until_reachable(leader(servers, STREAM)?, name)?;
+    }
     Ok(())
+}
+
+/// On nats-server it takes a moment until other nodes know of a new consumer. The request is one that is refused.
+fn wait_until_reachable(address: &str, consumer: &str) -> anyhow::Result<()> {
+    let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer}");
+    let body = json!({ "expires": 1_000_000_000, "idle_heartbeat": 1_000_000_000 }).to_string();
+    let (mut client, deadline) = (Client::connect(address)?, Instant::now() + PATIENCE);
+    while let Err(error) = client.request(&subject, &body) {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Makes a consumer of exactly this configuration.
+pub fn create_consumer_of(client: &mut Client, name: &str, config: &Value) -> anyhow::Result<()> {
+    let body = json!({ "stream_name": STREAM, "config": config });
+    api_patiently(client, &format!("CONSUMER.CREATE.{STREAM}.{name}"), &body)?;
+    Ok(())
+}
+
+/// What is temporarily unavailable is asked for again, as clients do.
+pub fn api_patiently(client: &mut Client, endpoint: &str, body: &Value) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match api(client, endpoint, body) {
+            Err(error) if Instant::now() < deadline && format!("{error:#}").contains("10008") => {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// What a stream says of itself.
@@ -68,10 +119,14 @@ pub fn stream_info(servers: &Servers, stream: &str) -> anyhow::Result<Value> {
 
 /// The address of the node that leads a stream. Clients of a stream connect there, on both sides.
 pub fn leader<'a>(servers: &'a Servers, stream: &str) -> anyhow::Result<&'a str> {
+    Ok(servers.address(leading_node(servers, stream)?))
+}
+
+/// The number of that node.
+pub fn leading_node(servers: &Servers, stream: &str) -> anyhow::Result<usize> {
     let info = stream_info(servers, stream)?;
     let name = info["cluster"]["leader"].as_str().context("the stream has no leader")?;
-    let node: usize = name.trim_start_matches('n').parse().context("servers are named n0, n1, n2")?;
-    Ok(servers.address(node))
+    name.trim_start_matches('n').parse().context("servers are named n0, n1, n2")
 }
 
 /// Fails unless the stream has stored at least so many messages in its life.

@@ -2,7 +2,7 @@
 
 use crate::figures::Figure;
 use crate::load::Load;
-use crate::messages::Subjects;
+use crate::messages::{Header, Subjects};
 use crate::report::Measured;
 use crate::report::chart::{Chart, Line};
 use crate::results::Results;
@@ -60,7 +60,7 @@ pub fn charts(results: &Results) -> Vec<(&'static str, Chart)> {
 }
 
 fn by_size(nodes: usize, (payload_bytes, size): (usize, &str)) -> Row {
-    let load = Load::Publish { window: 4000, msg_ids: false, subjects: Subjects::One };
+    let load = Load::Publish { window: 4000, header: Header::None, subjects: Subjects::One };
     Row {
         group: Group::Sweep,
         payload_bytes,

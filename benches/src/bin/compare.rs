@@ -30,7 +30,8 @@ struct Options {
     /// Runs of each side; tables have medians and ranges. 0 measures nothing.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Rows of publishing, core and fetching, a fifth of the messages: one run in less than five minutes.
+    /// Rows of publishing, core and fetching, a fifth of the messages: one run in less than five minutes. With --only,
+    /// other rows in a like size.
     #[arg(long)]
     quick: bool,
     /// A hundredth of the messages, to see that everything works.
@@ -61,7 +62,12 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let sizes = options.sizes.clone();
-    let mut rows = rows::all(&if options.tiny { sizes.tiny() } else { sizes });
+    let sizes = match (options.quick, options.tiny) {
+        (true, _) => sizes.quick(),
+        (_, true) => sizes.tiny(),
+        _ => sizes,
+    };
+    let mut rows = rows::all(&sizes);
     rows.extend(sweeps::rows());
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));

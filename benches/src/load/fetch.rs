@@ -1,14 +1,13 @@
 //! A pull consumer. Throughput: a filled stream is read in batches. Latency: from when a message was due to be
 //! published until the consumer has it.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
 use crate::client::Client;
 use crate::figures::{Meter, Outcome};
-use crate::load::{Effort, publish};
-use crate::messages::{self, Messages};
-use crate::pace::{self, Pace, Stamps};
+use crate::load::{Effort, delivery, publish};
+use crate::messages::Messages;
 use crate::servers::Servers;
 use crate::setup::{self, STREAM, Storage};
 
@@ -22,8 +21,32 @@ pub enum Acks {
     None,
     /// It is acknowledged.
     Explicit,
+    /// Every hundredth is, and the last; that acknowledges those before.
+    All,
     /// It is acknowledged, and thereby removed from the stream.
     WorkQueue,
+}
+
+impl Acks {
+    /// The consumer's policy.
+    #[must_use]
+    pub fn policy(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Explicit | Self::WorkQueue => "explicit",
+            Self::All => "all",
+        }
+    }
+
+    /// Whether the `n`-th of `messages` is acknowledged, counted from 0.
+    #[must_use]
+    pub fn acks(self, n: u64, messages: u64) -> bool {
+        match self {
+            Self::None => false,
+            Self::Explicit | Self::WorkQueue => true,
+            Self::All => (n + 1).is_multiple_of(100) || n + 1 == messages,
+        }
+    }
 }
 
 /// How a stream is read.
@@ -51,18 +74,19 @@ pub fn run(
     let address = setup::leader(servers, STREAM)?;
     let text = Messages::plain(shape.payload_bytes, "_INBOX.acks.a");
     publish::windowed(address, &text, 0..messages, FILL_WINDOW)?;
-    let policy = if shape.acks == Acks::None { "none" } else { "explicit" };
-    setup::create_consumer(servers, "C", json!({ "ack_policy": policy }))?;
+    setup::create_consumer(servers, "C", json!({ "ack_policy": shape.acks.policy() }))?;
 
     let mut client = Client::connect(address)?;
     client.write(b"SUB _INBOX.fetch 1\r\n")?;
     client.flush_barrier()?;
-    let acked = |_| shape.acks != Acks::None;
+    let acked = |n| shape.acks.acks(n, messages);
     let meter = Meter::start(servers)?;
     let received = fetch(&mut client, "C", shape.batch, acked, messages, |_| Ok(()))?;
     client.flush_barrier()?;
     let mut outcome = meter.finish(servers, received)?;
-    outcome.add(latency(address, &mut client, shape, offered, effort)?);
+    outcome.add(delivery::latency(address, shape.payload_bytes, offered, effort, |total, each| {
+        fetch(&mut client, "C", shape.batch, |n| shape.acks.acks(n, total), total, each).map(|_| ())
+    })?);
     Ok(outcome)
 }
 
@@ -107,37 +131,14 @@ pub fn fetch(
     Ok(received)
 }
 
-fn latency(
-    address: &str,
-    client: &mut Client,
-    shape: Shape,
-    offered: u64,
-    effort: &Effort,
-) -> anyhow::Result<Outcome> {
-    let total = effort.latency.messages(offered as f64);
-    let mut publisher = Client::connect(address)?;
-    let pace = Pace::start_warm(offered as f64, effort.latency);
-    std::thread::scope(|scope| {
-        let writing = scope.spawn(move || -> anyhow::Result<()> {
-            let text = Messages::plain(shape.payload_bytes, "");
-            pace.send(&text, total, Stamps::Due, |bytes| publisher.write(bytes))?;
-            publisher.flush_barrier()
-        });
-        let mut latency = pace::histogram();
-        fetch(
-            client,
-            "C",
-            shape.batch,
-            |_| shape.acks != Acks::None,
-            total,
-            |payload| {
-                let due = messages::stamp(payload).context("a message without its stamp")?;
-                pace.record(&mut latency, due);
-                Ok(())
-            },
-        )?;
-        let outcome = Outcome::of_open_loop(&latency, offered, pace.kept(total));
-        writing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
-        Ok(outcome)
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ack_of_all_comes_every_hundred_messages_and_at_the_end() {
+        let acked: Vec<u64> = (0..250).filter(|n| Acks::All.acks(*n, 250)).collect();
+
+        assert_eq!(acked, [99, 199, 249]);
+    }
 }

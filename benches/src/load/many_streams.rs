@@ -19,9 +19,6 @@ const CREATORS: u64 = 8;
 /// How long servers are left alone between creation and load.
 const REST: Duration = Duration::from_secs(1);
 
-/// How long a stream may be refused for the time being.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// How many streams, and what goes into them.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -73,7 +70,8 @@ pub fn create(servers: &Servers, streams: u64) -> anyhow::Result<Duration> {
                             "subjects": [format!("stream.{stream}")],
                             "num_replicas": servers.nodes(),
                         });
-                        create_one(&mut client, stream, &config)?;
+                        let endpoint = format!("STREAM.CREATE.{}", name(stream));
+                        setup::api_patiently(&mut client, &endpoint, &config)?;
                     }
                     Ok(())
                 })
@@ -82,21 +80,6 @@ pub fn create(servers: &Servers, streams: u64) -> anyhow::Result<Duration> {
         join(threads)
     })?;
     Ok(start.elapsed())
-}
-
-/// What is temporarily unavailable is asked for again, as clients do.
-fn create_one(client: &mut Client, stream: u64, config: &Value) -> anyhow::Result<()> {
-    let endpoint = format!("STREAM.CREATE.{}", name(stream));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match setup::api(client, &endpoint, config) {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline || !format!("{error:#}").contains("10008") => {
-                return Err(error);
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(200)),
-        }
-    }
 }
 
 /// The name of a stream that [`create`] makes.

@@ -7,19 +7,30 @@ use serde_json::json;
 
 use crate::figures::{Figure, Meter, Outcome};
 use crate::load::one_at_a_time::Publisher;
-use crate::messages::{Messages, Subjects};
+use crate::messages::{Header, Messages, Subjects};
 use crate::pace::Lasting;
 use crate::rows::Row;
 use crate::servers::Servers;
 use crate::setup::{self, STREAM};
 
+pub mod batches;
 pub mod core;
+pub mod delivery;
+pub mod durables;
+pub mod ephemerals;
+pub mod expiry;
+pub mod fast_ingest;
 pub mod fetch;
+pub mod filtered;
+pub mod get;
 pub mod idle;
+pub mod key_value;
+pub mod many_consumers;
 pub mod many_streams;
 pub mod one_at_a_time;
 pub mod probe;
 pub mod publish;
+pub mod push;
 pub mod recovery;
 pub mod replay;
 pub mod request_reply;
@@ -45,8 +56,8 @@ pub enum Load {
     Publish {
         /// How many may be unacknowledged.
         window: u64,
-        /// Whether each carries a `Nats-Msg-Id`.
-        msg_ids: bool,
+        /// What each carries.
+        header: Header,
         /// Where they go.
         subjects: Subjects,
     },
@@ -100,6 +111,70 @@ pub enum Load {
         /// Streams there are.
         streams: u64,
     },
+    /// Batches that are stored whole or not at all.
+    AtomicBatches {
+        /// Messages of a batch.
+        batch: u64,
+        /// Batches without their acknowledgement, at most.
+        at_once: u64,
+    },
+    /// One long batch that is acknowledged now and then.
+    FastIngest,
+    /// Messages that expire.
+    Expiry {
+        /// What they leave behind.
+        leaves: expiry::Leaves,
+        /// Messages published.
+        messages: u64,
+    },
+    /// Direct gets.
+    Get {
+        /// What a request asks for.
+        get: get::Get,
+        /// Connections that read, each waiting for its answer.
+        readers: u64,
+    },
+    /// A key-value bucket.
+    KeyValue {
+        /// What clients do.
+        what: key_value::Use,
+        /// Connections, each waiting for its answer.
+        clients: u64,
+    },
+    /// A push consumer on a filled stream.
+    Push {
+        /// What happens to messages.
+        acks: fetch::Acks,
+    },
+    /// Messages through a stream to a consumer that waits.
+    Delivery {
+        /// Who asks whom.
+        mode: delivery::Mode,
+    },
+    /// Many consumers on a filled stream.
+    ManyConsumers {
+        /// Consumers there are.
+        consumers: u64,
+        /// Who gets what.
+        share: many_consumers::Share,
+    },
+    /// A consumer that wants a hundredth of a stream.
+    Filtered {
+        /// Subjects there are, each with a message.
+        subjects: u64,
+    },
+    /// Durable consumers, made and then without a leader for a while.
+    Durables {
+        /// Consumers there are.
+        consumers: u64,
+    },
+    /// Consumers that are used once.
+    Ephemerals {
+        /// Consumers there were.
+        consumers: u64,
+        /// How they end.
+        ending: ephemerals::Ending,
+    },
 }
 
 /// How much of it.
@@ -111,6 +186,8 @@ pub struct Effort {
     pub latency: Lasting,
     /// How long servers may take to settle before written bytes are read.
     pub settle_within: Duration,
+    /// What a side can not do within this is cut off: creating consumers, and waiting until things are gone.
+    pub limit: Duration,
 }
 
 impl Effort {
@@ -119,18 +196,21 @@ impl Effort {
         divide_by: 1,
         latency: Lasting { warm: Duration::from_secs(2), recorded: Duration::from_secs(5) },
         settle_within: Duration::from_secs(30),
+        limit: Duration::from_secs(300),
     };
     /// All ordinary rows in a few minutes.
     pub const QUICK: Self = Self {
         divide_by: 5,
         latency: Lasting { warm: Duration::from_millis(500), recorded: Duration::from_secs(1) },
         settle_within: Duration::from_secs(1),
+        limit: Duration::from_secs(10),
     };
     /// To see that everything works.
     pub const TINY: Self = Self {
         divide_by: 100,
         latency: Lasting { warm: Duration::from_millis(100), recorded: Duration::from_millis(200) },
         settle_within: Duration::from_millis(500),
+        limit: Duration::from_secs(5),
     };
 }
 
@@ -148,10 +228,12 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
         Load::RequestReply { requesters } => {
             request_reply::run(servers, requesters, payload_bytes, messages, row.offered, effort)?
         }
-        Load::Publish { window, msg_ids, subjects } => {
-            setup::create_stream(servers, row.storage, json!({}))?;
+        Load::Publish { window, header, subjects } => {
+            let more =
+                if header == Header::Increment { json!({ "allow_msg_counter": true }) } else { json!({}) };
+            setup::create_stream(servers, row.storage, more)?;
             let address = setup::leader(servers, STREAM)?;
-            let text = Messages { subjects, msg_ids, ..Messages::plain(payload_bytes, "_INBOX.acks.a") };
+            let text = Messages { subjects, header, ..Messages::plain(payload_bytes, "_INBOX.acks.a") };
             let (latency, first) = publish::latency(address, &text, row.offered, effort)?;
             let outcome = stored(servers, messages, payload_bytes, effort, || {
                 publish::windowed(address, &text, first..first + messages, window)
@@ -187,6 +269,27 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
         Load::Space { loss, messages } => space::run(servers, loss, messages, payload_bytes, effort)?,
         Load::ManySubjects { subjects } => subjects::run(servers, subjects, payload_bytes, effort)?,
         Load::Idle { streams } => idle::run(servers, streams, effort.latency.recorded * 6)?,
+        Load::AtomicBatches { batch, at_once } => {
+            let shape = batches::Shape { batch, at_once, payload_bytes };
+            batches::run(servers, shape, messages, effort)?
+        }
+        Load::FastIngest => fast_ingest::run(servers, payload_bytes, messages, effort)?,
+        Load::Expiry { leaves, messages } => expiry::run(servers, leaves, payload_bytes, messages, effort)?,
+        Load::Get { get, readers } => get::run(servers, get, readers, payload_bytes, messages)?,
+        Load::KeyValue { what, clients } => {
+            let shape = key_value::Shape { what, clients, payload_bytes };
+            key_value::run(servers, shape, messages, row.offered, effort)?
+        }
+        Load::Push { acks } => push::run(servers, acks, payload_bytes, messages, row.offered, effort)?,
+        Load::Delivery { mode } => delivery::run(servers, mode, payload_bytes, row.offered, effort)?,
+        Load::ManyConsumers { consumers, share } => {
+            many_consumers::run(servers, consumers, share, payload_bytes, messages)?
+        }
+        Load::Filtered { subjects } => filtered::run(servers, subjects, payload_bytes)?,
+        Load::Durables { consumers } => durables::run(servers, consumers, payload_bytes, effort)?,
+        Load::Ephemerals { consumers, ending } => {
+            ephemerals::run(servers, ending, consumers, payload_bytes, effort)?
+        }
     };
     if outcome.get(Figure::PeakMemoryMib).is_none() {
         outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));

@@ -13,7 +13,7 @@ use crate::load::Effort;
 use crate::messages::Messages;
 use crate::pace::{self, Pace, Stamps, WRITE_BYTES};
 
-/// The writer is woken once in so many acknowledgements.
+/// The writer is woken once in so many acknowledgements, or four times in a window.
 const WAKE_EVERY: u64 = 128;
 
 /// Publishes the messages of a range, never more than `window` of them unacknowledged, and waits for the last.
@@ -21,6 +21,7 @@ pub fn windowed(address: &str, text: &Messages, range: Range<u64>, window: u64) 
     let mut client = connect(address)?;
     let writer = client.writer();
     let total = range.end - range.start;
+    let wake_every = WAKE_EVERY.min(window / 4).max(1);
     let state = Window::default();
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| -> anyhow::Result<()> {
@@ -42,7 +43,7 @@ pub fn windowed(address: &str, text: &Messages, range: Range<u64>, window: u64) 
             for acked in 1..=total {
                 check_ack(&client.receive()?)?;
                 state.acked.store(acked, Ordering::Release);
-                if acked % WAKE_EVERY == 0 || acked == total {
+                if acked % wake_every == 0 || acked == total {
                     state.wake();
                 }
             }

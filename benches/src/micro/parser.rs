@@ -4,20 +4,24 @@ use std::hint::black_box;
 
 use levee_protocol::wire::{ClientOp, Limits, Parser};
 
-use crate::messages::Messages;
+use crate::messages::{Header, Messages};
 use crate::micro::{Call, Case};
 
 const OPS: u64 = 256;
 
 /// The cases.
 pub const CASES: [Case; 3] = [
-    Case { name: "parse PUB, 16 B", per_call: OPS, prepare: || publishes(16, false) },
-    Case { name: "parse PUB, 1 KiB", per_call: OPS, prepare: || publishes(1024, false) },
-    Case { name: "parse HPUB with a message id, 128 B", per_call: OPS, prepare: || publishes(128, true) },
+    Case { name: "parse PUB, 16 B", per_call: OPS, prepare: || publishes(16, Header::None) },
+    Case { name: "parse PUB, 1 KiB", per_call: OPS, prepare: || publishes(1024, Header::None) },
+    Case {
+        name: "parse HPUB with a message id, 128 B",
+        per_call: OPS,
+        prepare: || publishes(128, Header::MsgId),
+    },
 ];
 
-fn publishes(payload_bytes: usize, msg_ids: bool) -> Call {
-    let text = Messages { msg_ids, ..Messages::plain(payload_bytes, "_INBOX.acks.a") };
+fn publishes(payload_bytes: usize, header: Header) -> Call {
+    let text = Messages { header, ..Messages::plain(payload_bytes, "_INBOX.acks.a") };
     let mut chunk = Vec::new();
     (0..OPS).for_each(|n| text.append(&mut chunk, n, None));
     let mut parser = Parser::new(Limits::default());
