@@ -176,8 +176,12 @@ pub(crate) async fn dead_letters_are_redriven_to_where_they_came_from(ground: &G
     assert_eq!((home.messages().await?, dead.messages().await?), (6, 1));
 
     let again = take(&consumer, 3).await?;
-    assert_eq!(bodies(&again), ["1", "2", "3"]);
-    for (message, body) in again.iter().zip(["1", "2", "3"]) {
+    // Letters are stored side by side, so their order is chance.
+    let mut came = bodies(&again);
+    came.sort_unstable();
+    assert_eq!(came, ["1", "2", "3"]);
+    for message in &again {
+        let body = std::str::from_utf8(&message.payload)?;
         assert_eq!(message.subject.as_str(), home.subject(body));
         let headers = message.headers.as_ref().context("no headers")?;
         assert_eq!(headers.get("Trace").map(|value| value.as_str()), Some(body));
