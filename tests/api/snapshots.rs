@@ -101,7 +101,8 @@ pub(crate) async fn a_bad_archive_is_refused_and_leaves_nothing_behind(ground: &
 
     let good = &saved.archive;
     let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 4;
+    // In the first checksum: elsewhere a changed bit can mean the same bytes, copied from another place.
+    flipped[b"\xff\x06\x00\x00S2sTwO\x00len".len()] ^= 4;
     let bad: [(&str, Vec<u8>, &str); 6] = [
         ("nothing", Vec::new(), "truncated"),
         ("cut", good[..good.len() - 30].to_vec(), "truncated"),

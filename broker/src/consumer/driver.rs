@@ -2,12 +2,12 @@
 //! goes into an inbox under one short lock; a task drains it, asks the rules for steps until they sleep, and hands
 //! deliveries to the router in batches. One lock, one flush and one wakeup per batch of deliveries, not per message.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use levee_broker_core::consumer::{Advisory, Closed, Confirm, Delivery, Dispatch, Notice, Step};
+use levee_broker_core::consumer::{Advisory, Attention, Closed, Confirm, Delivery, Dispatch, Notice, Step};
 use levee_broker_core::stream::{Event, ReadFailed};
 use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest, RetentionPolicy};
 use levee_protocol::command::StreamCommand;
@@ -64,8 +64,8 @@ pub struct Driver {
     leader: Weak<Leader>,
     /// Whether it has a task. One that has nothing to do for a while has none.
     is_running: AtomicBool,
-    /// Whether somebody waits for messages, so that it must look when the stream changes.
-    attends: AtomicBool,
+    /// An [`Attention`].
+    attention: AtomicU8,
     /// Its info as of before the first delivery: what the answer to a create says. Watchers count on `num_pending`
     /// there being all that will come.
     first_info: Mutex<Option<Box<ConsumerInfo>>>,
@@ -144,7 +144,7 @@ impl Driver {
                 is_idle,
                 leader,
                 is_running: AtomicBool::new(false),
-                attends: AtomicBool::new(false),
+                attention: AtomicU8::new(Attention::None as u8),
                 first_info: Mutex::new(first_info),
             })
         }))
@@ -208,7 +208,9 @@ impl Driver {
 
     /// Something happened to the stream. Who has nobody waiting finds out when it looks again.
     pub fn on_stream_events(self: &Arc<Self>, events: &[Event]) {
-        if self.is_idle || !self.attends.load(Ordering::SeqCst) {
+        let has_removals = || events.iter().any(|event| matches!(event, Event::Removed { .. }));
+        let attention = self.attention.load(Ordering::SeqCst);
+        if attention == Attention::None as u8 || (attention == Attention::Removals as u8 && !has_removals()) {
             return;
         }
         let mut inbox = self.inbox.lock();
@@ -302,7 +304,7 @@ impl Driver {
                 self.letter_posted(&replica, &mut letters, &outcome);
             }
             // From here on what happens to the stream is told.
-            self.attends.store(true, Ordering::SeqCst);
+            self.attention.store(Attention::All as u8, Ordering::SeqCst);
             let inbox = {
                 let mut inbox = self.inbox.lock();
                 if inbox.ended {
@@ -331,7 +333,7 @@ impl Driver {
                 }
                 Ok(Turn::Sleep(Some(until))) => Some(until.since(self.clock.now()).max(Nanos::ZERO).to_std()),
                 Ok(Turn::Sleep(None)) => {
-                    may_rest = !self.attends.load(Ordering::SeqCst);
+                    may_rest = self.attention.load(Ordering::SeqCst) == Attention::None as u8;
                     may_rest.then_some(LINGER)
                 }
                 Err(error) => {
@@ -343,7 +345,7 @@ impl Driver {
                     Some(READ_RETRY)
                 }
             };
-            let attends = self.attends.load(Ordering::SeqCst);
+            let attends = self.attention.load(Ordering::SeqCst) == Attention::All as u8;
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = sleep(wait) => {
@@ -444,7 +446,7 @@ impl Driver {
             Ok(Turn::More)
         });
         if matches!(turn, Ok(Turn::Sleep(_))) {
-            self.attends.store(dispatch.attends(), Ordering::SeqCst);
+            self.attention.store(dispatch.attention() as u8, Ordering::SeqCst);
         }
         let urgent = dispatch.waits_for_commit()
             || replica.read(|machine, _| {

@@ -95,6 +95,18 @@ pub struct Dispatch {
     began_at: Seq,
 }
 
+/// Which changes a consumer has to look at when they happen. What it does not look at it finds out later.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Attention {
+    /// None: nobody waits for it.
+    None,
+    /// Messages that leave the stream, because some are unacked.
+    Removals,
+    /// Whatever happens to the stream or to the interest in it: somebody waits for messages.
+    All,
+}
+
 impl Dispatch {
     /// Takes over from the ledger. Deliveries that were unacked are repeated when their wait is over.
     pub fn new(
@@ -267,23 +279,27 @@ impl Dispatch {
         self.incarnation
     }
 
-    /// Whether it has to be polled when the stream or the interest in it changes: somebody waits for messages.
+    /// Which changes it has to be polled after.
     #[must_use]
-    pub fn attends(&self) -> bool {
-        self.push.is_some()
+    pub fn attention(&self) -> Attention {
+        let is_waited_for = self.push.is_some()
             || !self.waiting.is_empty()
             || !self.arrived.is_empty()
             || !self.held.is_empty()
-            || !self.outbox.is_empty()
+            || !self.outbox.is_empty();
+        if is_waited_for {
+            Attention::All
+        } else if self.marks.num_unacked() > 0 {
+            Attention::Removals
+        } else {
+            Attention::None
+        }
     }
 
     /// Whether it has something to do before anybody asks it to.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.attends()
-            || self.marks.num_unacked() > 0
-            || self.inactive_at.is_some()
-            || self.told_paused.is_some()
+        self.attention() != Attention::None || self.inactive_at.is_some() || self.told_paused.is_some()
     }
 
     /// Whether it works by this ledger's configuration and has not missed a reset.

@@ -58,7 +58,7 @@ mod tests;
 
 pub(crate) use archived::restored_marks;
 pub use dead_letter::DeadLetter;
-pub use dispatch::{AckOutcome, Advisory, Confirm, Delivery, Dispatch, Posted, Step, UnpinReason};
+pub use dispatch::{AckOutcome, Advisory, Attention, Confirm, Delivery, Dispatch, Posted, Step, UnpinReason};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};
 pub use settle::Run;

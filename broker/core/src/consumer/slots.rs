@@ -4,7 +4,8 @@
 //! nak asked for a delay do not while that lasts, if the consumer is configured so. When it is over they wait for a
 //! place before they are delivered again, so that no more than `max_ack_pending` are in clients' hands.
 //!
-//! A new leader knows of no delays: to it these are messages that were delivered and not acked.
+//! A new leader knows of the delays and not of the freed places: to it these are messages that were delivered and not
+//! acked.
 
 use std::collections::BTreeSet;
 
