@@ -174,9 +174,28 @@ impl Driver {
     }
 
     /// Gives up its task. False if something came in between and there is no other task for it.
-    fn rests(&self) -> bool {
+    fn rests(self: &Arc<Self>) -> bool {
+        // Whoever is known to the leader as awake has a task, so it leaves first.
+        self.leave();
         self.is_running.store(false, Ordering::SeqCst);
-        self.inbox.lock().is_empty() || self.is_running.swap(true, Ordering::SeqCst)
+        if self.inbox.lock().is_empty() || self.is_running.swap(true, Ordering::SeqCst) {
+            return true;
+        }
+        if let Some(leader) = self.leader.upgrade() {
+            leader.enter(self);
+        }
+        false
+    }
+
+    fn leave(self: &Arc<Self>) {
+        if let Some(leader) = self.leader.upgrade() {
+            leader.leave(self);
+        }
+    }
+
+    /// The consumer's name.
+    pub fn name(&self) -> &ConsumerName {
+        &self.name
     }
 
     /// A pull request arrived. False if this is over: nobody would look at it.
@@ -308,6 +327,8 @@ impl Driver {
             let inbox = {
                 let mut inbox = self.inbox.lock();
                 if inbox.ended {
+                    drop(inbox);
+                    self.leave();
                     return;
                 }
                 std::mem::take(&mut *inbox)

@@ -14,7 +14,7 @@ use levee_protocol::ids::ConsumerName;
 use levee_protocol::time::Timestamp;
 use levee_raft::ProposeError;
 use levee_storage::kind::INLINE;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -49,6 +49,8 @@ pub struct Leader {
     /// Where consumers' deliveries and acks are folded.
     pub progress: Arc<Collector>,
     drivers: RwLock<BTreeMap<ConsumerName, Arc<Driver>>>,
+    /// Those with a task: the others want to hear of nothing.
+    awake: Mutex<BTreeMap<ConsumerName, Arc<Driver>>>,
     /// Who reads the streams that this one mirrors or sources.
     receivers: Receivers,
     /// For those who read this one: something was stored, or this is over.
@@ -110,6 +112,7 @@ impl Leader {
             ingest: Ingest::new(acks, replica, jetstream),
             progress: Collector::new(),
             drivers: RwLock::new(BTreeMap::new()),
+            awake: Mutex::new(BTreeMap::new()),
             receivers: Receivers::default(),
             moved: Notify::new(),
             tick_changed: Arc::new(Notify::new()),
@@ -194,7 +197,7 @@ impl Leader {
                 Event::Appended { .. } | Event::Removed { .. } => {}
             }
         }
-        for driver in self.drivers.read().values() {
+        for driver in self.awake.lock().values() {
             driver.on_stream_events(events);
         }
         self.tick_changed.notify_one();
@@ -260,6 +263,7 @@ impl Leader {
     }
 
     fn take_drivers(&self) -> BTreeMap<ConsumerName, Arc<Driver>> {
+        self.awake.lock().clear();
         std::mem::take(&mut *self.drivers.write())
     }
 
@@ -283,11 +287,26 @@ impl Leader {
         }
     }
 
+    /// From here on a consumer hears of what happens to the stream.
+    pub(crate) fn enter(&self, driver: &Arc<Driver>) {
+        self.awake.lock().insert(driver.name().clone(), Arc::clone(driver));
+    }
+
+    /// A consumer wants to hear of nothing any more.
+    pub(crate) fn leave(&self, driver: &Arc<Driver>) {
+        let mut awake = self.awake.lock();
+        // Another one may have its name by now.
+        if awake.get(driver.name()).is_some_and(|known| Arc::ptr_eq(known, driver)) {
+            awake.remove(driver.name());
+        }
+    }
+
     /// Gives a consumer a task.
     pub(crate) fn run_driver(self: &Arc<Self>, driver: &Arc<Driver>) {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
+        self.enter(driver);
         let (guard, driver) = (Vital(Arc::downgrade(self)), Arc::clone(driver));
         let progress = Arc::clone(&self.progress);
         self.tasks.spawn("consumer driver", async move {
