@@ -401,10 +401,11 @@ impl GroupCore {
 
     /// Stands for election. False if it must be tried again.
     pub(crate) fn stand(&self, asking: Asking) -> bool {
-        if asking == Asking::Votes {
+        let stands = at_once(self.raft.trigger().elect(asking == Asking::First)).is_some();
+        if stands && asking == Asking::Votes {
             self.promise_to(self.node);
         }
-        at_once(self.raft.trigger().elect(asking == Asking::First)).is_some()
+        stands
     }
 
     /// This voter is for a candidate, and leaves it time to say that it leads.

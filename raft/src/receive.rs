@@ -205,7 +205,8 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Suspects) -> Result<
         group.doubt(candidate);
         group.let_go();
     }
-    if let Some(rival) = group.promised(suspects).filter(|to| *to != candidate) {
+    let rival = group.promised(suspects).filter(|to| ![candidate, group.node].contains(to));
+    if let Some(rival) = rival {
         return Err(Refused::Promised(rival));
     }
     let (id, raft) = (group.id, group.raft.clone());

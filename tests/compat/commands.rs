@@ -28,6 +28,7 @@ const HIDDEN: &[(&str, &str)] = &[
     (r"\bn[123]\b\*?", "(node)"),
     (r"\b[CS]-R\d[FM]?-\w+", "(group)"),
     (r"Replica: \(node\), .*", "Replica: (node)"),
+    (r"Leader: \(node\) .*", "Leader: (node)"),
     // Rulers are as wide as what is hidden; the comparison of configurations pads with two kinds of spaces.
     (r"[─━╭╮╰╯├┤┼┬┴]+", "-"),
     (r"[ \u{a0}]+", " "),

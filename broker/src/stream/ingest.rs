@@ -232,10 +232,10 @@ impl Ingest {
         let Some(batches) = self.take(&mut queue) else { return true };
         queue.proposing = true;
         drop(queue);
+        let proposing = Proposing(self);
         self.propose(&replica, batches);
-        let mut queue = self.queue.lock();
-        queue.proposing = false;
-        queue.waiting.is_empty()
+        drop(proposing);
+        self.queue.lock().waiting.is_empty()
     }
 
     fn propose_next(self: &Arc<Self>, composer: &mut Composer) -> bool {
@@ -403,6 +403,18 @@ impl Ingest {
         }
         let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
         self.stream.answer(route, &mut answering.text, batches, outcome);
+    }
+}
+
+/// Nobody else proposes while this lives.
+struct Proposing<'a>(&'a Ingest);
+
+impl Drop for Proposing<'_> {
+    fn drop(&mut self) {
+        self.0.queue.lock().proposing = false;
+        if std::thread::panicking() {
+            self.0.ready.notify_one();
+        }
     }
 }
 

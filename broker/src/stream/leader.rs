@@ -31,6 +31,8 @@ use crate::transfer::restore;
 /// How long the leader waits before it tries again to make a change of membership.
 const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(30);
 const MEMBERSHIP_RETRY: Duration = Duration::from_secs(1);
+/// How long a leader waits before all that follows from leading is built again within one leadership.
+const REBUILD_PAUSE: Duration = Duration::from_millis(50);
 /// A consumer whose messages can't be read is started again after this long.
 const DRIVER_RETRY: Duration = Duration::from_secs(1);
 
@@ -68,6 +70,7 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
     let doubt = Arc::new(Notify::new());
     tasks::spawn("stream leadership", async move {
         loop {
+            let mut pause = None;
             {
                 let (Some(jetstream), Some(replica)) = (jetstream.upgrade(), replica.upgrade()) else {
                     return;
@@ -78,11 +81,15 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                     now.leading && leader.epoch == now.epoch && !leader.in_doubt.load(Ordering::Acquire)
                 });
                 if !stays {
+                    // What broke may break again at once, while a leader hands over or goes.
+                    if leader.as_ref().is_some_and(|leader| now.leading && leader.epoch == now.epoch) {
+                        pause = Some(REBUILD_PAUSE);
+                    }
                     if let Some(leader) = leader {
                         replica.set_leader(None);
                         leader.leadership_lost();
                     }
-                    if now.leading {
+                    if now.leading && pause.is_none() {
                         Leader::start(&jetstream, &replica, now.epoch, &doubt);
                     }
                 }
@@ -90,7 +97,8 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
             }
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { return },
-                () = doubt.notified() => {}
+                () = doubt.notified(), if pause.is_none() => {}
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             }
         }
     });
@@ -306,7 +314,10 @@ impl Leader {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
-        self.enter(driver);
+        // One that was removed in the meantime has nothing to hear.
+        if self.driver(driver.name()).is_some_and(|known| Arc::ptr_eq(&known, driver)) {
+            self.enter(driver);
+        }
         let (guard, driver) = (Vital(Arc::downgrade(self)), Arc::clone(driver));
         let progress = Arc::clone(&self.progress);
         self.tasks.spawn("consumer driver", async move {

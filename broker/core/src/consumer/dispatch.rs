@@ -470,8 +470,11 @@ impl Dispatch {
         }
         self.filters = ledger.filters.clone();
         if filters_changed {
-            self.marks.advance(ledger.marks.delivered.stream);
-            self.fold.through(self.marks.delivered.stream);
+            let known = ledger.marks.delivered.stream;
+            self.marks.advance(known);
+            if self.marks.delivered.stream > known {
+                self.fold.through(self.marks.delivered.stream);
+            }
             self.backlog.reset();
         }
         if config.is_push() && old.is_push() && old.deliver_subject != config.deliver_subject {

@@ -5,7 +5,7 @@
 
 mod encoding;
 
-use levee_protocol::api::{AckPolicy, ConsumerConfig};
+use levee_protocol::api::{AckPolicy, ConsumerConfig, RetentionPolicy};
 use levee_protocol::command::{ConsumerProgress, Undecodable, progress::Settlement};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::subject::Filter;
@@ -69,12 +69,14 @@ impl Ledger {
         progress: &ConsumerProgress,
         now: Timestamp,
         first_live: Seq,
+        retention: RetentionPolicy,
     ) -> Vec<Run> {
         let mut done = Vec::new();
         if progress.incarnation != self.incarnation {
             return done;
         }
         let policy = self.config.ack_policy;
+        let before = self.marks.delivered.stream;
         for seq in &progress.passed {
             self.marks.pass(*seq);
         }
@@ -95,9 +97,11 @@ impl Ledger {
         if let Some(last) = progress.passed.last() {
             self.marks.advance(*last);
         }
-        if progress.through > self.marks.delivered.stream {
-            // New filters may match what old ones did not.
-            done.push(Run { first: self.marks.delivered.stream.next(), last: progress.through });
+        if progress.through > before {
+            // New filters may match what old ones did not. A work queue keeps it for whoever comes for it.
+            if retention == RetentionPolicy::Interest {
+                done.push(Run { first: before.next(), last: progress.through });
+            }
             self.marks.advance(progress.through);
         }
         for (seq, at) in &progress.waits {
@@ -193,8 +197,9 @@ impl Ledger {
         let marks = &self.marks;
         let unacked = marks.unacked.keys().next().copied();
         let exhausted = marks.exhausted.keys().next().copied();
+        let passed = marks.passed.first().copied();
         let next = marks.delivered.stream.next();
-        [unacked, exhausted].into_iter().flatten().fold(next, Seq::min)
+        [unacked, exhausted, passed].into_iter().flatten().fold(next, Seq::min)
     }
 
     /// The bytes of a checkpoint row.

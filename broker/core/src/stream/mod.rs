@@ -308,12 +308,13 @@ impl StreamMachine {
         let mut removals = Removals::default();
         for row in &progress.consumers {
             let Some(ledger) = self.consumers.get_mut(&row.name) else { continue };
-            let settled = ledger.apply_progress(row, self.clock, Seq(self.messages.first));
+            let retention = settings.config.retention;
+            let settled = ledger.apply_progress(row, self.clock, Seq(self.messages.first), retention);
             if let Some(name) = self.consumers.get_key_value(&row.name).map(|(name, _)| name) {
                 self.dirty_consumers.insert(name.clone());
             }
             let store = (&mut self.messages, &reads, &mut removals);
-            retention::settled(settings.config.retention, &self.consumers, &row.name, &settled, store)?;
+            retention::settled(retention, &self.consumers, &row.name, &settled, store)?;
         }
         self.messages.settle(&reads)?;
         Ok(Outcome::removed(removals, Reply::None))

@@ -324,3 +324,30 @@ fn a_backoff_of_nothing_does_not_spin() {
     assert_eq!(world.next(9), ["mine c1.0 1.1.1.5 0"]);
     assert_eq!(world.pass(Nanos::from_millis(1)), ["mine c1.0 2.1.2.5 0"]);
 }
+
+#[test]
+fn new_filters_take_nothing_out_of_a_work_queue_and_leave_nothing_in_a_stream_of_interest() {
+    for (retention, left) in [(RetentionPolicy::WorkQueue, 2), (RetentionPolicy::Interest, 0)] {
+        let mut world = World::empty(StreamConfig { retention, ..StreamConfig::default() });
+        world.consumer(ConsumerConfig { filter_subject: "c1.a".into(), ..explicit() });
+        let (now, other) = (world.now, ConsumerName::parse("OTHER").unwrap());
+        let config = ConsumerConfig { filter_subject: "c1.b".into(), ..explicit() };
+        world.apply(StreamCommand::CreateConsumer {
+            now,
+            name: other.clone(),
+            config: Box::new(ConsumerConfig { durable_name: "OTHER".into(), ..config }),
+            action: ConsumerCreateAction::CreateOrUpdate,
+        });
+        world.publish("c1.b", "1");
+        world.publish("c1.b", "2");
+        world.next(1);
+        world.apply(StreamCommand::DeleteConsumer { now, name: other, incarnation: None });
+
+        let both = vec!["c1.a".into(), "c1.b".into()];
+        world.consumer(ConsumerConfig { filter_subjects: both, ..explicit() });
+        world.run();
+        world.commit();
+
+        assert_eq!(world.machine.state().messages, left, "{retention:?}");
+    }
+}
