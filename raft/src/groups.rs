@@ -61,7 +61,7 @@ pub struct Groups {
     pub(crate) restless: Arc<Restless>,
     /// Rings when a group was opened.
     opened: Notify,
-    this: Weak<Self>,
+    pub(crate) this: Weak<Self>,
     /// Numbers for received snapshots.
     pub(crate) transfers: Mutex<u64>,
 }
@@ -262,10 +262,6 @@ impl Groups {
             Some(Slot::Open(group)) => Some(group.clone()),
             Some(Slot::Opening) | None => None,
         }
-    }
-
-    pub(crate) fn this(&self) -> Weak<Self> {
-        self.this.clone()
     }
 
     /// A group that is open here, or will be in a moment: of the founders of a group, the first to have it open asks

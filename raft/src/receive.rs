@@ -88,7 +88,7 @@ impl Groups {
     /// Takes a frame when its group is open, if that is soon.
     fn take_soon(&self, from: NodeId, frame: Frame) -> Answering {
         let (group, kind) = (frame.group, frame.kind);
-        let this = self.this();
+        let this = self.this.clone();
         Box::pin(async move {
             let Some(node) = this.upgrade() else { return Failure::frame(group, &Refused::NotOpen) };
             match node.group_soon(group).await {
@@ -170,9 +170,8 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     let candidate = request.vote.leader_id().node_id;
     group.doubt(candidate);
     request.leadership_transfer |= group.gave_up();
-    let rival = group.promised(&suspects).filter(|to| ![candidate, group.node].contains(to));
-    if let Some(rival) = rival.filter(|_| !request.leadership_transfer) {
-        return Err(Refused::Promised(rival));
+    if !request.leadership_transfer {
+        refuse_rivals(group, candidate, &suspects)?;
     }
     let group = Arc::clone(group);
     Ok(Box::pin(async move {
@@ -195,6 +194,12 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     }))
 }
 
+/// A voter that is for another candidate gives that one time. That it stands itself keeps it from voting for nobody.
+fn refuse_rivals(group: &GroupCore, candidate: NodeId, suspects: &Suspects) -> Result<(), Refused> {
+    let rival = group.promised(suspects).filter(|to| ![candidate, group.node].contains(to));
+    rival.map_or(Ok(()), |rival| Err(Refused::Promised(rival)))
+}
+
 fn pre_vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Suspects) -> Result<Answering, Refused> {
     let (request, _) = codec::decode_vote_request(head)?;
     if group.unborn.load(Ordering::Acquire) {
@@ -205,10 +210,7 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Suspects) -> Result<
         group.doubt(candidate);
         group.let_go();
     }
-    let rival = group.promised(suspects).filter(|to| ![candidate, group.node].contains(to));
-    if let Some(rival) = rival {
-        return Err(Refused::Promised(rival));
-    }
+    refuse_rivals(group, candidate, suspects)?;
     let (id, raft) = (group.id, group.raft.clone());
     Ok(Box::pin(async move {
         match raft.pre_vote(request).await {
