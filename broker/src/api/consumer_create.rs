@@ -5,7 +5,7 @@ use std::time::Duration;
 use levee_broker_core::stream::Reply;
 use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
-use levee_protocol::api::{Adjust, ApiError, ConsumerConfig, ConsumerCreateRequest, ConsumerInfo};
+use levee_protocol::api::{Adjust, ApiError, ConsumerCreateRequest, ConsumerInfo};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 
@@ -47,9 +47,12 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let moved = led.replica.read(|machine, _| {
         let before = machine.consumer(&name)?.config();
         let moves = before.is_push() && config.is_push() && before.deliver_subject != config.deliver_subject;
-        moves.then(|| before.clone())
+        moves.then(|| (before.deliver_subject.clone(), before.deliver_group.clone()))
     });
-    if moved.is_some_and(|before| is_bound(cx, &before)) {
+    let router = cx.jetstream.router();
+    if moved.is_some_and(|(subject, group)| {
+        router.has_group_interest(cx.account, subject.as_bytes(), group.as_bytes())
+    }) {
         return Err(ApiError::consumer_name_in_use());
     }
     config.store_metadata();
@@ -77,16 +80,6 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let mut info = info.ok_or_else(ApiError::not_available)?;
     info.config = info.config.map(|config| config.shown());
     Ok(cx.request.endpoint.success(&info))
-}
-
-/// Whether a push consumer's messages are read where it delivers them.
-fn is_bound(cx: &Context<'_>, config: &ConsumerConfig) -> bool {
-    let (router, subject) = (cx.jetstream.router(), config.deliver_subject.as_bytes());
-    if config.deliver_group.is_empty() {
-        router.has_interest(cx.account, subject)
-    } else {
-        router.has_queue_interest(cx.account, subject, config.deliver_group.as_bytes())
-    }
 }
 
 /// A new consumer before its first delivery. Its driver starts when the events of the applied entry are handed on,

@@ -603,18 +603,17 @@ impl Driver {
 }
 
 /// Who listens: on the deliver subject of a queue group only its members count, on other subjects everybody.
-fn interest(
-    jetstream: &JetStream,
-    account: &AccountName,
+fn interest<'a>(
+    jetstream: &'a JetStream,
+    account: &'a AccountName,
     dispatch: &Dispatch,
-) -> impl Fn(&[u8]) -> bool + use<> {
-    let (router, account) = (Arc::clone(jetstream.router()), account.clone());
+) -> impl Fn(&[u8]) -> bool + use<'a> {
+    let router = jetstream.router();
     let grouped = dispatch.deliver_group().map(|(subject, group)| (subject.to_owned(), group.to_owned()));
-    move |subject| match &grouped {
-        Some((deliver, group)) if subject == deliver.as_bytes() => {
-            router.has_queue_interest(&account, subject, group.as_bytes())
-        }
-        _ => router.has_interest(&account, subject),
+    move |subject| {
+        let is_for_group = |(deliver, _): &&(String, String)| subject == deliver.as_bytes();
+        let group = grouped.as_ref().filter(is_for_group).map_or("", |(_, group)| group.as_str());
+        router.has_group_interest(account, subject, group.as_bytes())
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use levee_protocol::ids::AccountName;
 
 use crate::router::route::{RouteCache, Viewpoint, settle_uncounted};
-use crate::router::sink::{ClientInfo, Inbound, InboundItem};
+use crate::router::sink::{ClientInfo, Inbound};
 use crate::router::stage::{Stage, Staged, Wanted};
 use crate::router::table::AccountTable;
 use crate::router::{MessageRef, Router};
@@ -56,19 +56,7 @@ impl RouteBatch {
             return copies;
         }
         let from = Arc::new(ClientInfo::node(account.clone()));
-        let mut chunk = Vec::new();
-        let mut put = |part: &[u8]| {
-            let start = chunk.len() as u32;
-            chunk.extend_from_slice(part);
-            levee_protocol::wire::Span { start, end: chunk.len() as u32 }
-        };
-        let item = InboundItem {
-            subject: put(message.subject),
-            reply: put(message.reply),
-            header: put(message.header),
-            payload: put(message.payload),
-        };
-        let batch = Inbound { chunk: chunk.into(), items: vec![item] };
+        let batch = Inbound::one(message);
         for sink in &resolved.sinks {
             // A full sink has taken the batch nevertheless; only clients can be made to wait.
             drop(sink.accept(&from, batch.clone()));

@@ -102,9 +102,12 @@ impl Router {
         table.is_some_and(|table| table.has_interest(subject))
     }
 
-    /// The same for members of one queue group.
+    /// The same for members of one queue group; with an empty name, for everybody.
     #[must_use]
-    pub fn has_queue_interest(&self, account: &AccountName, subject: &[u8], group: &[u8]) -> bool {
+    pub fn has_group_interest(&self, account: &AccountName, subject: &[u8], group: &[u8]) -> bool {
+        if group.is_empty() {
+            return self.has_interest(account, subject);
+        }
         let table = self.accounts.read().get(account).cloned();
         table.is_some_and(|table| table.has_queue_interest(subject, group))
     }

@@ -8,6 +8,8 @@ use futures::future::BoxFuture;
 use levee_protocol::ids::AccountName;
 use levee_protocol::wire::Span;
 
+use crate::router::MessageRef;
+
 /// What the node offers to publishers: streams that capture subjects, the JetStream API, acks.
 pub trait Services: Send + Sync + 'static {
     /// Who takes a publish on this subject. Asked once per subject and connection as long as [`Self::generation`]
@@ -61,6 +63,25 @@ pub struct InboundItem {
 }
 
 impl Inbound {
+    /// A batch of one message, copied.
+    #[must_use]
+    pub fn one(message: MessageRef<'_>) -> Self {
+        let MessageRef { subject, reply, header, payload } = message;
+        let mut chunk = Vec::with_capacity(subject.len() + reply.len() + header.len() + payload.len());
+        let mut put = |part: &[u8]| {
+            let start = chunk.len() as u32;
+            chunk.extend_from_slice(part);
+            Span { start, end: chunk.len() as u32 }
+        };
+        let item = InboundItem {
+            subject: put(subject),
+            reply: put(reply),
+            header: put(header),
+            payload: put(payload),
+        };
+        Self { chunk: chunk.into(), items: vec![item] }
+    }
+
     /// The subject of an item of this batch.
     #[must_use]
     pub fn subject(&self, item: &InboundItem) -> &[u8] {

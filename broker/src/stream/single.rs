@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use levee_broker_core::stream::{PublishReply, Reply};
+use levee_broker_core::stream::{Composition, PublishReply, Reply};
 use levee_protocol::api::{ApiError, PublishIntent};
 use levee_protocol::ids::{AccountName, GroupId};
-use levee_protocol::record::{Block, BlockBuilder, RecordFlags};
-use levee_protocol::wire::Span;
+use levee_protocol::record::{BlockBuilder, RecordFlags};
 use levee_raft::ProposeError;
 use levee_storage::kind::BLOCK;
 
@@ -19,7 +18,7 @@ use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef};
 use crate::runtime::chance::Chance;
 use crate::stream::compose::republish;
-use crate::stream::{Replica, forward};
+use crate::stream::forward;
 
 /// Peer call: a message for a stream that the peer leads.
 pub const CALL_PUBLISH: u8 = 7;
@@ -66,7 +65,7 @@ pub async fn publish(
     let Some(leader) = jetstream.directory().leader(group) else {
         return Err(NotStored::because("the stream has no leader now"));
     };
-    let frame = forward::encode(account, group, &one(message));
+    let frame = forward::encode(account, group, &Inbound::one(message));
     match jetstream.peers().call(leader, CALL_PUBLISH, frame, CALL_TIMEOUT).await {
         Ok(answer) if answer == STORED => Ok(Published::Stored),
         Ok(answer) if answer == DUPLICATE => Ok(Published::Duplicate),
@@ -98,7 +97,9 @@ async fn store(
         return Err(NotStored(ApiError::insufficient_resources().to_string()));
     }
     let mut chance = Chance::new();
-    let block = block(jetstream, &replica, batch, &item, &mut chance);
+    let composition = replica.read(|machine, _| machine.composition().cloned());
+    let now = replica.now(jetstream.clock());
+    let block = block(composition.as_deref(), batch, &item, &mut chance).finish(now);
     let outcome = replica.group().propose(BLOCK, block.as_bytes().clone()).await;
     let replies = match outcome.map(|(_, reply)| reply.downcast::<Reply>().map(|reply| *reply)) {
         Ok(Ok(Reply::Publish(replies))) => replies,
@@ -106,7 +107,7 @@ async fn store(
         Err(ProposeError::NoRoom) => return Err(NotStored(ApiError::insufficient_resources().to_string())),
         Ok(_) | Err(_) => return Err(NotStored::because("nobody knows what became of it")),
     };
-    if let Some(composition) = replica.read(|machine, _| machine.composition().cloned()) {
+    if let Some(composition) = composition {
         let mut route = jetstream.router().batch();
         republish(&mut route, account, (&composition, &block), &replies, &mut chance);
     }
@@ -122,15 +123,14 @@ async fn store(
 
 /// The message as this stream stores it.
 fn block(
-    jetstream: &JetStream,
-    replica: &Replica,
+    composition: Option<&Composition>,
     batch: &Inbound,
     item: &InboundItem,
     chance: &mut Chance,
-) -> Block {
+) -> BlockBuilder {
     let (subject, header, payload) = (batch.subject(item), batch.header(item), batch.payload(item));
     let mut block = BlockBuilder::with_capacity(batch.chunk.len());
-    match replica.read(|machine, _| machine.composition().cloned()) {
+    match composition {
         None => block.push(subject, header, payload),
         Some(composition) => {
             let intent = PublishIntent::parse(header).unwrap_or_default();
@@ -139,21 +139,5 @@ fn block(
             block.push_flagged(RecordFlags::PUBLISHED, &subject, &header, payload);
         }
     }
-    block.finish(replica.now(jetstream.clock()))
-}
-
-fn one(message: MessageRef<'_>) -> Inbound {
-    let mut chunk = Vec::new();
-    let mut put = |part: &[u8]| {
-        let start = chunk.len() as u32;
-        chunk.extend_from_slice(part);
-        Span { start, end: chunk.len() as u32 }
-    };
-    let item = InboundItem {
-        subject: put(message.subject),
-        reply: Span::default(),
-        header: put(message.header),
-        payload: put(message.payload),
-    };
-    Inbound { chunk: chunk.into(), items: vec![item] }
+    block
 }
