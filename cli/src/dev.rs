@@ -59,15 +59,7 @@ impl Dev {
     /// Runs until Ctrl-C, or until a node fails.
     pub(crate) fn run(self) -> ExitCode {
         // One thread, this one: the nodes are bound to the thread that started them.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let done = runtime.context("can not start").and_then(|runtime| runtime.block_on(self.live()));
-        match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("levee dev: {error:#}");
-                ExitCode::FAILURE
-            }
-        }
+        crate::run("dev", self.live())
     }
 
     async fn live(self) -> anyhow::Result<()> {

@@ -8,9 +8,11 @@ mod redrive;
 mod serve;
 mod tuning;
 
+use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use levee_broker::config::{LEVEE_VERSION, NATS_VERSION};
 
@@ -41,6 +43,18 @@ enum Command {
     Dev(dev::Dev),
     /// Publish dead letters back to the subjects they came from.
     Redrive(redrive::Redrive),
+}
+
+/// Runs what a command does, on this thread, and says how it failed if it did.
+fn run(command: &str, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.context("can not start").and_then(|runtime| runtime.block_on(work)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("levee {command}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn main() -> ExitCode {

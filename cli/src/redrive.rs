@@ -69,15 +69,7 @@ struct Tally {
 impl Redrive {
     /// Runs to the end of the range, or until it is interrupted between two letters.
     pub(crate) fn run(self) -> ExitCode {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let done = runtime.context("can not start").and_then(|runtime| runtime.block_on(self.redrive()));
-        match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("levee redrive: {error:#}");
-                ExitCode::FAILURE
-            }
-        }
+        crate::run("redrive", self.redrive())
     }
 
     async fn redrive(&self) -> anyhow::Result<()> {
