@@ -121,6 +121,17 @@ pub enum Part {
     Tiny,
 }
 
+impl Part {
+    /// The default that goes with it.
+    pub(crate) fn of(self, full: u64, quick: u64, tiny: u64) -> u64 {
+        match self {
+            Self::Full => full,
+            Self::Quick => quick,
+            Self::Tiny => tiny,
+        }
+    }
+}
+
 impl Sizes {
     /// What is not given is a thousandth.
     #[must_use]

@@ -6,23 +6,15 @@ use crate::load::ephemerals::Ending;
 use crate::load::fetch::Acks;
 use crate::load::many_consumers::Share;
 use crate::report::number;
-use crate::rows::{Part, Row, Sizes};
+use crate::rows::{Row, Sizes};
 
 impl Sizes {
     fn durables(&self) -> u64 {
-        self.durables.unwrap_or(match self.part {
-            Part::Full => 10_000,
-            Part::Quick => 1000,
-            Part::Tiny => 100,
-        })
+        self.durables.unwrap_or_else(|| self.part.of(10_000, 1000, 100))
     }
 
     fn ephemerals(&self) -> u64 {
-        self.ephemerals.unwrap_or(match self.part {
-            Part::Full => 100_000,
-            Part::Quick => 5000,
-            Part::Tiny => 500,
-        })
+        self.ephemerals.unwrap_or_else(|| self.part.of(100_000, 5000, 500))
     }
 }
 

@@ -6,18 +6,14 @@ use crate::load::get::{Get, SUBJECTS};
 use crate::load::key_value::{KEYS, Use};
 use crate::messages::{Header, Subjects};
 use crate::report::number;
-use crate::rows::{Part, Row, Sizes, WINDOW};
+use crate::rows::{Row, Sizes, WINDOW};
 
 /// Messages of an atomic batch.
 const BATCH: u64 = 100;
 
 impl Sizes {
     pub(super) fn expiring(&self) -> u64 {
-        self.expiring.unwrap_or(match self.part {
-            Part::Full => 1_000_000,
-            Part::Quick => 100_000,
-            Part::Tiny => 10_000,
-        })
+        self.expiring.unwrap_or_else(|| self.part.of(1_000_000, 100_000, 10_000))
     }
 }
 
