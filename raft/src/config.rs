@@ -14,7 +14,7 @@ pub struct Config {
     pub election_max: Duration,
     /// How often the leader of a group asks its followers whether they still follow. Every group costs this much, and
     /// little depends on it: dead and silent nodes are noticed by `heartbeat`. A leader that is not heard in its group
-    /// for three times as long is replaced. Default 5 s.
+    /// for three times as long is replaced. Default 10 s.
     pub group_heartbeat: Duration,
     /// A leader that heard from no majority for this long stops calling itself leading, so that clients are told
     /// instead of left waiting. Default 1800 ms; at least two `election_max`.
@@ -64,7 +64,7 @@ impl Default for Config {
             heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(600),
             election_max: Duration::from_millis(900),
-            group_heartbeat: Duration::from_secs(5),
+            group_heartbeat: Duration::from_secs(10),
             majority_lost_after: Duration::from_millis(1800),
             append_timeout: Duration::from_secs(15),
             candidate_stagger: Duration::from_millis(120),

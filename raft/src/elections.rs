@@ -37,11 +37,12 @@ use crate::types::TypeConfig;
 const ROUND: Duration = Duration::from_millis(50);
 /// Rounds that may be missed before this node counts as having slept.
 const LATE_ROUNDS: u32 = 3;
-/// Every how many rounds the node looks at all groups, not only at those in which something happened.
+/// Every how many rounds the node looks at all groups, not only at those in which something happened. Work for groups
+/// that rest is done then, many at a time: what wakes threads and fills packets is not the number of groups.
 const ALL_EVERY: u32 = 20;
 /// A leader that was not heard in its group for this many of its heartbeats does not lead it.
 const HEARTBEATS_MISSED: u32 = 3;
-/// Every how many rounds leaders look whether a majority is there.
+/// Every how many rounds leaders look whether a majority is there, while a node is silent. Else it is done with the rest.
 const MAJORITY_EVERY: u32 = 5;
 /// Beats belong to no group.
 const NO_GROUP: GroupId = GroupId(0);
@@ -78,6 +79,7 @@ pub(crate) async fn run(groups: Weak<Groups>) {
     let mut next_beat = Instant::now();
     let mut last_round = Instant::now();
     let mut died = false;
+    let mut is_majority_lost = false;
     loop {
         let Some(node) = groups.upgrade() else { return };
         let now = Instant::now();
@@ -100,8 +102,9 @@ pub(crate) async fn run(groups: Weak<Groups>) {
             node.greet(peer);
         }
         node.send_heartbeats(round);
-        if round.is_multiple_of(MAJORITY_EVERY) {
-            node.for_each(|group| group.0.check_majority());
+        let is_calm = !is_majority_lost && members.iter().all(|member| node.peers.lives(*member));
+        if round.is_multiple_of(if is_calm { ALL_EVERY } else { MAJORITY_EVERY }) {
+            is_majority_lost = node.check_majorities();
         }
         node.fill_vacancies(&mut vacancies, all);
         round = round.wrapping_add(1);
@@ -184,11 +187,24 @@ impl Groups {
 
     /// The leaders of this node ask their followers, each group once in `group_heartbeat`.
     fn send_heartbeats(&self, round: u32) {
-        let rounds = (self.config.group_heartbeat.as_millis() / ROUND.as_millis()).max(1) as u64;
-        let turn = u64::from(round) % rounds;
-        for group in self.groups_where(|id| id.0 % rounds == turn) {
+        let rounds =
+            u32::try_from(self.config.group_heartbeat.as_millis() / ROUND.as_millis()).unwrap_or(u32::MAX);
+        let every = ALL_EVERY.min(rounds).max(1);
+        if !round.is_multiple_of(every) {
+            return;
+        }
+        let turns = u64::from(rounds / every).max(1);
+        let turn = u64::from(round / every) % turns;
+        for group in self.groups_where(|id| id.0 % turns == turn) {
             group.0.ask_followers();
         }
+    }
+
+    /// Whether a group of this node has a leader here and lost its majority.
+    fn check_majorities(&self) -> bool {
+        let mut is_lost = false;
+        self.for_each(|group| is_lost |= group.0.check_majority());
+        is_lost
     }
 
     /// Looks for groups without a leader among all groups, or among those in which something happened, and stands

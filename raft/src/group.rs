@@ -377,8 +377,8 @@ impl GroupCore {
         }
     }
 
-    /// Notices when a leader's majority went silent, and when it came back.
-    pub(crate) fn check_majority(&self) {
+    /// Notices when a leader's majority went silent, and when it came back. True while it is lost.
+    pub(crate) fn check_majority(&self) -> bool {
         let mut since = self.majority_lost_since.lock();
         let lost = self.is_majority_lost(*since);
         if lost && since.is_none() {
@@ -392,6 +392,7 @@ impl GroupCore {
             self.ask_followers();
         }
         self.majority_lost.send_if_modified(|known| std::mem::replace(known, lost) != lost);
+        lost
     }
 
     /// Whether nodes that are a majority are silent, or do not answer in this group. Once it was lost, only answers

@@ -24,6 +24,8 @@ pub struct Leadership {
     pub raft_term: u64,
     /// This node leads, and its machine holds everything that was committed before it did.
     pub leading: bool,
+    /// This node leads a group whose majority it does not hear.
+    pub majority_lost: bool,
     /// Counts how often this node began to lead: two looks at a watch can miss that it stopped in between.
     pub epoch: u64,
 }
@@ -75,6 +77,7 @@ fn leadership(server: &ServerMetrics, own: Option<&LeaderId>, majority_lost: boo
         leader: server.current_leader.filter(|_| !(leads && majority_lost)),
         raft_term: leader_id.term,
         leading: leads && !majority_lost && own == Some(leader_id),
+        majority_lost: leads && majority_lost,
         epoch: 0,
     }
 }
