@@ -1,12 +1,15 @@
 //! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only.
 
 use levee_broker_core::consumer::{Advisory as Advice, UnpinReason};
+use levee_protocol::api::PeerInfo;
 use levee_protocol::api::advisory::{Abandoned, Action, Advisory, ApiAudit, ClientInfo, Delivered, Stamp};
 use levee_protocol::ids::{AccountName, ConsumerName};
 
+use crate::api::stream_info;
 use crate::jetstream::JetStream;
 use crate::nuid;
 use crate::router::{self, MessageRef, RouteBatch};
+use crate::stream::Replica;
 
 const ID_CHARS: usize = 22;
 
@@ -58,6 +61,61 @@ pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str,
     publish_one(jetstream, account, &Advisory::StreamAction { stream: stream.to_owned(), action });
 }
 
+/// Who leads a stream, or that nobody can.
+pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) {
+    let assignment = replica.assignment();
+    let stream = assignment.config.name.clone();
+    let account = named(&assignment.account);
+    let advisory = if leads {
+        let leader = jetstream.identity().name.clone();
+        Advisory::StreamLeaderElected { account, stream, leader, replicas: peers(jetstream, replica) }
+    } else {
+        Advisory::StreamQuorumLost { account, stream, replicas: peers(jetstream, replica) }
+    };
+    publish_one(jetstream, &assignment.account, &advisory);
+}
+
+/// The same for one of its consumers. Costs next to nothing if nobody wants to hear it: there may be many.
+pub fn consumer_leadership(jetstream: &JetStream, replica: &Replica, consumer: &str, leads: bool) {
+    let assignment = replica.assignment();
+    let mut advisory = {
+        let (account, stream) = (named(&assignment.account), assignment.config.name.clone());
+        let (consumer, replicas) = (consumer.to_owned(), Vec::new());
+        if leads {
+            let leader = jetstream.identity().name.clone();
+            Advisory::ConsumerLeaderElected { account, stream, consumer, leader, replicas }
+        } else {
+            Advisory::ConsumerQuorumLost { account, stream, consumer, replicas }
+        }
+    };
+    if !is_wanted(jetstream, &assignment.account, advisory.subject().as_bytes()) {
+        return;
+    }
+    if let Advisory::ConsumerLeaderElected { replicas, .. } | Advisory::ConsumerQuorumLost { replicas, .. } =
+        &mut advisory
+    {
+        *replicas = peers(jetstream, replica);
+    }
+    publish_one(jetstream, &assignment.account, &advisory);
+}
+
+/// The account as these advisories name it: the one of a server without accounts goes without saying.
+fn named(account: &AccountName) -> String {
+    if *account == AccountName::global() { String::new() } else { account.as_str().to_owned() }
+}
+
+/// All nodes that hold a stream, this one among them.
+fn peers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
+    let mut peers = stream_info::followers(jetstream, replica);
+    peers.push(PeerInfo {
+        name: jetstream.identity().name.clone(),
+        current: true,
+        peer: stream_info::peer_id(jetstream.node()),
+        ..PeerInfo::default()
+    });
+    peers
+}
+
 /// An atomic batch was given up.
 pub fn batch_abandoned(
     jetstream: &JetStream,
@@ -91,9 +149,7 @@ pub fn api_audit(
     (request, response): (&[u8], &[u8]),
 ) {
     // Calls are many, and who wants to hear of them is rare.
-    let on = b"$JS.EVENT.ADVISORY.API";
-    if !jetstream.router().has_interest(account, on) && jetstream.directory().capturing(account, on).is_none()
-    {
+    if !is_wanted(jetstream, account, b"$JS.EVENT.ADVISORY.API") {
         return;
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -125,6 +181,12 @@ pub fn client(jetstream: &JetStream, from: &router::ClientInfo) -> ClientInfo {
         client_type: "nats".to_owned(),
         ..ClientInfo::default()
     }
+}
+
+/// Whether a client or a stream takes what is published on `subject`.
+fn is_wanted(jetstream: &JetStream, account: &AccountName, subject: &[u8]) -> bool {
+    jetstream.router().has_interest(account, subject)
+        || jetstream.directory().capturing(account, subject).is_some()
 }
 
 /// Publishes one that comes alone.

@@ -147,7 +147,9 @@ pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterI
     Some(cluster)
 }
 
-fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
+/// The nodes that hold a stream, without this one. Only its leader knows.
+#[must_use]
+pub fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
     let status = replica.group().status();
     let mut followers: Vec<PeerInfo> = status
         .replicas

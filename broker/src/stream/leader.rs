@@ -25,7 +25,7 @@ use crate::jetstream::JetStream;
 use crate::mirror::Receivers;
 use crate::runtime::tasks;
 use crate::stream::ingest::{Ingest, PubAckStream};
-use crate::stream::{Replica, ticker};
+use crate::stream::{Replica, announce, ticker};
 use crate::transfer::restore;
 
 /// How long the leader waits before it tries again to make a change of membership.
@@ -88,9 +88,13 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                     if let Some(leader) = leader {
                         replica.set_leader(None);
                         leader.leadership_lost();
+                        if now.majority_lost {
+                            announce::leadership(&jetstream, &replica, false);
+                        }
                     }
                     if now.leading && pause.is_none() {
                         Leader::start(&jetstream, &replica, now.epoch, &doubt);
+                        announce::leadership(&jetstream, &replica, true);
                     }
                 }
                 jetstream.leadership_moved(replica.group_id(), &now);
@@ -189,7 +193,10 @@ impl Leader {
     pub fn on_events(self: &Arc<Self>, events: &[Event]) {
         for event in events {
             match event {
-                Event::ConsumerCreated { name } => self.start_driver(name, Beginning::Created),
+                Event::ConsumerCreated { name } => {
+                    self.start_driver(name, Beginning::Created);
+                    self.announce_consumer(name);
+                }
                 Event::ConsumerUpdated { name } => {
                     if let Some(driver) = self.driver(name) {
                         driver.ledger_changed();
@@ -210,6 +217,12 @@ impl Leader {
         }
         self.tick_changed.notify_one();
         self.moved.notify_waiters();
+    }
+
+    fn announce_consumer(&self, name: &ConsumerName) {
+        if let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) {
+            announce::new_consumer(&jetstream, &replica, name);
+        }
     }
 
     fn configure_receivers(&self) {

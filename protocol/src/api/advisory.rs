@@ -204,6 +204,18 @@ pub enum Advisory {
         /// The nodes that hold it.
         replicas: Vec<PeerInfo>,
     },
+    /// A consumer has too few nodes to go on.
+    ConsumerQuorumLost {
+        /// The account.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        account: String,
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        consumer: String,
+        /// The nodes that hold it.
+        replicas: Vec<PeerInfo>,
+    },
     /// The meta group has a new leader.
     DomainLeaderElected {
         /// Server name of the leader.
@@ -404,6 +416,9 @@ impl Advisory {
             Self::ConsumerLeaderElected { stream, consumer, .. } => {
                 format!("{ADVISORY}.CONSUMER.LEADER_ELECTED.{stream}.{consumer}")
             }
+            Self::ConsumerQuorumLost { stream, consumer, .. } => {
+                format!("{ADVISORY}.CONSUMER.QUORUM_LOST.{stream}.{consumer}")
+            }
             Self::DomainLeaderElected { .. } => format!("{ADVISORY}.DOMAIN.LEADER_ELECTED"),
             Self::ServerOutOfStorage { .. } => format!("{ADVISORY}.SERVER.OUT_OF_STORAGE"),
             Self::ServerRemoved { .. } => format!("{ADVISORY}.SERVER.REMOVED"),
@@ -433,6 +448,7 @@ impl Advisory {
             Self::StreamLeaderElected { .. } => "io.nats.jetstream.advisory.v1.stream_leader_elected",
             Self::StreamQuorumLost { .. } => "io.nats.jetstream.advisory.v1.stream_quorum_lost",
             Self::ConsumerLeaderElected { .. } => "io.nats.jetstream.advisory.v1.consumer_leader_elected",
+            Self::ConsumerQuorumLost { .. } => "io.nats.jetstream.advisory.v1.consumer_quorum_lost",
             Self::DomainLeaderElected { .. } => "io.nats.jetstream.advisory.v1.domain_leader_elected",
             Self::ServerOutOfStorage { .. } => "io.nats.jetstream.advisory.v1.server_out_of_space",
             Self::ServerRemoved { .. } => "io.nats.jetstream.advisory.v1.server_removed",

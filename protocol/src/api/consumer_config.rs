@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::api::envelope::json_words;
-use crate::api::stream_config::{is_false, is_zero};
+use crate::api::stream_config::{RetentionPolicy, StreamConfig, is_false, is_zero};
 use crate::time::{Nanos, Timestamp};
 
 /// What the owner of a consumer asked for. Also the stored form: it round-trips through JSON.
@@ -129,6 +129,18 @@ impl ConsumerConfig {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         !self.durable_name.is_empty()
+    }
+
+    /// How many nodes hold it: as many as asked for, or as hold the stream. Without a durable name and without an own
+    /// wish it is one, where the stream does not count who still needs a message.
+    #[must_use]
+    pub fn effective_replicas(&self, stream: &StreamConfig) -> i32 {
+        let counts = stream.retention != RetentionPolicy::Limits;
+        match self.num_replicas {
+            0 if self.is_durable() || counts => stream.num_replicas,
+            0 => 1,
+            asked => asked.min(stream.num_replicas),
+        }
     }
 
     /// All its filters; none means everything.
