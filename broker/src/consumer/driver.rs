@@ -34,7 +34,7 @@ const PRESSURE_PAUSE: Duration = Duration::from_millis(2);
 /// A consumer whose messages can't be read looks again after this long.
 const READ_RETRY: Duration = Duration::from_secs(1);
 
-/// A consumer that has nothing to do for this long has no task until it is used again.
+/// A consumer that has nothing to do for this long has no task until it is used again, or until it is due.
 const LINGER: Duration = Duration::from_secs(2);
 /// As long as those of nats-server.
 const PIN_ID_CHARS: usize = 22;
@@ -164,7 +164,7 @@ impl Driver {
     }
 
     /// Has its task look at what is there, and gives it one if it has none.
-    fn rouse(self: &Arc<Self>) {
+    pub(crate) fn rouse(self: &Arc<Self>) {
         self.wake.notify_one();
         if !self.is_running.swap(true, Ordering::SeqCst)
             && let Some(leader) = self.leader.upgrade()
@@ -173,11 +173,16 @@ impl Driver {
         }
     }
 
-    /// Gives up its task. False if something came in between and there is no other task for it.
-    fn rests(self: &Arc<Self>) -> bool {
+    /// Gives up its task, until `alarm` at the latest. False if something came in between and there is no other task
+    /// for it.
+    fn rests(self: &Arc<Self>, alarm: Option<Timestamp>) -> bool {
         // Whoever is known to the leader as awake has a task, so it leaves first.
         self.leave();
         self.is_running.store(false, Ordering::SeqCst);
+        // An alarm that rings while there is still a task would be lost with it.
+        if let (Some(due), Some(leader)) = (alarm, self.leader.upgrade()) {
+            leader.set_alarm(self, due);
+        }
         if self.inbox.lock().is_empty() || self.is_running.swap(true, Ordering::SeqCst) {
             return true;
         }
@@ -339,6 +344,7 @@ impl Driver {
             let pressure = route.pressure();
             route.flush();
             let mut may_rest = false;
+            let mut alarm = None;
             let wait = match turn {
                 Ok(Turn::More) if pressure => {
                     tokio::time::sleep(PRESSURE_PAUSE).await;
@@ -352,10 +358,12 @@ impl Driver {
                     self.delete_inactive(&replica);
                     continue;
                 }
-                Ok(Turn::Sleep(Some(until))) => Some(until.since(self.clock.now()).max(Nanos::ZERO).to_std()),
-                Ok(Turn::Sleep(None)) => {
-                    may_rest = self.attention.load(Ordering::SeqCst) == Attention::None as u8;
-                    may_rest.then_some(LINGER)
+                Ok(Turn::Sleep(until)) => {
+                    let wait = until.map(|until| until.since(self.clock.now()).max(Nanos::ZERO).to_std());
+                    let is_long = wait.is_none_or(|wait| wait > LINGER);
+                    may_rest = is_long && self.attention.load(Ordering::SeqCst) == Attention::None as u8;
+                    alarm = until;
+                    if may_rest { Some(LINGER) } else { wait }
                 }
                 Err(error) => {
                     tracing::error!(
@@ -370,7 +378,7 @@ impl Driver {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = sleep(wait) => {
-                    if may_rest && self.rests() {
+                    if may_rest && self.rests(alarm) {
                         return;
                     }
                 }

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::advisory;
+use crate::consumer::alarms::Alarms;
 use crate::consumer::driver::{Beginning, Driver, Ended};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
@@ -53,6 +54,8 @@ pub struct Leader {
     drivers: RwLock<BTreeMap<ConsumerName, Arc<Driver>>>,
     /// Those with a task: the others want to hear of nothing.
     awake: Mutex<BTreeMap<ConsumerName, Arc<Driver>>>,
+    /// When those without one look again.
+    alarms: Arc<Alarms>,
     /// Who reads the streams that this one mirrors or sources.
     receivers: Receivers,
     /// For those who read this one: something was stored, or this is over.
@@ -125,6 +128,7 @@ impl Leader {
             progress: Collector::new(),
             drivers: RwLock::new(BTreeMap::new()),
             awake: Mutex::new(BTreeMap::new()),
+            alarms: Arc::default(),
             receivers: Receivers::default(),
             moved: Notify::new(),
             tick_changed: Arc::new(Notify::new()),
@@ -204,6 +208,7 @@ impl Leader {
                 }
                 Event::ConsumerDeleted { name, .. } => {
                     let driver = self.drivers.write().remove(name);
+                    self.alarms.remove(name);
                     if let Some(driver) = driver {
                         self.end_drivers([(name.clone(), driver)], Ended::Deleted);
                     }
@@ -319,6 +324,16 @@ impl Leader {
         // Another one may have its name by now.
         if awake.get(driver.name()).is_some_and(|known| Arc::ptr_eq(known, driver)) {
             awake.remove(driver.name());
+        }
+    }
+
+    /// A consumer without a task gets one at `due`.
+    pub(crate) fn set_alarm(self: &Arc<Self>, driver: &Driver, due: Timestamp) {
+        if self.alarms.set(driver.name(), due)
+            && let Some(jetstream) = self.jetstream.upgrade()
+        {
+            let watch = Arc::clone(&self.alarms).watch(Arc::downgrade(self), jetstream.clock().clone());
+            self.tasks.spawn("consumer alarms", watch);
         }
     }
 

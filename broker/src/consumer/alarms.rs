@@ -1,0 +1,93 @@
+//! When consumers without a task are to look again: an ephemeral one that nobody uses is deleted at some time, and keeps
+//! neither a task nor a timer until then. One task per stream sleeps for all of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use levee_protocol::ids::ConsumerName;
+use levee_protocol::time::{Nanos, Timestamp};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::runtime::clock::Clock;
+use crate::stream::Leader;
+
+/// Looks this often at least, in case the clock was set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// The alarms of one stream's consumers, one for each at most.
+#[derive(Default)]
+pub(crate) struct Alarms {
+    set: Mutex<Set>,
+    sooner: Notify,
+}
+
+#[derive(Default)]
+struct Set {
+    by_time: BTreeSet<(Timestamp, ConsumerName)>,
+    by_name: HashMap<ConsumerName, Timestamp>,
+    is_watched: bool,
+}
+
+impl Set {
+    fn remove(&mut self, name: &ConsumerName) {
+        if let Some(due) = self.by_name.remove(name) {
+            self.by_time.remove(&(due, name.clone()));
+        }
+    }
+
+    fn take_due(&mut self, now: Timestamp) -> Vec<ConsumerName> {
+        let mut names = Vec::new();
+        while self.by_time.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, name)) = self.by_time.pop_first()
+        {
+            self.by_name.remove(&name);
+            names.push(name);
+        }
+        names
+    }
+}
+
+impl Alarms {
+    /// Has the consumer look at `due`, in place of when it was to look before. True the first time: then somebody has
+    /// to [`watch`](Self::watch).
+    #[must_use]
+    pub(crate) fn set(&self, name: &ConsumerName, due: Timestamp) -> bool {
+        let mut set = self.set.lock();
+        set.remove(name);
+        set.by_name.insert(name.clone(), due);
+        set.by_time.insert((due, name.clone()));
+        if set.by_time.first().is_some_and(|(_, first)| first == name) {
+            self.sooner.notify_one();
+        }
+        !std::mem::replace(&mut set.is_watched, true)
+    }
+
+    /// The consumer is gone.
+    pub(crate) fn remove(&self, name: &ConsumerName) {
+        self.set.lock().remove(name);
+    }
+
+    /// Rouses consumers when their time has come, until the leader is gone.
+    pub(crate) async fn watch(self: Arc<Self>, leader: Weak<Leader>, clock: Clock) {
+        loop {
+            let now = clock.now();
+            let (due, next) = {
+                let mut set = self.set.lock();
+                (set.take_due(now), set.by_time.first().map(|(due, _)| *due))
+            };
+            {
+                let Some(leader) = leader.upgrade() else { return };
+                for driver in due.iter().filter_map(|name| leader.driver(name)) {
+                    driver.rouse();
+                }
+            }
+            let wait = next.map_or(LONGEST_SLEEP, |next| next.since(now).max(Nanos::ZERO).to_std());
+            tokio::select! {
+                () = self.sooner.notified() => {}
+                () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
+            }
+        }
+    }
+}
