@@ -12,7 +12,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, ServerAddr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) struct Redrive {
     /// The stream that has the dead letters.
     stream: String,
-    /// Servers, separated by commas.
+    /// Servers, separated by commas. A URL may have a user and a password in it, or a token.
     #[arg(short, long, default_value = "nats://127.0.0.1:4222", env = "NATS_URL")]
     server: String,
     /// User to connect as.
@@ -85,18 +85,23 @@ impl Redrive {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
+        let servers = self.server.split(',').map(|server| server.trim().parse());
+        let servers: Vec<ServerAddr> =
+            servers.collect::<Result<_, _>>().context("the servers to connect to")?;
         let options = match (&self.user, &self.password, &self.token) {
             (Some(user), Some(password), _) => {
                 ConnectOptions::with_user_and_password(user.clone(), password.clone())
             }
             (_, _, Some(token)) => ConnectOptions::with_token(token.clone()),
-            _ => ConnectOptions::new(),
+            _ => named_in(&servers),
         };
+        let shown: Vec<String> =
+            servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect();
         options
             .name("levee redrive")
-            .connect(self.server.as_str())
+            .connect(servers)
             .await
-            .with_context(|| format!("connect to {}", self.server))
+            .with_context(|| format!("connect to {}", shown.join(", ")))
     }
 
     async fn walk(
@@ -185,6 +190,30 @@ impl Redrive {
     }
 }
 
+/// The user and the password in a server's URL, or a token, which has none.
+fn named_in(servers: &[ServerAddr]) -> ConnectOptions {
+    let Some((server, name)) = servers.iter().find_map(|server| Some((server, server.username()?))) else {
+        return ConnectOptions::new();
+    };
+    match server.password() {
+        Some(password) => ConnectOptions::with_user_and_password(unescaped(name), unescaped(password)),
+        None => ConnectOptions::with_token(unescaped(name)),
+    }
+}
+
+/// A part of a URL in which `%` and two digits stand for a byte.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        let escaped = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = escaped.filter(|_| *first == b'%').and_then(|text| u8::from_str_radix(text, 16).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &behind[2..] } else { behind };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// The headers that the message had of its own.
 fn kept(letter: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -201,6 +230,20 @@ fn kept(letter: &HeaderMap) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escapes_in_urls_are_bytes() {
+        for (text, expected) in [
+            ("plain", "plain"),
+            ("p%40ss%3Aw%25rd", "p@ss:w%rd"),
+            ("%c3%A9", "é"),
+            ("100%", "100%"),
+            ("%4", "%4"),
+            ("%zz", "%zz"),
+        ] {
+            assert_eq!(unescaped(text), expected);
+        }
+    }
 
     #[test]
     fn a_message_goes_back_with_the_headers_it_had() {

@@ -110,6 +110,9 @@ pub struct FetchAnswer {
     /// When this incarnation was created, in nanoseconds since the epoch.
     #[prost(sint64, tag = "11")]
     pub born: i64,
+    /// Up to this sequence this incarnation was restored from an archive; 0 if it was not.
+    #[prost(uint64, tag = "12")]
+    pub restored_to: u64,
     /// The stream exists and is led by another node, or by none.
     #[prost(bool, tag = "10")]
     pub elsewhere: bool,

@@ -17,7 +17,11 @@ use serde_json::{Value, json};
 use crate::ground::{Ground, Home, attempt, bodies, sequence, settle, settle_confirmed, take, take_within};
 
 /// A stream to work on and one for what fails. `None` where nobody claims any of it.
-async fn homes(ground: &Ground, name: &str, retention: RetentionPolicy) -> Result<Option<(Home, Home)>> {
+pub(crate) async fn homes(
+    ground: &Ground,
+    name: &str,
+    retention: RetentionPolicy,
+) -> Result<Option<(Home, Home)>> {
     if !ground.cluster.program().is_levee() {
         skip::not_claimed(name, "dead letters are Levee's own");
         return Ok(None);
@@ -27,7 +31,7 @@ async fn homes(ground: &Ground, name: &str, retention: RetentionPolicy) -> Resul
     Ok(Some((home, dead)))
 }
 
-fn worker(dead: &Home) -> pull::Config {
+pub(crate) fn worker(dead: &Home) -> pull::Config {
     pull::Config {
         durable_name: Some("worker".into()),
         max_deliver: 2,
@@ -38,7 +42,7 @@ fn worker(dead: &Home) -> pull::Config {
 }
 
 /// Waits until the stream has this many messages.
-async fn holds(home: &Home, messages: u64) -> Result<()> {
+pub(crate) async fn holds(home: &Home, messages: u64) -> Result<()> {
     wait_until("the messages are counted", PATIENCE, async || {
         let found = home.messages().await?;
         ensure!(found == messages, "{} has {found}", home.name);

@@ -21,6 +21,7 @@ mod priority;
 mod publish;
 mod pull;
 mod reads;
+mod redrive;
 mod replay;
 mod snapshots;
 mod streams;
@@ -108,10 +109,15 @@ claims! {
     }
     snapshots {
         a_stream_comes_back_from_its_archive,
+        a_mirror_and_a_gathering_stream_go_on_where_their_archives_end,
+        a_restore_that_is_asked_for_again_before_anything_came_goes_on,
         a_stream_comes_back_under_a_changed_configuration,
         a_bad_archive_is_refused_and_leaves_nothing_behind,
         nobody_sees_a_stream_before_it_is_restored,
         a_snapshot_keeps_to_its_window_and_says_why_it_ends,
+    }
+    redrive {
+        a_redrive_that_is_stopped_in_the_middle_goes_on,
     }
     reads {
         messages_are_read_by_sequence_and_by_subject,

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use async_nats::Client;
 use futures::StreamExt as _;
-use levee_tests::archive::{api, backup, restore, seen};
+use levee_tests::archive::{Backup, api, backup, restore, seen};
+use levee_tests::base64::decoded;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -69,6 +71,98 @@ pub(crate) async fn a_stream_comes_back_from_its_archive(ground: &Ground) -> Res
         assert_eq!((&again["duplicate"], &again["seq"]), (&json!(true), &json!(33)), "{again}");
         assert_eq!(stream.publish("k1", "new", &[]).await?["seq"], 41);
     }
+    Ok(())
+}
+
+/// The body of every message that the stream has, once its last sequence is this one.
+async fn bodies(client: &Client, name: &str, last: u64) -> Result<Vec<String>> {
+    wait_until(&format!("{name} has sequence {last}"), PATIENCE, async || {
+        let info = api(client, &format!("STREAM.INFO.{name}"), &json!({})).await?;
+        Ok((info["state"]["last_seq"].as_u64() >= Some(last)).then_some(()))
+    })
+    .await?;
+    let seen = seen(client, name).await?;
+    seen["messages"].as_array().context("messages")?.iter().map(|message| decoded(&message["data"])).collect()
+}
+
+pub(crate) async fn a_mirror_and_a_gathering_stream_go_on_where_their_archives_end(
+    ground: &Ground,
+) -> Result<()> {
+    let origin = Bare::new(ground, "BACK_ORIGIN", json!({})).await?;
+    let client = &ground.client;
+    let copies = [
+        (ground.name("BACK_MIRROR"), json!({"mirror": {"name": origin.name}})),
+        (ground.name("BACK_SOURCE"), json!({"sources": [{"name": origin.name}]})),
+    ];
+    for number in 1..=6 {
+        origin.publish("a", &number.to_string(), &[]).await?;
+    }
+    let mut saved = Vec::new();
+    for (name, config) in &copies {
+        let mut config = config.clone();
+        config["name"] = json!(name);
+        config["num_replicas"] = json!(ground.replicas);
+        let created = api(client, &format!("STREAM.CREATE.{name}"), &config).await?;
+        ensure!(created.get("error").is_none(), "{created}");
+        assert_eq!(bodies(client, name, 6).await?.len(), 6);
+        saved.push(backup(client, name, &json!({})).await?);
+        api(client, &format!("STREAM.DELETE.{name}"), &json!({})).await?;
+    }
+    let of_origin = backup(client, &origin.name, &json!({})).await?;
+    let back = async |backup: &Backup| {
+        let request = json!({"config": backup.config, "state": backup.state});
+        let answer = restore(client, &request, &backup.archive, 1000).await?;
+        ensure!(answer.get("error").is_none(), "{answer}");
+        anyhow::Ok(())
+    };
+
+    origin.publish("a", "7", &[]).await?;
+    for (backup, (name, _)) in saved.iter().zip(&copies) {
+        back(backup).await?;
+        assert_eq!(bodies(client, name, 7).await?, ["1", "2", "3", "4", "5", "6", "7"], "{name}");
+    }
+    // The origin comes back too, as another incarnation that has what the first one had.
+    for name in copies.iter().map(|(name, _)| name).chain([&origin.name]) {
+        api(client, &format!("STREAM.DELETE.{name}"), &json!({})).await?;
+    }
+    for backup in saved.iter().chain([&of_origin]) {
+        back(backup).await?;
+    }
+    origin.publish("a", "new", &[]).await?;
+    origin.publish("a", "newer", &[]).await?;
+    for (name, _) in &copies {
+        let expected = ["1", "2", "3", "4", "5", "6", "new", "newer"];
+        assert_eq!(bodies(client, name, 8).await?, expected, "{name}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_restore_that_is_asked_for_again_before_anything_came_goes_on(
+    ground: &Ground,
+) -> Result<()> {
+    let stream = filled(ground, "ASKED", json!({})).await?;
+    let saved = backup(&stream.client, &stream.name, &json!({})).await?;
+    delete(&stream).await?;
+    let request = json!({"config": saved.config, "state": saved.state});
+
+    let lost = stream.api("STREAM.RESTORE", &request).await?;
+    let answer = restore(&stream.client, &request, &saved.archive, 1000).await?;
+
+    assert_eq!(answer["state"]["messages"], 35, "{answer}");
+    let subject = lost["deliver_subject"].as_str().context("where the first one listened")?.to_owned();
+    assert!(stream.client.request(subject, "x".into()).await.is_err(), "nobody listens there any more");
+    delete(&stream).await?;
+
+    // As soon as something came it is somebody's.
+    let begun = stream.api("STREAM.RESTORE", &request).await?;
+    let subject = begun["deliver_subject"].as_str().context("where to send it")?.to_owned();
+    stream.client.request(subject.clone(), saved.archive[..100].to_vec().into()).await?;
+    let again = stream.api("STREAM.RESTORE", &request).await?;
+    assert_eq!(again["error"]["err_code"], 10130, "{again}");
+    stream.client.request(subject.clone(), saved.archive[100..].to_vec().into()).await?;
+    let last = stream.client.request(subject, "".into()).await?;
+    let last: Value = serde_json::from_slice(&last.payload)?;
+    assert_eq!(last["state"]["messages"], 35, "{last}");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use async_nats::jetstream::{self, AckKind, Message};
 use futures::StreamExt as _;
-use levee_tests::client::{leader, replicas_current};
+use levee_tests::client::{lead, leader, replicas_current};
 use levee_tests::cluster::{Cluster, Setup};
 use levee_tests::skip;
 use levee_tests::wait::{PATIENCE, wait_until};
@@ -57,11 +57,23 @@ async fn fetch(consumer: &PullConsumer, count: usize) -> Vec<Message> {
         .await
 }
 
-/// Kills whoever leads the stream and starts it again, some times.
-async fn kill_leaders(cluster: &mut Cluster, stream: &str, between: Duration) -> Result<()> {
+/// Kills whoever leads the stream and starts it again, some times. The leader of another stream is spared.
+async fn kill_leaders(
+    cluster: &mut Cluster,
+    stream: &str,
+    spared: Option<&str>,
+    between: Duration,
+) -> Result<()> {
     for _ in 0..DEATHS {
         tokio::time::sleep(between).await;
         let client = cluster.any_client().await?;
+        if let Some(spared) = spared
+            && leader(&client, stream).await? == leader(&client, spared).await?
+        {
+            let leading = cluster.index_of(&leader(&client, spared).await?)?;
+            let other = cluster.node((leading + 1) % 3).name();
+            lead(&client, stream, other).await?;
+        }
         let leading = cluster.index_of(&leader(&client, stream).await?)?;
         cluster.kill(leading)?;
         leader(&cluster.any_client().await?, stream).await?;
@@ -74,8 +86,19 @@ async fn kill_leaders(cluster: &mut Cluster, stream: &str, between: Duration) ->
 
 #[tokio::test]
 async fn a_message_becomes_one_dead_letter_whoever_dies_meanwhile() -> Result<()> {
+    become_letters("a_message_becomes_one_dead_letter_whoever_dies_meanwhile", "WORK", None).await
+}
+
+#[tokio::test]
+async fn a_message_becomes_one_dead_letter_when_only_the_leader_of_letters_dies() -> Result<()> {
+    let test = "a_message_becomes_one_dead_letter_when_only_the_leader_of_letters_dies";
+    become_letters(test, "DEAD", Some("WORK")).await
+}
+
+/// Messages are given up while those who lead the `victim` die.
+async fn become_letters(test: &str, victim: &str, spared: Option<&str>) -> Result<()> {
     const MESSAGES: u64 = 600;
-    let Some(mut cluster) = cluster("a_message_becomes_one_dead_letter").await? else { return Ok(()) };
+    let Some(mut cluster) = cluster(test).await? else { return Ok(()) };
     stream(&cluster, "WORK", RetentionPolicy::WorkQueue).await?;
     stream(&cluster, "DEAD", RetentionPolicy::Limits).await?;
     let js = jetstream::new(cluster.any_client().await?);
@@ -105,7 +128,7 @@ async fn a_message_becomes_one_dead_letter_whoever_dies_meanwhile() -> Result<()
             }
         }));
     }
-    kill_leaders(&mut cluster, "WORK", Duration::from_millis(700)).await?;
+    kill_leaders(&mut cluster, victim, spared, Duration::from_millis(700)).await?;
     let client = cluster.any_client().await?;
     let js = jetstream::new(client.clone());
     let work = js.get_stream_no_info("WORK").await?;
@@ -193,7 +216,7 @@ async fn one_message_of_a_key_is_in_flight_whoever_dies_meanwhile() -> Result<()
         let consumer = worker(&cluster, "KEYED").await?;
         workers.push(tokio::spawn(work(consumer, Arc::clone(&board), KEYS * EACH)));
     }
-    kill_leaders(&mut cluster, "KEYED", Duration::from_millis(500)).await?;
+    kill_leaders(&mut cluster, "KEYED", None, Duration::from_millis(500)).await?;
     for worker in workers {
         tokio::time::timeout(PATIENCE * 3, worker).await.context("the workers stand still")???;
     }

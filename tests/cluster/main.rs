@@ -9,5 +9,6 @@ mod cut;
 mod failover;
 mod joining;
 mod last_words;
+mod redrive;
 mod restoring;
 mod spreading;

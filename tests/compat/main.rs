@@ -3,6 +3,7 @@
 
 mod answers;
 mod bad_input;
+mod benchmarks;
 mod commands;
 mod fast_batches;
 mod mirrors;

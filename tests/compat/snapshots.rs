@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::Client;
 use futures::StreamExt as _;
 use levee_tests::archive::{api, backup, restore, seen};
+use levee_tests::base64::decoded;
 use levee_tests::cluster::Cluster;
+use levee_tests::wait::{PATIENCE, wait_until};
 use levee_tests::{skip, tools};
 use serde_json::{Value, json};
 
@@ -121,6 +123,67 @@ async fn nats_server_restores_our_archives() -> Result<()> {
     let mut found = Differences::default();
     carried(test, &pair.subject, &pair.reference, &mut found).await?;
     found.demand_none()
+}
+
+/// Backs an origin, its mirror and a stream that sources it up on one server, and restores all three on the other. Gives
+/// the bodies that mirror and gathering stream have there, once the origin has two more.
+async fn copies_carried(from: &Cluster, to: &Cluster) -> Result<[Vec<String>; 2]> {
+    let (source, target) = (from.client(0).await?, to.client(0).await?);
+    let has = async |client: &Client, name: &str, body: &str| {
+        wait_until(&format!("{name} has {body:?} last"), PATIENCE, async || {
+            let seen = seen(client, name).await?;
+            let messages = seen["messages"].as_array().context("messages")?;
+            let bodies: Vec<String> =
+                messages.iter().map(|message| decoded(&message["data"])).collect::<Result<_>>()?;
+            Ok(bodies.last().is_some_and(|last| last == body).then_some(bodies))
+        })
+        .await
+    };
+    for config in [
+        json!({"name": "O", "subjects": ["o"]}),
+        json!({"name": "M", "mirror": {"name": "O"}}),
+        json!({"name": "S", "sources": [{"name": "O", "subject_transforms": [{"src": "o", "dest": "s"}]}]}),
+    ] {
+        let name = config["name"].as_str().context("a name")?;
+        let created = api(&source, &format!("STREAM.CREATE.{name}"), &config).await?;
+        ensure!(created.get("error").is_none(), "{created}");
+    }
+    for number in 1..=5_u32 {
+        source.request("o", number.to_string().into()).await?;
+    }
+    for name in ["O", "M", "S"] {
+        has(&source, name, "5").await?;
+        let saved = backup(&source, name, &json!({})).await?;
+        let request = json!({"config": saved.config, "state": saved.state});
+        let answer = restore(&target, &request, &saved.archive, 100_000).await?;
+        ensure!(answer["state"]["messages"] == 5, "{answer}");
+    }
+    for body in ["six", "seven"] {
+        target.request("o", body.into()).await?;
+    }
+    Ok([has(&target, "M", "seven").await?, has(&target, "S", "seven").await?])
+}
+
+#[tokio::test]
+async fn mirrors_and_gathering_streams_go_on_after_they_came_from_the_other_server() -> Result<()> {
+    let test = "mirrors_and_gathering_streams_go_on_after_they_came_from_the_other_server";
+    let Some(pair) = Pair::start(test, "").await? else { return Ok(()) };
+    let once = ["1", "2", "3", "4", "5", "six", "seven"];
+
+    let [mirror, gathered] = copies_carried(&pair.reference, &pair.subject).await?;
+    assert_eq!((mirror, gathered), (once.map(String::from).into(), once.map(String::from).into()));
+    for server in [&pair.reference, &pair.subject] {
+        let client = server.client(0).await?;
+        for name in ["M", "S", "O"] {
+            api(&client, &format!("STREAM.DELETE.{name}"), &json!({})).await?;
+        }
+    }
+
+    let [mirror, gathered] = copies_carried(&pair.subject, &pair.reference).await?;
+    assert_eq!(mirror, once);
+    // nats-server takes an origin that was restored for another one, and gathers it from the beginning.
+    assert_eq!(gathered, [&once[..5], &once].concat());
+    Ok(())
 }
 
 #[tokio::test]

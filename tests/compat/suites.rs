@@ -39,10 +39,6 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
     ("client_tests client::custom_auth_callback_jwt", "JWT is not supported"),
     ("client_tests client::multiple_auth_methods", "JWT is not supported"),
     (
-        "jetstream_api_timeout_tests every_api_call_is_bounded",
-        "the first stream takes longer than 200 ms to create",
-    ),
-    (
         "jetstream_tests jetstream::source_consumer_round_trip",
         "consumers made by hand for sources are not supported",
     ),

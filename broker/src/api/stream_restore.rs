@@ -20,19 +20,19 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         cx.request.stream.clone_into(&mut config.name);
     }
     let config = checked_config(cx, config, Adjust::Silently)?;
-    // How far a stream had copied others is not in an archive.
-    if config.mirror.is_some() || !config.sources.is_empty() {
-        let why =
-            "a stream that mirrors or sources others can't be restored as such; restore it without them";
-        return Err(ApiError::stream_invalid_config(why));
-    }
-    let exists = StreamName::parse(cx.request.stream)
-        .is_ok_and(|name| cx.jetstream.meta().read(|machine| machine.stream(cx.account, &name).is_some()));
+    let exists = StreamName::parse(cx.request.stream).is_ok_and(|name| {
+        cx.jetstream
+            .meta()
+            .read(|machine| machine.stream(cx.account, &name).is_some_and(|stream| !stream.restoring))
+    });
     if exists {
         return Err(ApiError::restore_name_exists());
     }
-    let MetaReply::Created(assignment) = stream_create::propose(cx, config, true).await? else {
-        return Err(ApiError::not_available());
+    let assignment = match stream_create::propose(cx, config, true).await? {
+        MetaReply::Created(assignment) => assignment,
+        // Asked before, by somebody who did not hear that it was decided. If that restore has begun, it is theirs.
+        MetaReply::Exists(assignment) => assignment,
+        _ => return Err(ApiError::not_available()),
     };
     let deliver_subject = restore::begin(cx.jetstream, assignment.group, cx.client).await?;
     Ok(cx.request.endpoint.success(&RestoreBegun { deliver_subject }))

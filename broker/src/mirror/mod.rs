@@ -41,12 +41,17 @@ struct Running {
 }
 
 impl Receivers {
-    /// Reads what the configuration in force names: new origins from now on, others no more.
+    /// Reads what the configuration in force names: new origins from now on, others no more. A stream that is being
+    /// restored reads nothing yet: the archive says where it goes on.
     pub fn configure(&self, jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
         // Held to the end, and before the look: a leader that starts and a new configuration may meet here. Nobody takes
         // it who holds the stream.
         let mut running = self.running.lock();
-        let wanted = replica.read(|machine, _| machine.config().map(origins)).unwrap_or_default();
+        let is_restoring = replica.assignment().restoring;
+        let wanted = replica.read(|machine, _| {
+            machine.config().filter(|_| !is_restoring && !machine.is_restoring()).map(origins)
+        });
+        let wanted = wanted.unwrap_or_default();
         let keys: Vec<String> = wanted.iter().map(Wanted::key).collect();
         let mut before = std::mem::take(&mut *running);
         for wanted in wanted {

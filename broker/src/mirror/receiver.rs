@@ -240,6 +240,7 @@ impl Receiver {
         let copied = Copied {
             identity: &answer.identity,
             born: answer.born,
+            restored_to: answer.restored_to,
             block: &block,
             seqs: &answer.seqs,
             through: answer.through,

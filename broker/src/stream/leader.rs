@@ -262,6 +262,8 @@ impl Leader {
         if let Some(replica) = self.replica.upgrade() {
             self.start_drivers(&replica);
         }
+        // A stream that was being restored begins to read its origins.
+        self.configure_receivers();
     }
 
     /// The stream is deleted: whoever waits for messages is told.

@@ -61,6 +61,8 @@ struct Waiting {
     messages: VecDeque<Message>,
     bytes: usize,
     overrun: bool,
+    /// Something came.
+    begun: bool,
     /// The transfer has ended.
     closed: bool,
 }
@@ -112,19 +114,30 @@ impl Transfers {
         self.open.lock().values().any(|inbox| inbox.group == group)
     }
 
+    /// Whether something came for a transfer of this stream.
+    pub(crate) fn is_begun(&self, group: GroupId) -> bool {
+        self.open.lock().values().any(|inbox| inbox.group == group && inbox.waiting.lock().begun)
+    }
+
+    /// Ends what was begun before this transfer of the same stream, and for which nothing came yet.
+    pub(crate) fn supersede(&self, by: &Open) {
+        let is_former = |inbox: &Arc<Inbox>| inbox.group == by.inbox.group && !Arc::ptr_eq(inbox, &by.inbox);
+        self.open.lock().retain(|_, inbox| !is_former(inbox) || !inbox.close_unbegun());
+    }
+
     fn inbox(&self, account: &AccountName, id: &str) -> Option<Arc<Inbox>> {
         self.open.lock().get(id).filter(|inbox| inbox.account == *account).cloned()
     }
 }
 
 impl Inbox {
-    /// The next message. `None` if more came than can be kept.
+    /// The next message. `None` if more came than can be kept, or when another transfer came instead.
     pub(crate) async fn next(&self) -> Option<Message> {
         loop {
             let arrived = self.arrived.notified();
             {
                 let mut waiting = self.waiting.lock();
-                if waiting.overrun {
+                if waiting.overrun || waiting.closed {
                     return None;
                 }
                 if let Some(message) = waiting.messages.pop_front() {
@@ -151,15 +164,28 @@ impl Inbox {
         std::mem::take(&mut waiting.messages).len()
     }
 
+    /// Whether it ended, because nothing came yet.
+    fn close_unbegun(&self) -> bool {
+        let mut waiting = self.waiting.lock();
+        if waiting.begun {
+            return false;
+        }
+        waiting.closed = true;
+        drop(waiting);
+        self.arrived.notify_one();
+        true
+    }
+
     fn put(&self, message: Message) {
         let mut waiting = self.waiting.lock();
         if waiting.closed || waiting.overrun {
             return;
         }
+        waiting.begun = true;
         waiting.bytes += message.payload.len();
         waiting.messages.push_back(message);
         if waiting.bytes > WAITING_BYTES_MAX || waiting.messages.len() > WAITING_MESSAGES_MAX {
-            *waiting = Waiting { overrun: true, ..Waiting::default() };
+            *waiting = Waiting { overrun: true, begun: true, ..Waiting::default() };
         }
         drop(waiting);
         self.arrived.notify_one();

@@ -52,6 +52,8 @@ pub const CALL_RESTORE: u8 = 16;
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// How long a new stream's leader is waited for. Clients wait five seconds for the answer to their call.
 const LEADER_PATIENCE: Duration = Duration::from_secs(4);
+/// Instead of a subject: somebody is sending the archive already.
+const UNDER_WAY: &[u8] = b"under way";
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a leader waits for a restore to begin before it takes the stream for abandoned.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,7 +70,8 @@ enum Call {
     End { group: GroupId, complete: bool },
 }
 
-/// Has the leader of a new stream listen for its archive. Gives the subject where it listens.
+/// Has the leader of a new stream listen for its archive. Gives the subject where it listens. A restore that was begun
+/// and of which nothing came yet ends: whoever began it did not hear of it, or else hears that nobody listens any more.
 pub async fn begin(
     jetstream: &Arc<JetStream>,
     group: GroupId,
@@ -80,9 +83,12 @@ pub async fn begin(
         if let Some(leader) = jetstream.directory().leader(group)
             && let Ok(answer) = ask(jetstream, leader, &call).await
             && let Ok(subject) = String::from_utf8(answer.into())
-            && !subject.is_empty()
         {
-            return Ok(subject);
+            match subject.as_bytes() {
+                b"" => {}
+                UNDER_WAY => return Err(ApiError::restore_name_exists()),
+                _ => return Ok(subject),
+            }
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -102,6 +108,9 @@ async fn ask(
 /// Answers a peer's [`CALL_RESTORE`]. Empty when this node does not lead what it should.
 pub async fn answer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
     match serde_json::from_slice(&frame) {
+        Ok(Call::Begin { group, .. }) if jetstream.transfers().is_begun(group) => {
+            Bytes::from_static(UNDER_WAY)
+        }
         Ok(Call::Begin { group, client }) => start(&jetstream, group, *client).unwrap_or_default().into(),
         Ok(Call::End { group, complete }) => match end_here(&jetstream, group, complete).await {
             Some(true) => Bytes::from_static(b"yes"),
@@ -168,13 +177,13 @@ fn start(jetstream: &Arc<JetStream>, group: GroupId, client: advisory::ClientInf
     let replica = jetstream.replica(group).filter(|replica| replica.leader().is_some())?;
     let assignment = replica.assignment();
     let is_ready = assignment.restoring
-        && !jetstream.transfers().has(group)
-        && replica.read(|machine, _| machine.config() == Some(&assignment.config));
+        && replica.read(|machine, _| machine.config() == Some(&assignment.config) && !machine.is_restoring());
     if !is_ready {
         return None;
     }
     tracing::info!("restore of stream '{}' begins", assignment.config.name);
     let open = Open::new(jetstream, &assignment.account, group);
+    jetstream.transfers().supersede(&open);
     let subject = format!("$JS.SNAPSHOT.RESTORE.{}.{}", assignment.config.name, open.id);
     let restore = Restore {
         account: assignment.account.clone(),
@@ -215,6 +224,8 @@ enum Failed {
     NoReply(String),
     #[error("more was sent than was answered")]
     Overrun,
+    #[error("it was begun again")]
+    Superseded,
 }
 
 impl Failed {
@@ -255,6 +266,9 @@ impl Restore {
 
         let mut reply = Bytes::new();
         let mut result = self.fill(&mut reply).await;
+        if matches!(result, Err(Failed::Superseded)) {
+            return;
+        }
         let group = self.replica.group_id();
         let is_there = end(&self.jetstream, group, result.is_ok()).await;
         if result.is_ok() && !is_there {
@@ -287,7 +301,8 @@ impl Restore {
             let next = tokio::time::timeout(IDLE_MAX, self.open.inbox.next()).await;
             let Message { reply: to, payload } = match next {
                 Ok(Some(message)) => message,
-                Ok(None) => return Err(Failed::Overrun),
+                Ok(None) if self.open.inbox.is_overrun() => return Err(Failed::Overrun),
+                Ok(None) => return Err(Failed::Superseded),
                 Err(_) => return Err(Failed::Stalled(self.name.clone())),
             };
             *reply = to;

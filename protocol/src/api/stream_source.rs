@@ -92,6 +92,22 @@ impl SourceHeader {
     }
 }
 
+/// The sequence and the incarnation of the origin that a header `Nats-Stream-Source` names, if it was written for the
+/// source of this [key](StreamSource::key). Servers before 2.10 wrote the origin's name and the sequence alone, and
+/// the incarnation is empty where it was left out.
+#[must_use]
+pub fn sourced<'a>(key: &str, value: &'a str) -> Option<(u64, &'a str)> {
+    let (origin, patterns) = key.split_once(' ')?;
+    let rest = value.strip_prefix(origin)?.strip_prefix(' ')?;
+    let Some((seq, rest)) = rest.split_once(' ') else { return Some((rest.parse().ok()?, "")) };
+    let rest = rest.strip_prefix(patterns)?;
+    if !rest.is_empty() && !rest.starts_with(' ') {
+        return None;
+    }
+    let identity = rest.trim_start().split_once(' ').map_or("", |(_, identity)| identity);
+    Some((seq.parse().ok()?, identity))
+}
+
 /// Eight letters and digits that stand for a text, as nats-server makes them.
 #[must_use]
 pub fn short_hash(text: &str) -> String {
@@ -135,5 +151,31 @@ mod tests {
         assert_eq!(source.transforms().unwrap().len(), 1);
         assert!(transformed(&[("s.0", "x.0"), ("", "a.>")]).filters().is_empty());
         assert!(StreamSource::default().filters().is_empty());
+    }
+
+    #[test]
+    fn a_header_says_how_far_the_source_was_that_it_was_written_for() {
+        let plain = "S > >";
+        let changed = "S a.* x.{{wildcard( 1 )}}";
+        for (key, value, expected) in [
+            (plain, "S 7 > > a.b idididid", Some((7, "idididid"))),
+            (plain, "S 7 > > a.b", Some((7, ""))),
+            (plain, "S 7 > >", Some((7, ""))),
+            (plain, "S 7", Some((7, ""))),
+            (changed, "S 8 a.* x.{{wildcard( 1 )}} a.b idididid", Some((8, "idididid"))),
+            (plain, "S 8 a.* x.{{wildcard( 1 )}} a.b idididid", None),
+            (changed, "S 7 > > a.b idididid", None),
+            (plain, "SS 7 > > a.b idididid", None),
+            (plain, "S:abcdefgh 7 > > a.b idididid", None),
+            (plain, "S x > > a.b idididid", None),
+            (plain, "S 7 > >.a a.b idididid", None),
+            (plain, "S", None),
+            (plain, "", None),
+        ] {
+            assert_eq!(sourced(key, value), expected, "{key:?} {value:?}");
+        }
+        let source = transformed(&[("a.*", "b.{{wildcard(1)}}"), ("c", "")]);
+        let value = SourceHeader::of(&source).value(9, b"a.x", "me");
+        assert_eq!(sourced(&source.key(), std::str::from_utf8(&value).unwrap()), Some((9, "me")));
     }
 }

@@ -27,6 +27,9 @@ pub struct OriginClaim {
     pub born: i64,
     /// Of a mirror: sequences up to this one, which the origin does not have, come before the first message.
     pub skipped_to: u64,
+    /// Up to this sequence that incarnation was restored from an archive, and has what the one before it had; 0 if it
+    /// was not.
+    pub restored_to: u64,
 }
 
 /// Tags are persisted: never renumber, never reuse.
@@ -46,21 +49,23 @@ struct Body {
     skipped_to: u64,
     #[prost(sint64, tag = "7")]
     born: i64,
+    #[prost(uint64, tag = "8")]
+    restored_to: u64,
 }
 
 impl OriginClaim {
     /// The bytes of the claim.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let Self { source, identity, after, seqs, through, skipped_to, born } = self.clone();
-        Body { source, identity, after, seqs, through, skipped_to, born }.encode_to_vec()
+        let Self { source, identity, after, seqs, through, skipped_to, born, restored_to } = self.clone();
+        Body { source, identity, after, seqs, through, skipped_to, born, restored_to }.encode_to_vec()
     }
 
     /// Reads what `encode` wrote, in this or an older version.
     pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let Body { source, identity, after, seqs, through, skipped_to, born } =
+        let Body { source, identity, after, seqs, through, skipped_to, born, restored_to } =
             Body::decode(bytes).map_err(|error| Undecodable(format!("claim of an origin: {error}")))?;
-        Ok(Self { source, identity, after, seqs, through, born, skipped_to })
+        Ok(Self { source, identity, after, seqs, through, born, skipped_to, restored_to })
     }
 }
 
@@ -80,6 +85,7 @@ mod tests {
             through: 301,
             born: -2,
             skipped_to: 4,
+            restored_to: 6,
         };
         let bytes = [
             &[0x0a, 5][..],
@@ -91,6 +97,7 @@ mod tests {
             &[0x28, 0xad, 2],
             &[0x30, 4],
             &[0x38, 3],
+            &[0x40, 6],
         ]
         .concat();
 

@@ -23,14 +23,15 @@ impl MetaMachine {
         let name = parse_name(config)?;
         let mut config = config.clone();
         config.store_metadata();
-        if restoring && self.stream(account, &name).is_some() {
-            return Err(ApiError::restore_name_exists());
-        }
         if let Some(existing) = self.stream(account, &name) {
-            if existing.config != config || existing.restoring {
-                return Err(ApiError::stream_name_exists());
-            }
-            return Ok(MetaReply::Exists(Box::new(existing.clone())));
+            // The same asked for again is answered again, in case the first answer was lost.
+            return if existing.config == config && existing.restoring == restoring {
+                Ok(MetaReply::Exists(Box::new(existing.clone())))
+            } else if restoring {
+                Err(ApiError::restore_name_exists())
+            } else {
+                Err(ApiError::stream_name_exists())
+            };
         }
         self.check_overlap(account, &name, &config)?;
         let count = replica_count(&config);

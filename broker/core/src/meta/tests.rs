@@ -66,7 +66,12 @@ fn a_stream_that_is_restored_holds_its_name_and_subjects_and_is_hidden_until_it_
 
     assert_eq!(meta.streams(&account).count(), 0);
     assert_eq!(refusal(create(&mut meta, &config, &[1])).0, 10058);
-    assert_eq!(refusal(restore(&mut meta, &config, &[1])).0, 10130);
+    match restore(&mut meta, &config, &[1]) {
+        MetaReply::Exists(again) => assert_eq!(*again, first, "whoever did not hear of it goes on"),
+        other => panic!("{other:?}"),
+    }
+    let other = StreamConfig { max_msgs: 5, ..config.clone() };
+    assert_eq!(refusal(restore(&mut meta, &other, &[1])).0, 10130);
     assert_eq!(refusal(update(&mut meta, &config, &[1])).0, 10059);
     assert_eq!(refusal(create(&mut meta, &self::config("B", &["a"], 1), &[1])).0, 10065);
     assert!(matches!(end(&mut meta, first.group, false), MetaReply::Deleted(_)));
@@ -76,7 +81,7 @@ fn a_stream_that_is_restored_holds_its_name_and_subjects_and_is_hidden_until_it_
     assert!(matches!(end(&mut meta, second.group, true), MetaReply::Updated { .. }));
     assert_eq!(meta.streams(&account).count(), 1);
     assert_eq!(refusal(end(&mut meta, second.group, false)).0, 10059);
-    assert_eq!(refusal(restore(&mut meta, &config, &[1])).0, 10130);
+    assert_eq!(refusal(restore(&mut meta, &config, &[1])).0, 10130, "now it is there");
 }
 
 fn update(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {

@@ -13,12 +13,11 @@ use levee_protocol::time::Timestamp;
 use levee_protocol::wire::headers::{HeaderBlock, HeaderBuilder};
 
 use crate::stream::counter::GatheredSums;
-use crate::stream::mirror::{GAP_MAX, ORIGIN_CLAIM};
+use crate::stream::mirror::{GAP_MAX, ORIGIN_CLAIM, SOURCE_HEADER};
 use crate::stream::{Composition, MessageView, ReadFailed, StreamMachine};
 
 /// Up to so many missing sequences between two messages of a mirror are records in its block. A longer gap ends it.
 const GAP_RECORDS_MAX: u64 = 64;
-const SOURCE_HEADER: &str = "Nats-Stream-Source";
 
 /// Copies one origin into one stream.
 #[derive(Debug)]
@@ -37,6 +36,8 @@ pub struct Copied<'a> {
     pub identity: &'a str,
     /// When that was created, in nanoseconds since the epoch.
     pub born: i64,
+    /// Up to this sequence that was restored from an archive; 0 if it was not.
+    pub restored_to: u64,
     /// The messages.
     pub block: &'a Block,
     /// Their sequences.
@@ -157,7 +158,7 @@ impl Copier {
         draw: &mut dyn FnMut() -> u64,
     ) -> Result<Result<Option<Block>, ApiError>, ReadFailed> {
         let has = machine.source(&self.key);
-        let after = if has.identity == copied.identity { has.seq } else { 0 };
+        let after = has.seq_of(copied.identity, copied.restored_to);
         let first = copied.seqs.partition_point(|seq| *seq <= after);
         let mut seqs = copied.seqs[first..].to_vec();
         if seqs.is_empty() {
@@ -205,6 +206,7 @@ impl Copier {
             through,
             born: copied.born,
             skipped_to: 0,
+            restored_to: copied.restored_to,
         };
         let mut block = BlockBuilder::with_capacity(copied.block.as_bytes().len());
         block.push_flagged(ORIGIN_CLAIM, b"", b"", &claim.encode());

@@ -32,6 +32,7 @@ pub fn answer(
     let mut answer = FetchAnswer {
         identity,
         born: machine.created().0,
+        restored_to: machine.restored_to(),
         first_seq: machine.first_seq().0,
         last_seq: last_seq.0,
         from: from.0,
@@ -64,6 +65,9 @@ pub(super) fn first_wanted(
     let is_same = request.identity.is_empty() || request.identity == identity;
     if is_same && request.from > 0 {
         return Ok(Seq(request.from));
+    }
+    if request.from > 0 && machine.restored_to() > 0 {
+        return Ok(Seq(request.from.min(machine.restored_to() + 1)));
     }
     let first = machine.first_seq().max(Seq(1));
     let Some(time) = request.start_time.filter(|_| request.start_seq == 0) else {

@@ -4,7 +4,7 @@ use levee_protocol::api::{PurgeRequest, RetentionPolicy, StreamConfig, StreamSou
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::Seq;
 use levee_protocol::mirror::{FetchAnswer, FetchRequest, Reader};
-use levee_protocol::record::{Block, BlockBuilder, RecordFlags};
+use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::time::{Nanos, Timestamp};
 use levee_protocol::wire::headers::HeaderBlock;
 
@@ -71,6 +71,7 @@ impl Stream {
         let copied = Copied {
             identity: &answer.identity,
             born: answer.born,
+            restored_to: answer.restored_to,
             block: &messages,
             seqs: &answer.seqs,
             through: answer.through,
@@ -365,6 +366,93 @@ fn an_origin_that_is_created_again_is_read_from_its_beginning() {
 
     assert_eq!(gathering.bodies(), ["1", "2", "3", "again"]);
     assert_eq!(gathering.bench.machine.source(copiers[0].key()).seq, 1);
+}
+
+/// Saves a stream to an archive's commands, as far as this sequence, and restores it as another incarnation.
+fn restored(from: &Stream, config: StreamConfig, last: u64, created: i64) -> Stream {
+    let mut stream = Stream { bench: Bench::default(), now: 5000 };
+    stream.configure(config, created);
+    let now = Timestamp(stream.now);
+    stream.bench.apply(&StreamCommand::RestoreBegin { now, first: Seq(1) });
+    let mut block = BlockBuilder::placed(Seq(1), 0);
+    for record in from.bench.view.records().filter(|record| record.seq.0 <= last) {
+        let timestamp = record.timestamp;
+        let (subject, header, payload) = (&record.subject, &record.header, &record.payload);
+        block.push_timed(RecordFlags::PUBLISHED, &RecordRef { timestamp, subject, header, payload });
+    }
+    assert_eq!(stream.bench.apply(&StreamCommand::Restore(block.finish(now))).reply, Reply::None);
+    let end = StreamCommand::RestoreEnd { now, last: Seq(last), last_time: now };
+    assert_eq!(stream.bench.apply(&end).reply, Reply::None);
+    stream
+}
+
+#[test]
+fn what_comes_back_from_an_archive_goes_on_where_it_was() {
+    let mut origin = origin("O");
+    let (mut mirror, mirrors) = mirror(source("O"), limitless());
+    let (mut gathering, copiers) = gathering(&[source("O")], limitless());
+    let sources = &copiers[0];
+    for body in ["1", "2", "3", "4"] {
+        origin.publish("o.a", "", body);
+    }
+    mirror.catch_up(&mirrors, &origin);
+    gathering.catch_up(sources, &origin);
+    let config = |stream: &Stream| stream.bench.machine.config().unwrap().clone();
+    let mut mirror = restored(&mirror, config(&mirror), 3, 20);
+    let mut again = restored(&gathering, config(&gathering), 3, 20);
+    assert_eq!((again.bench.machine.source(sources.key()).seq, again.bodies().len()), (3, 3));
+
+    origin.publish("o.a", "", "5");
+    mirror.catch_up(&mirrors, &origin);
+    again.catch_up(sources, &origin);
+
+    assert_eq!(mirror.bodies(), ["1", "2", "3", "4", "5"]);
+    assert_eq!(again.bodies(), ["1", "2", "3", "4", "5"]);
+    assert_eq!(again.bench.machine.source(sources.key()), gathering_of(&origin, 5));
+}
+
+fn gathering_of(origin: &Stream, seq: u64) -> Origin {
+    Origin { identity: server::identity(&origin.bench.machine), born: 1, seq }
+}
+
+#[test]
+fn an_origin_that_comes_back_from_an_archive_is_read_on_from_where_both_were() {
+    let mut first = origin("O");
+    let (mut gathering, copiers) = gathering(&[source("O")], limitless());
+    let sources = &copiers[0];
+    for body in ["1", "2", "3", "4"] {
+        first.publish("o.a", "", body);
+    }
+    gathering.catch_up(sources, &first);
+    let config = first.bench.machine.config().unwrap().clone();
+    let gathered = gathering.bench.machine.config().unwrap().clone();
+
+    // The older archive of the two is the origin's, then that of the stream that reads it, then both came back.
+    for (origin_last, has, expected) in [
+        (2, 4, vec!["1", "2", "3", "4", "new"]),
+        (4, 2, vec!["1", "2", "3", "4", "new"]),
+        (4, 4, vec!["1", "2", "3", "4", "new"]),
+    ] {
+        let mut origin = restored(&first, config.clone(), origin_last, 30);
+        let mut stream = restored(&gathering, gathered.clone(), has, 31);
+        origin.publish("o.a", "", "new");
+        let blocks = stream.catch_up(sources, &origin);
+        assert_eq!(stream.bodies(), expected, "{origin_last} {has}");
+        for block in blocks {
+            assert_eq!(replies(stream.apply(&block))[1], PublishReply::Outdated);
+        }
+    }
+
+    let mut anew = Stream { bench: Bench::default(), now: 6000 };
+    anew.configure(config, 40);
+    anew.publish("o.a", "", "other");
+    let mut stream = restored(&gathering, gathered, 4, 41);
+    stream.catch_up(sources, &anew);
+    assert_eq!(
+        stream.bodies(),
+        ["1", "2", "3", "4", "other"],
+        "one that was made anew has nothing of the old"
+    );
 }
 
 #[test]

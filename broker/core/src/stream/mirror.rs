@@ -9,10 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use levee_protocol::api::stream_source::sourced;
 use levee_protocol::api::{ApiError, PublishIntent, Ttl};
 use levee_protocol::command::{OriginClaim, Undecodable};
 use levee_protocol::ids::Seq;
 use levee_protocol::record::{Block, RecordFlags, RecordRef};
+use levee_protocol::wire::headers::HeaderBlock;
 
 use super::StreamMachine;
 use super::counter;
@@ -33,6 +35,9 @@ pub(crate) const ORIGIN_CLAIM: RecordFlags = RecordFlags::CLAIM.and(RecordFlags:
 /// So many sequences that an origin does not have can lie between two messages of a mirror. Each takes a bit.
 pub const GAP_MAX: u64 = 1 << 30;
 
+/// Says where a message is from that was sourced.
+pub(crate) const SOURCE_HEADER: &str = "Nats-Stream-Source";
+
 /// So many sources that are no longer configured are remembered, in case they come back.
 const FORMER_MAX: usize = 256;
 
@@ -47,7 +52,7 @@ pub(crate) struct Sources {
 /// How far a stream has got with one source.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Origin {
-    /// Which incarnation of the origin that is.
+    /// Which incarnation of the origin that is. Empty is any: an archive did not say.
     pub identity: String,
     /// When that was created, in nanoseconds since the epoch.
     pub born: i64,
@@ -68,6 +73,22 @@ impl Sources {
             self.origins.get(&claim.source).is_some_and(|origin| origin.identity == claim.identity);
         if !is_known {
             self.has_reached(claim, 0);
+        }
+    }
+
+    /// A message comes back from an archive: its header says how far the stream had got with one of its sources. Messages
+    /// come in order, so the last one is right, also where an origin was created again.
+    pub(super) fn put_back(&mut self, settings: &Settings, header: &[u8]) {
+        if settings.sources.is_empty() || header.is_empty() {
+            return;
+        }
+        let Some(value) = HeaderBlock(header).get_str(SOURCE_HEADER) else { return };
+        for key in &settings.sources {
+            if let Some((seq, identity)) = sourced(key, value).filter(|(seq, _)| *seq <= SEQ_MAX) {
+                let origin = Origin { identity: identity.to_owned(), born: 0, seq };
+                self.origins.insert(key.clone(), origin);
+                self.dirty.insert(key.clone());
+            }
         }
     }
 
@@ -118,6 +139,16 @@ impl Sources {
 }
 
 impl Origin {
+    /// Up to which sequence everything is there of this incarnation of the origin, which has what the one before it had
+    /// as far as it was restored from an archive.
+    pub(crate) fn seq_of(&self, identity: &str, restored_to: u64) -> u64 {
+        if self.is_of(identity) { self.seq } else { self.seq.min(restored_to) }
+    }
+
+    fn is_of(&self, identity: &str) -> bool {
+        self.identity.is_empty() || self.identity == identity
+    }
+
     fn encode(&self) -> Vec<u8> {
         [&self.seq.to_le_bytes(), &self.born.to_le_bytes(), self.identity.as_bytes()].concat()
     }
@@ -197,9 +228,11 @@ impl StreamMachine {
             return false;
         }
         match self.sources.origins.get(&claim.source) {
-            Some(origin) if origin.identity == claim.identity => claim.after == origin.seq,
-            // It was created again.
-            Some(origin) => claim.after == 0 && claim.born > origin.born,
+            // If it is not of the same incarnation it was created again, or restored.
+            Some(origin) => {
+                let is_current = origin.is_of(&claim.identity) || claim.born > origin.born;
+                is_current && claim.after == origin.seq_of(&claim.identity, claim.restored_to)
+            }
             None => claim.after == 0,
         }
     }

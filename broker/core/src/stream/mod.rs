@@ -108,6 +108,8 @@ pub struct StreamMachine {
     consumers: BTreeMap<ConsumerName, Ledger>,
     /// The stream is being filled from an archive.
     restoring: bool,
+    /// The last sequence of the archive that the stream was filled from; 0 if there was none.
+    restored_to: u64,
     /// The state row differs from what was written.
     dirty: bool,
     dirty_consumers: BTreeSet<ConsumerName>,

@@ -38,6 +38,12 @@ impl StreamMachine {
         self.restoring
     }
 
+    /// The last sequence of the archive that the stream was filled from; 0 if there was none.
+    #[must_use]
+    pub fn restored_to(&self) -> u64 {
+        self.restored_to
+    }
+
     /// Applies a command while the stream is being filled.
     pub(super) fn apply_restoring(
         &mut self,
@@ -152,6 +158,7 @@ impl StreamMachine {
             return Ok(refused);
         }
         self.restoring = false;
+        self.restored_to = last.0;
         self.messages.last_time = self.messages.last_time.max(last_time);
         let reads = Reads::stored_only(view);
         let mut removals = Removals::default();
@@ -163,7 +170,8 @@ impl StreamMachine {
         self.enforce(settings, &reads, &mut removals)?;
         self.has_foreign_subjects = true;
         let mut outcome = Outcome::removed(removals, Reply::None);
-        // Not before: until now nothing was to be delivered.
+        // Not before: until now nothing was to be delivered, or copied from other streams.
+        outcome.events.push(Event::Configured);
         outcome
             .events
             .extend(self.consumers.keys().map(|name| Event::ConsumerCreated { name: name.clone() }));
@@ -189,6 +197,7 @@ impl StreamMachine {
         let bytes = record.stored_bytes(settings.config.storage);
         let appended = self.messages.append(record, bytes, record.timestamp);
         self.last_msg_id.clear();
+        self.sources.put_back(settings, record.header);
         let intent = PublishIntent::parse(record.header).unwrap_or_default();
         match intent.ttl.filter(|_| settings.config.allow_msg_ttl) {
             None | Some(Ttl::Invalid) => {}

@@ -113,6 +113,8 @@ struct StateValue {
     aged_time: i64,
     #[prost(bool, tag = "24")]
     restoring: bool,
+    #[prost(uint64, tag = "25")]
+    restored_to: u64,
 }
 
 impl StreamMachine {
@@ -206,6 +208,7 @@ impl StreamMachine {
         self.last_msg_id = state.last_msg_id;
         self.has_foreign_subjects = state.has_foreign_subjects;
         self.restoring = state.restoring;
+        self.restored_to = state.restored_to;
         let messages = &mut self.messages;
         messages.first = state.first;
         messages.last = state.last;
@@ -263,6 +266,7 @@ impl StreamMachine {
             aged: self.messages.aged,
             aged_time: self.messages.aged_time.0,
             restoring: self.restoring,
+            restored_to: self.restored_to,
         };
         Some(StateRow::put(RowKind::State, &[], value.encode_to_vec()))
     }
@@ -285,6 +289,7 @@ impl Default for StreamMachine {
             has_foreign_subjects: false,
             consumers: BTreeMap::new(),
             restoring: false,
+            restored_to: 0,
             dirty: false,
             dirty_consumers: BTreeSet::new(),
         }

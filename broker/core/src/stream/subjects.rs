@@ -43,6 +43,8 @@ const FIRST_IS_BOUND: u8 = 1;
 const DIRTY: u8 = 2;
 /// Has a row.
 const HAS_ROW: u8 = 4;
+/// The last message was removed by the command at hand, which looks for the new last one at its end. Not in rows.
+const LAST_IS_GONE: u8 = 8;
 
 /// One message of a subject.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,8 +67,7 @@ impl SubjectEntry {
     pub(crate) fn held(&self) -> Option<Vec<Held>> {
         match &self.history {
             Some(history) => Some(history.iter().copied().collect()),
-            None if self.count == 1 => Some(vec![Held { seq: self.last, bytes: self.last_bytes }]),
-            None => None,
+            None => self.only().map(|held| vec![held]),
         }
     }
 
@@ -74,9 +75,14 @@ impl SubjectEntry {
     pub(crate) fn oldest(&self) -> Option<Held> {
         match &self.history {
             Some(history) => history.front().copied(),
-            None if self.count == 1 => Some(Held { seq: self.last, bytes: self.last_bytes }),
-            None => None,
+            None => self.only(),
         }
+    }
+
+    /// The only message, if there is one and it is known.
+    fn only(&self) -> Option<Held> {
+        let is_known = self.count == 1 && self.flags & LAST_IS_GONE == 0;
+        is_known.then_some(Held { seq: self.last, bytes: self.last_bytes })
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -196,8 +202,9 @@ impl SubjectIndex {
             }
         };
         let entry = &mut self.entries[position as usize];
-        let only_before = (entry.count == 1).then_some(Held { seq: entry.last, bytes: entry.last_bytes });
+        let only_before = entry.only();
         let before = entry.last;
+        entry.flags &= !LAST_IS_GONE;
         entry.count += 1;
         entry.last = message.seq;
         entry.last_bytes = message.bytes;
@@ -241,8 +248,9 @@ impl SubjectIndex {
                 entry.flags |= FIRST_IS_BOUND;
             }
             if seq == entry.last {
+                entry.flags |= LAST_IS_GONE;
                 after = AfterRemoval::LastUnknown(position);
-            } else if entry.count == 1 {
+            } else if entry.only().is_some() {
                 entry.first = entry.last;
                 entry.flags &= !FIRST_IS_BOUND;
             }
@@ -256,6 +264,7 @@ impl SubjectIndex {
         let entry = &mut self.entries[position as usize];
         entry.last = newest.seq;
         entry.last_bytes = newest.bytes;
+        entry.flags &= !LAST_IS_GONE;
         if entry.count == 1 {
             entry.first = newest.seq;
             entry.flags &= !FIRST_IS_BOUND;

@@ -206,6 +206,14 @@ fn progress(
         .map(|bit| Seq(first.0.saturating_sub(3) + bit))
         .filter(|seq| *seq >= machine.first_seq() && seq.0 < first.0 + count)
         .map(|seq| SettledRun { first: seq, last: seq, how: Settlement::Acked });
+    let mut settled: Vec<SettledRun> = settled.collect();
+    // Clients ack in any order.
+    if settle & 1 != 0 {
+        settled.reverse();
+    }
+    if settle & 2 != 0 && !settled.is_empty() {
+        settled.rotate_left(1);
+    }
     ConsumerProgress {
         name: ledger.name().clone(),
         incarnation: ledger.incarnation(),
@@ -214,7 +222,7 @@ fn progress(
         through: Seq::NONE,
         waits: Vec::new(),
         dead: Vec::new(),
-        settled: settled.collect(),
+        settled,
     }
 }
 
