@@ -16,15 +16,24 @@
 
 mod chance;
 mod clients;
+mod consumers;
+mod deliveries;
+mod driver;
 mod entropy;
 mod faults;
+mod leading;
+mod letters;
 mod model;
 mod network;
 mod oracle;
 mod plan;
+mod post;
 mod process;
+mod progress;
 mod replica;
 mod run;
+mod streams;
+mod subscribers;
 mod trace;
 mod world;
 

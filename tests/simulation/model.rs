@@ -74,7 +74,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Model {
     config: Option<StreamConfig>,
     live: BTreeMap<u64, Message>,
-    /// Every message that was ever stored, by the first word of its body.
+    /// Every message that was ever stored, by what identifies it.
     stored: BTreeMap<Bytes, u64>,
     ids: BTreeMap<String, u64>,
     bytes: u64,
@@ -187,7 +187,7 @@ impl Model {
                 continue;
             }
             self.last += 1;
-            let word = first_word(&message.payload);
+            let word = identity(&message.header, &message.payload);
             if let Some(before) = self.stored.insert(word.clone(), self.last) {
                 let word = String::from_utf8_lossy(&word).into_owned();
                 return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
@@ -279,8 +279,17 @@ impl Model {
     }
 }
 
+/// What no other message has: the id of a dead letter, the first word of another message's body.
+pub(crate) fn identity(header: &[u8], payload: &Bytes) -> Bytes {
+    let header = HeaderBlock(header);
+    match header.get("Levee-Dead-Sequence").and_then(|_| header.get("Nats-Msg-Id")) {
+        Some(id) => Bytes::copy_from_slice(id),
+        None => first_word(payload),
+    }
+}
+
 /// What identifies a body.
-pub(crate) fn first_word(payload: &Bytes) -> Bytes {
+fn first_word(payload: &Bytes) -> Bytes {
     let end = payload.iter().position(|byte| *byte == b' ').unwrap_or(payload.len());
     payload.slice(..end)
 }

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use levee_protocol::api::{DiscardPolicy, StreamConfig};
+use levee_protocol::api::{ConsumerConfig, DiscardPolicy, StreamConfig};
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
 use crate::chance::Chance;
+use crate::consumers;
 use crate::faults::FaultKind;
+use crate::letters;
+use crate::streams::Which;
 
 /// What is broken on purpose, to see the oracle notice.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,6 +59,12 @@ impl Breakage {
 pub(crate) struct Plan {
     /// The stream as it is created.
     pub(crate) stream: StreamConfig,
+    /// Its consumers.
+    pub(crate) consumers: Vec<ConsumerConfig>,
+    /// Clients of each consumer.
+    pub(crate) subscribers: u64,
+    /// Percent of what is sent to and by clients of consumers that is lost, while there is trouble.
+    pub(crate) client_loss: u64,
     /// Timing and bounds of the groups.
     pub(crate) raft: Config,
     /// What goes wrong; a kind that is listed twice goes wrong more often.
@@ -130,8 +139,42 @@ impl Plan {
             delay: (millis(delay.0), millis(delay.1)),
             stamps_run_back: chance.percent(25),
             repeats_exactly: !snapshots,
+            consumers: consumers::draw(&mut chance),
+            subscribers: chance.between(1, 3),
+            client_loss: chance.pick(&[0, 0, 2, 10]),
             breakage,
         }
+    }
+
+    /// The streams there are.
+    pub(crate) fn streams(&self) -> Vec<Which> {
+        let dies = |config: &ConsumerConfig| config.metadata.contains_key("levee.dead_letter");
+        let dead = self.consumers.iter().any(dies).then_some(Which::Dead);
+        [Which::Origin].into_iter().chain(dead).collect()
+    }
+
+    /// A stream as it is created.
+    pub(crate) fn config(&self, which: Which) -> StreamConfig {
+        match which {
+            Which::Origin => self.stream.clone(),
+            Which::Dead => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: vec![letters::SUBJECT.to_owned()],
+                num_replicas: 3,
+                duplicate_window: Nanos::from_secs(3600),
+                ..unlimited()
+            },
+        }
+    }
+}
+
+fn unlimited() -> StreamConfig {
+    StreamConfig {
+        max_consumers: -1,
+        max_msgs: -1,
+        max_bytes: -1,
+        max_msgs_per_subject: -1,
+        ..StreamConfig::default()
     }
 }
 
