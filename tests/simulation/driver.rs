@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use levee_broker_core::consumer::{
-    Advisory, Attention, Closed, Confirm, Delivery, Dispatch, Ledger, Notice, Posted, Step,
+    AckOutcome, Advisory, Attention, Closed, Confirm, Delivery, Dispatch, Ledger, Notice, Posted, Step,
 };
 use levee_broker_core::stream::{Event, ReadFailed};
 use levee_protocol::api::{AckKind, AckReply, PullRequest, RetentionPolicy};
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::leading::Leader;
 use crate::letters;
+use crate::plan::Breakage;
 use crate::post::Parcel;
 use crate::progress::Confirmation;
 use crate::streams::Which;
@@ -89,7 +90,8 @@ impl Driver {
         let now = world.now(&leader.host);
         let begun = leader.stream.replica.read(|machine, view| {
             let ledger = machine.consumer(name)?;
-            Some(Dispatch::new(ledger, machine, view, now).map(|mut dispatch| {
+            let working = disobeying(ledger, world.plan.breakage);
+            Some(Dispatch::new(working.as_ref().unwrap_or(ledger), machine, view, now).map(|mut dispatch| {
                 dispatch.bind(&|subject| world.post.listens(subject), now);
                 (dispatch, ledger.config().clone())
             }))
@@ -313,12 +315,20 @@ impl Driver {
             return;
         };
         let kind = AckKind::parse(&body);
-        let outcome = dispatch.on_ack(&ack, kind, now);
-        self.leader.world.trace.note(format_args!(
+        let world = &self.leader.world;
+        let outcome = match (world.plan.breakage, kind) {
+            (Breakage::AcksAreForgotten, AckKind::Ack) => {
+                AckOutcome { confirm: Confirm::AfterProgress, ..AckOutcome::default() }
+            }
+            _ => dispatch.on_ack(&ack, kind, now),
+        };
+        world.trace.note(format_args!(
             "{} of {} hears {kind:?} of {} as {}: {:?}",
             self.name, self.leader.host.id, ack.stream_seq, ack.consumer_seq, outcome.confirm
         ));
-        self.leader.world.oracle.hears(self.number, ack.stream_seq, kind);
+        if outcome.confirm != Confirm::No || outcome.next.is_some() {
+            world.oracle.hears(self.number, ack.stream_seq, kind);
+        }
         for advice in &outcome.advisories {
             self.advise(advice);
         }
@@ -327,7 +337,7 @@ impl Driver {
             Confirm::AfterProgress => {
                 confirmations.push(Confirmation { consumer: self.name.clone(), seq: ack.stream_seq, to });
             }
-            Confirm::Now => self.leader.world.post.send(&to, Parcel::Confirmed),
+            Confirm::Now => world.post.send(&to, Parcel::Confirmed),
             Confirm::No | Confirm::Nobody => {}
         }
     }
@@ -335,6 +345,9 @@ impl Driver {
     fn deliver(&self, delivery: &Delivery) {
         let Leader { world, host, .. } = &*self.leader;
         let seq = delivery.record.seq;
+        if world.plan.breakage == Breakage::DeliveriesAreSkipped && seq.0.is_multiple_of(17) {
+            return;
+        }
         let mut ack = Vec::new();
         AckReply {
             stream: Which::Origin.name(),
@@ -364,4 +377,20 @@ impl Driver {
             self.leader.world.oracle.lets_go(self.number, *stream_seq);
         }
     }
+}
+
+/// A ledger with another configuration than the log has, if this leader is to be one that does not keep to it.
+fn disobeying(ledger: &Ledger, breakage: Breakage) -> Option<Ledger> {
+    let mut config = ledger.config().clone();
+    match breakage {
+        Breakage::LeadersForgetOptions => {
+            config.metadata.remove("levee.key");
+            (config.max_deliver, config.max_ack_pending) = (-1, -1);
+        }
+        Breakage::LeadersAreMean => config.max_ack_pending = 1,
+        _ => return None,
+    }
+    let mut ledger = ledger.clone();
+    ledger.update(config);
+    Some(ledger)
 }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::copies;
 use crate::driver::Driver;
 use crate::progress::Collector;
 use crate::streams::Stream;
@@ -101,6 +102,7 @@ impl Leader {
             doubted.doubt.notify_one();
         });
         stream.replica.set_leader(Some(Arc::clone(&leader)));
+        copies::start(&leader);
         let names: Vec<ConsumerName> =
             stream.replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
         for name in names {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use levee_protocol::api::{DiscardPolicy, StreamConfig};
 use levee_protocol::command::StreamCommand;
-use levee_protocol::record::{Block, stored_bytes};
+use levee_protocol::record::{Block, RecordRef, stored_bytes};
 use levee_protocol::subject::Filter;
 use levee_protocol::time::Timestamp;
 use levee_protocol::wire::headers::HeaderBlock;
@@ -26,6 +26,24 @@ pub(crate) struct Message {
     /// When the leader took it.
     pub(crate) at: Timestamp,
     bytes: u64,
+}
+
+impl Message {
+    /// One that was read.
+    pub(crate) fn of(record: &RecordRef<'_>) -> Self {
+        Self {
+            subject: Bytes::copy_from_slice(record.subject),
+            header: Bytes::copy_from_slice(record.header),
+            payload: Bytes::copy_from_slice(record.payload),
+            at: record.timestamp,
+            bytes: 0,
+        }
+    }
+
+    /// Whether another stream has this message from where the other one is stored. Headers may be added to it.
+    pub(crate) fn is_copy_of(&self, stored: &Self) -> bool {
+        (&self.subject, &self.payload) == (&stored.subject, &stored.payload)
+    }
 }
 
 /// The counters every replica must show after the same command.
@@ -74,6 +92,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Model {
     config: Option<StreamConfig>,
     live: BTreeMap<u64, Message>,
+    /// Every message that was ever stored, by sequence.
+    ever: BTreeMap<u64, Message>,
     /// Every message that was ever stored, by what identifies it.
     stored: BTreeMap<Bytes, u64>,
     ids: BTreeMap<String, u64>,
@@ -92,6 +112,11 @@ impl Model {
     /// The sequence under which a body that begins with this word was stored, at any time.
     pub(crate) fn stored(&self, word: &[u8]) -> Option<u64> {
         self.stored.get(word).copied()
+    }
+
+    /// The message that was stored under this sequence, at any time.
+    pub(crate) fn ever(&self, seq: u64) -> Option<&Message> {
+        self.ever.get(&seq)
     }
 
     /// How many messages were ever stored.
@@ -198,6 +223,7 @@ impl Model {
             verdicts.push(Verdict::Stored(self.last));
             self.bytes += message.bytes;
             let subject = message.subject.clone();
+            self.ever.insert(self.last, message.clone());
             self.live.insert(self.last, message);
             self.enforce_subject(&subject);
         }

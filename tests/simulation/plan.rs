@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use levee_protocol::api::{ConsumerConfig, DiscardPolicy, StreamConfig};
+use levee_protocol::api::{ConsumerConfig, DiscardPolicy, StreamConfig, StreamSource};
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
@@ -28,17 +28,38 @@ pub(crate) enum Breakage {
     DiskForgetsBlocks,
     /// Readers do not ask who leads before they look.
     ReadWithoutBarrier,
+    /// Leaders confirm acks and do nothing else about them.
+    AcksAreForgotten,
+    /// Leaders do not send some of what they mark as delivered.
+    DeliveriesAreSkipped,
+    /// Dead letters are said to be stored, and are not.
+    LettersAreLost,
+    /// Leaders know no keys, no `max_deliver` and no `max_ack_pending`.
+    LeadersForgetOptions,
+    /// Leaders have one message in clients' hands at a time, whatever is configured.
+    LeadersAreMean,
+    /// Origins leave messages out of what they answer.
+    OriginForgets,
+    /// Whoever restores a stream leaves out a part of the archive.
+    RestoreLeavesOut,
 }
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
         Self::OneReplicaDiffers,
         Self::DiskForgetsBlocks,
         Self::ReadWithoutBarrier,
+        Self::AcksAreForgotten,
+        Self::DeliveriesAreSkipped,
+        Self::LettersAreLost,
+        Self::LeadersForgetOptions,
+        Self::LeadersAreMean,
+        Self::OriginForgets,
+        Self::RestoreLeavesOut,
     ];
 
     /// A word for it.
@@ -50,6 +71,13 @@ impl Breakage {
             Self::OneReplicaDiffers => "one-replica-differs",
             Self::DiskForgetsBlocks => "disk-forgets-blocks",
             Self::ReadWithoutBarrier => "read-without-barrier",
+            Self::AcksAreForgotten => "acks-are-forgotten",
+            Self::DeliveriesAreSkipped => "deliveries-are-skipped",
+            Self::LettersAreLost => "letters-are-lost",
+            Self::LeadersForgetOptions => "leaders-forget-options",
+            Self::LeadersAreMean => "leaders-are-mean",
+            Self::OriginForgets => "origin-forgets",
+            Self::RestoreLeavesOut => "restore-leaves-out",
         }
     }
 }
@@ -65,6 +93,10 @@ pub(crate) struct Plan {
     pub(crate) subscribers: u64,
     /// Percent of what is sent to and by clients of consumers that is lost, while there is trouble.
     pub(crate) client_loss: u64,
+    /// Whether there are streams that mirror and source others.
+    pub(crate) copies: bool,
+    /// Whether one is filled from an archive.
+    pub(crate) restores: bool,
     /// Timing and bounds of the groups.
     pub(crate) raft: Config,
     /// What goes wrong; a kind that is listed twice goes wrong more often.
@@ -142,6 +174,8 @@ impl Plan {
             consumers: consumers::draw(&mut chance),
             subscribers: chance.between(1, 3),
             client_loss: chance.pick(&[0, 0, 2, 10]),
+            restores: chance.percent(40) || breakage == Breakage::RestoreLeavesOut,
+            copies: chance.percent(50) || breakage == Breakage::OriginForgets,
             breakage,
         }
     }
@@ -150,7 +184,9 @@ impl Plan {
     pub(crate) fn streams(&self) -> Vec<Which> {
         let dies = |config: &ConsumerConfig| config.metadata.contains_key("levee.dead_letter");
         let dead = self.consumers.iter().any(dies).then_some(Which::Dead);
-        [Which::Origin].into_iter().chain(dead).collect()
+        let copies = [Which::Mirror, Which::Sourced].into_iter().filter(|_| self.copies);
+        let restored = self.restores.then_some(Which::Restored);
+        [Which::Origin].into_iter().chain(dead).chain(copies).chain(restored).collect()
     }
 
     /// A stream as it is created.
@@ -164,8 +200,30 @@ impl Plan {
                 duplicate_window: Nanos::from_secs(3600),
                 ..unlimited()
             },
+            Which::Mirror => StreamConfig {
+                name: which.name().to_owned(),
+                num_replicas: 3,
+                mirror: Some(source(Which::Origin)),
+                ..unlimited()
+            },
+            Which::Restored => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: self.stream.subjects.clone(),
+                num_replicas: 3,
+                ..unlimited()
+            },
+            Which::Sourced => StreamConfig {
+                name: which.name().to_owned(),
+                num_replicas: 3,
+                sources: self.streams().into_iter().filter(|it| !it.is_copy()).map(source).collect(),
+                ..unlimited()
+            },
         }
     }
+}
+
+fn source(of: Which) -> StreamSource {
+    StreamSource { name: of.name().to_owned(), ..StreamSource::default() }
 }
 
 fn unlimited() -> StreamConfig {

@@ -184,7 +184,7 @@ impl Machine {
         for change in &outcome.changes {
             match change {
                 Change::Stored { first_seq, holes } => {
-                    let StreamCommand::Publish(block) = &command else {
+                    let (StreamCommand::Publish(block) | StreamCommand::Restore(block)) = &command else {
                         return Err(Error::Engine(
                             "something else than a publish stored messages".to_owned(),
                         ));

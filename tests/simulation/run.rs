@@ -12,9 +12,11 @@ use levee_protocol::ids::Seq;
 
 use crate::clients;
 use crate::consumers;
+use crate::copies;
 use crate::faults;
 use crate::oracle::totals;
 use crate::plan::Plan;
+use crate::restores;
 use crate::streams::{Stream, Which};
 use crate::subscribers;
 use crate::world::{Loss, Process, World};
@@ -52,6 +54,9 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
     for number in 0..world.plan.publishers {
         working.spawn(clients::publisher(Arc::clone(world), number));
     }
+    if world.plan.restores {
+        working.spawn(restores::restorer(Arc::clone(world)));
+    }
     working.spawn(clients::operator(Arc::clone(world)));
     working.spawn(clients::reader(Arc::clone(world)));
     working.spawn(clients::reader(Arc::clone(world)));
@@ -83,6 +88,7 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
         }
     }
     drain(world).await?;
+    catch_up(world).await?;
     world.end();
     while subscribing.join_next().await.is_some() {}
     rest(world).await?;
@@ -159,6 +165,18 @@ async fn drain(world: &Arc<World>) -> Result<(), String> {
     }
 }
 
+/// Waits until streams that copy others have come to their ends.
+async fn catch_up(world: &Arc<World>) -> Result<(), String> {
+    for which in world.plan.streams().into_iter().filter(|which| which.is_copy()) {
+        let at_the_end = || copies::has_caught_up(world, which).then_some(());
+        if world.until(REST_WITHIN, at_the_end).await.is_none() {
+            let stalls = || format!("{} lags behind its origins: {}", which.name(), standing(world));
+            return Err(world.oracle.violation().unwrap_or_else(stalls));
+        }
+    }
+    Ok(())
+}
+
 /// Waits until one node leads each stream, all agree, and all have applied everything.
 async fn rest(world: &Arc<World>) -> Result<(), String> {
     for which in world.plan.streams() {
@@ -215,7 +233,7 @@ fn inspect_stream(world: &World, which: Which) -> Result<(), String> {
         let of = host.id;
         let stream = process.stream(which);
         let (state, own) = stream.replica.read(|machine, _| (machine.all_rows(), totals(machine)));
-        if own != model.totals() {
+        if !which.is_copy() && own != model.totals() {
             return Err(format!("{of} has {own:?}, and must have {:?}", model.totals()));
         }
         match &rows {
@@ -223,7 +241,12 @@ fn inspect_stream(world: &World, which: Which) -> Result<(), String> {
             Some(others) if *others != state => return Err(format!("{of} holds another state than node 1")),
             Some(_) => {}
         }
-        inspect_messages(stream, model.live()).map_err(|problem| format!("{of}: {problem}"))?;
+        let inspected = match which {
+            Which::Origin | Which::Dead => inspect_messages(stream, model.live()),
+            Which::Mirror | Which::Sourced => copies::inspect(world, stream),
+            Which::Restored => restores::inspect(world, stream),
+        };
+        inspected.map_err(|problem| format!("{of}: {problem}"))?;
     }
     Ok(())
 }

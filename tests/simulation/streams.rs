@@ -6,6 +6,7 @@ use levee_protocol::ids::GroupId;
 use levee_raft::Group;
 
 use crate::replica::Replica;
+use crate::world::World;
 
 /// One of the streams.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -14,6 +15,12 @@ pub(crate) enum Which {
     Origin,
     /// Where consumers' dead letters go.
     Dead,
+    /// A mirror of the first.
+    Mirror,
+    /// One that has the others as its sources.
+    Sourced,
+    /// One that is filled from an archive of the first.
+    Restored,
 }
 
 impl Which {
@@ -22,6 +29,9 @@ impl Which {
         GroupId(match self {
             Self::Origin => 20,
             Self::Dead => 21,
+            Self::Mirror => 22,
+            Self::Sourced => 23,
+            Self::Restored => 24,
         })
     }
 
@@ -30,6 +40,31 @@ impl Which {
         match self {
             Self::Origin => "SIM",
             Self::Dead => "DEAD",
+            Self::Mirror => "MIRROR",
+            Self::Sourced => "SOURCED",
+            Self::Restored => "RESTORED",
+        }
+    }
+
+    /// Whether all that it has comes from other streams.
+    pub(crate) fn is_copy(self) -> bool {
+        match self {
+            Self::Origin | Self::Dead => false,
+            Self::Mirror | Self::Sourced | Self::Restored => true,
+        }
+    }
+
+    /// Which streams of a run its leader reads.
+    pub(crate) fn origins(self, world: &World) -> Vec<Self> {
+        let exists = |which: &&Self| world.oracles.contains_key(which);
+        self.may_copy().iter().filter(exists).copied().collect()
+    }
+
+    fn may_copy(self) -> &'static [Self] {
+        match self {
+            Self::Origin | Self::Dead | Self::Restored => &[],
+            Self::Mirror => &[Self::Origin],
+            Self::Sourced => &[Self::Origin, Self::Dead],
         }
     }
 }

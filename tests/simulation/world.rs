@@ -20,6 +20,7 @@ use crate::oracle::{Oracle, Verdicts};
 use crate::plan::{Breakage, Plan};
 use crate::post::Post;
 use crate::replica::{Machine, Replica};
+use crate::restores::Restore;
 use crate::streams::{Stream, Which};
 use crate::trace::Trace;
 
@@ -38,6 +39,8 @@ pub(crate) struct World {
     pub(crate) oracle: Arc<Oracle>,
     /// What must be so of each stream.
     pub(crate) oracles: BTreeMap<Which, Arc<Oracle>>,
+    /// What is restored.
+    pub(crate) restore: Restore,
     /// Between nodes and clients.
     pub(crate) post: Arc<Post>,
     /// Between the nodes.
@@ -116,6 +119,7 @@ impl World {
             seed,
             oracle: Arc::clone(&oracles[&Which::Origin]),
             oracles,
+            restore: Restore::default(),
             post: Arc::new(Post::new(seed, plan.client_loss, plan.delay.1)),
             plan,
             trace,
