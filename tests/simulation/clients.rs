@@ -72,6 +72,15 @@ pub(crate) async fn propose(
     }
 }
 
+/// What messages ask for beyond being stored.
+const ASKS: [&str; 5] = [
+    "Nats-TTL: 1s\r\n",
+    "Nats-TTL: 3s\r\n",
+    "Nats-TTL: 3s\r\n",
+    "Nats-Rollup: sub\r\n",
+    "Nats-Rollup: all\r\n",
+];
+
 /// One message of a publisher.
 struct Item {
     /// First word of its body; no other message has it.
@@ -81,6 +90,8 @@ struct Item {
     expected_last: Option<u64>,
     subject: u64,
     filling: usize,
+    /// A further header line, with its end.
+    asks: &'static str,
     attempts: u32,
 }
 
@@ -93,6 +104,7 @@ impl Item {
         if let Some(expected) = self.expected_last {
             header.push_str(&format!("Nats-Expected-Last-Sequence: {expected}\r\n"));
         }
+        header.push_str(self.asks);
         if !header.is_empty() {
             header = format!("NATS/1.0\r\n{header}\r\n");
         }
@@ -121,6 +133,7 @@ pub(crate) async fn publisher(world: Arc<World>, number: u64) {
                     expected_last: chance.percent(5).then_some(last_known),
                     subject: chance.below(12),
                     filling: usize::try_from(chance.pick(&[0, 20, 300])).unwrap_or(0),
+                    asks: if chance.percent(world.plan.asking) { chance.pick(&ASKS) } else { "" },
                     attempts: 0,
                 }
             })

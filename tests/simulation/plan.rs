@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use levee_protocol::api::{ConsumerConfig, DiscardPolicy, StreamConfig, StreamSource};
+use levee_protocol::api::{
+    AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig, StreamSource,
+};
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
@@ -97,6 +99,8 @@ pub(crate) struct Plan {
     pub(crate) copies: bool,
     /// Whether one is filled from an archive.
     pub(crate) restores: bool,
+    /// Percent of the messages that ask for an end of their own, or for the end of those before them.
+    pub(crate) asking: u64,
     /// Timing and bounds of the groups.
     pub(crate) raft: Config,
     /// What goes wrong; a kind that is listed twice goes wrong more often.
@@ -174,10 +178,31 @@ impl Plan {
             consumers: consumers::draw(&mut chance),
             subscribers: chance.between(1, 3),
             client_loss: chance.pick(&[0, 0, 2, 10]),
+            asking: 0,
             restores: chance.percent(40) || breakage == Breakage::RestoreLeavesOut,
             copies: chance.percent(50) || breakage == Breakage::OriginForgets,
             breakage,
         }
+        .varied(&mut chance)
+    }
+
+    /// Further rules of the stream, in some runs.
+    fn varied(mut self, chance: &mut Chance) -> Self {
+        if chance.percent(40) {
+            self.stream.allow_msg_ttl = true;
+            self.stream.allow_rollup_hdrs = true;
+            // Whether a message that rolls up finds room is another rule.
+            self.stream.discard = DiscardPolicy::Old;
+            self.asking = chance.pick(&[2, 10, 30]);
+        }
+        if chance.percent(25) {
+            self.stream.retention = RetentionPolicy::WorkQueue;
+            let explicit = |config: &ConsumerConfig| config.ack_policy == AckPolicy::Explicit;
+            // Consumers of a work queue share nothing: one will do.
+            self.consumers.retain(explicit);
+            self.consumers.truncate(1);
+        }
+        self
     }
 
     /// The streams there are.
