@@ -175,7 +175,8 @@ impl Driver {
                     return;
                 }
                 let caught_up = driver.after_commits(&letters);
-                let turn = caught_up.and(driver.turn(inbox));
+                let turn = driver.turn(inbox);
+                let turn = caught_up.and(turn);
                 let wait = match turn {
                     Ok(Turn::More) => {
                         tokio::task::yield_now().await;
