@@ -396,7 +396,8 @@ impl GroupCore {
     }
 
     /// Whether nodes that are a majority are silent, or do not answer in this group. Once it was lost, only answers
-    /// in this group bring it back: nodes that come back may have another leader by now.
+    /// in this group bring it back: nodes that come back may have another leader by now. And it is not back before
+    /// everything is applied that was under way when it was lost: who leads again must not see that come as news.
     fn is_majority_lost(&self, since: Option<tokio::time::Instant>) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -412,7 +413,9 @@ impl GroupCore {
         let is_silent = configs.any(|voters| 2 * voters.iter().filter(is_heard).count() <= voters.len());
         let limit = since.map_or(limit + 2 * self.config.group_heartbeat, |since| since.elapsed());
         let is_unanswered = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() > limit);
-        is_silent || is_unanswered
+        let applied_next = self.applied.next.load(Ordering::Acquire);
+        let is_behind = || metrics.last_log_index.is_some_and(|last| last >= applied_next);
+        is_silent || is_unanswered || (since.is_some() && is_behind())
     }
 
     pub(crate) fn has_member(&self, node: NodeId) -> bool {

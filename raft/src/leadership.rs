@@ -2,7 +2,7 @@
 //!
 //! `leading` is stricter than openraft's leader state on both ends: it begins when this leader has applied the first
 //! entry of its own term, and with it everything before; and it ends when a majority was silent for long, even if
-//! nobody told us of a successor.
+//! nobody told us of a successor. If the same leader goes on afterwards, it has applied everything that it had proposed.
 
 use std::sync::{Arc, Weak};
 

@@ -161,6 +161,36 @@ async fn a_short_silence_of_everybody_does_not_depose_the_leader_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_majority_comes_back_leads_when_it_has_applied_what_was_under_way() {
+    let config = levee_raft::Config { append_entries: 1, appends_in_flight: 1, ..quick() };
+    let mut cluster = Cluster::new(3, config);
+    cluster.found(GROUP).await;
+    let leader = cluster.leader(GROUP).await;
+    let group = cluster.nodes[&leader].group(GROUP);
+    let before = put(&group, "one").await.unwrap();
+
+    for number in 1..=3 {
+        cluster.network.isolate(NodeId(number));
+    }
+    let under_way: Vec<_> =
+        (0..50).map(|number| group.propose(INLINE, payload(number.to_string()))).collect();
+    until("the leader to notice", || (!group.leadership().borrow().leading).then_some(())).await;
+    for proposal in under_way {
+        assert!(matches!(proposal.await, Err(ProposeError::Unknown { .. })));
+    }
+    // So that the followers do not have all of it in one moment.
+    cluster.network.set_delay(Duration::from_millis(5), Duration::from_millis(5));
+    let mut leadership = group.leadership();
+    let term = leadership.borrow_and_update().raft_term;
+    cluster.network.heal();
+
+    let now = *leadership.wait_for(|now| now.leading || now.raft_term > term).await.unwrap();
+
+    assert_eq!(now.raft_term, term, "nobody else stands so soon");
+    assert!(group.applied_next() > before + 50, "{} of {}", group.applied_next(), before + 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_behind_the_purge_floor_gets_a_snapshot() {
     let config =
         levee_raft::Config { keep_entries: 10, keep_lagging_bytes: 1000, purge_batch: 20, ..quick() };

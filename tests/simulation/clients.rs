@@ -1,15 +1,14 @@
-//! Who uses the stream: publishers that try again, an operator who removes and changes things, a consumer, and
-//! readers who expect to see what was acknowledged before they asked.
+//! Who uses the stream: publishers that try again, an operator who removes and changes things, and readers who expect
+//! to see what was acknowledged before they asked.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use levee_broker_core::stream::{PublishReply, Reply};
-use levee_protocol::api::{AckPolicy, ConsumerConfig, ConsumerCreateAction, PurgeRequest};
-use levee_protocol::command::progress::{DeliveredRun, SettledRun, Settlement};
-use levee_protocol::command::{ConsumerProgress, Encoded, Progress, StreamCommand};
-use levee_protocol::ids::{ConsumerName, Seq};
+use levee_protocol::api::PurgeRequest;
+use levee_protocol::command::{Encoded, StreamCommand};
+use levee_protocol::ids::Seq;
 use levee_protocol::record::BlockBuilder;
 use levee_protocol::time::Timestamp;
 use levee_raft::ProposeError;
@@ -17,15 +16,11 @@ use levee_storage::kind::{BLOCK, INLINE};
 
 use crate::chance::Chance;
 use crate::plan::Breakage;
-use crate::world::{Host, Process, World};
-
-/// The name of the only consumer.
-pub(crate) fn consumer() -> ConsumerName {
-    ConsumerName::parse("worker").expect("a valid name")
-}
+use crate::streams::{Stream, Which};
+use crate::world::{Host, World};
 
 /// What became of a proposal, as far as its client knows.
-enum Told {
+pub(crate) enum Told {
     /// It is committed at this index, with this reply.
     Answer(Box<Reply>),
     /// It was not taken.
@@ -35,11 +30,12 @@ enum Told {
 }
 
 /// Has something committed that needs to be, however often it takes.
-pub(crate) async fn insist(world: &World, command: impl Fn(Timestamp) -> StreamCommand) {
+pub(crate) async fn insist(world: &World, which: Which, command: impl Fn(Timestamp) -> StreamCommand) {
     let mut chance = Chance::new(world.seed, "insist");
     loop {
-        if let Some((host, process)) = world.target(&mut chance)
-            && let Told::Answer(_) = propose(world, &host, &process, &command, Duration::from_secs(5)).await
+        if let Some((host, process)) = world.target_of(which, &mut chance)
+            && let Told::Answer(_) =
+                propose(world, &host, process.stream(which), &command, Duration::from_secs(5)).await
         {
             return;
         }
@@ -47,22 +43,23 @@ pub(crate) async fn insist(world: &World, command: impl Fn(Timestamp) -> StreamC
     }
 }
 
-async fn propose(
+/// Has a stream's group decide something, and waits for its answer.
+pub(crate) async fn propose(
     world: &World,
     host: &Host,
-    process: &Process,
+    stream: &Stream,
     command: impl Fn(Timestamp) -> StreamCommand,
     patience: Duration,
 ) -> Told {
-    let (kind, sent) = match command(world.stamp(host, process)).encode() {
+    let (kind, sent) = match command(world.stamp(host, stream)).encode() {
         Encoded::Block(bytes) => (BLOCK, bytes),
         Encoded::Inline(bytes) => (INLINE, bytes),
     };
-    let proposal = process.group.propose(kind, sent.clone());
+    let proposal = stream.group.propose(kind, sent.clone());
     match tokio::time::timeout(patience, proposal).await {
         Ok(Ok((index, reply))) => match reply.downcast::<Reply>() {
             Ok(reply) => {
-                world.oracle.acknowledged_at(index, &sent, &reply);
+                world.oracles[&stream.which].acknowledged_at(index, &sent, &reply);
                 Told::Answer(reply)
             }
             Err(_) => {
@@ -75,6 +72,15 @@ async fn propose(
     }
 }
 
+/// What messages ask for beyond being stored.
+const ASKS: [&str; 5] = [
+    "Nats-TTL: 1s\r\n",
+    "Nats-TTL: 3s\r\n",
+    "Nats-TTL: 3s\r\n",
+    "Nats-Rollup: sub\r\n",
+    "Nats-Rollup: all\r\n",
+];
+
 /// One message of a publisher.
 struct Item {
     /// First word of its body; no other message has it.
@@ -84,6 +90,8 @@ struct Item {
     expected_last: Option<u64>,
     subject: u64,
     filling: usize,
+    /// A further header line, with its end.
+    asks: &'static str,
     attempts: u32,
 }
 
@@ -96,6 +104,7 @@ impl Item {
         if let Some(expected) = self.expected_last {
             header.push_str(&format!("Nats-Expected-Last-Sequence: {expected}\r\n"));
         }
+        header.push_str(self.asks);
         if !header.is_empty() {
             header = format!("NATS/1.0\r\n{header}\r\n");
         }
@@ -124,6 +133,7 @@ pub(crate) async fn publisher(world: Arc<World>, number: u64) {
                     expected_last: chance.percent(5).then_some(last_known),
                     subject: chance.below(12),
                     filling: usize::try_from(chance.pick(&[0, 20, 300])).unwrap_or(0),
+                    asks: if chance.percent(world.plan.asking) { chance.pick(&ASKS) } else { "" },
                     attempts: 0,
                 }
             })
@@ -148,7 +158,8 @@ async fn attempt(world: &World, chance: &mut Chance, batch: &mut Vec<Item>, last
         batch.iter().for_each(|item| item.push(world.plan.breakage, &mut block));
         StreamCommand::Publish(block.finish(now))
     };
-    match propose(world, &host, &process, command, Duration::from_millis(patience)).await {
+    match propose(world, &host, process.stream(Which::Origin), command, Duration::from_millis(patience)).await
+    {
         Told::Answer(reply) => {
             let Reply::Publish(replies) = *reply else {
                 world.oracle.violated(format!("a publish was answered with {reply:?}"));
@@ -190,7 +201,10 @@ pub(crate) async fn operator(world: Arc<World>) {
     while !world.is_closing() {
         tokio::time::sleep(chance.millis(20, 600)).await;
         let Some((host, process)) = world.target(&mut chance) else { continue };
-        let (first, last) = process.replica.read(|machine, _| (machine.first_seq().0, machine.last_seq().0));
+        let (first, last) = process
+            .stream(Which::Origin)
+            .replica
+            .read(|machine, _| (machine.first_seq().0, machine.last_seq().0));
         let some_seq = chance.between(first.min(last), last + 1);
         let which = chance.below(100);
         let created = world.created();
@@ -219,54 +233,7 @@ pub(crate) async fn operator(world: Arc<World>) {
             }
             _ => Box::new(|now| StreamCommand::Tick { now }),
         };
-        propose(&world, &host, &process, command, Duration::from_secs(1)).await;
-    }
-}
-
-/// Takes messages and acknowledges them, as a leader reports it.
-pub(crate) async fn worker(world: Arc<World>) {
-    let mut chance = Chance::new(world.seed, "worker");
-    while !world.is_closing() {
-        tokio::time::sleep(chance.millis(20, 500)).await;
-        let Some((host, process)) = world.target(&mut chance) else { continue };
-        let marks = process.replica.read(|machine, _| {
-            let ledger = machine.consumer(&consumer())?;
-            Some((ledger.incarnation(), ledger.marks().delivered(), machine.last_seq().0))
-        });
-        let Some((incarnation, delivered, last)) = marks else { continue };
-        let count = (last - last.min(delivered.stream.0)).min(chance.between(1, 40));
-        let upto = delivered.stream.0 + count;
-        if upto == 0 {
-            continue;
-        }
-        let acked = Seq(chance.between(1, upto));
-        let command = |now| {
-            StreamCommand::Progress(Progress {
-                now,
-                consumers: vec![ConsumerProgress {
-                    name: consumer(),
-                    incarnation,
-                    delivered: (count > 0)
-                        .then(|| DeliveredRun {
-                            first_consumer_seq: delivered.consumer + 1,
-                            first_seq: delivered.stream.next(),
-                            count: u32::try_from(count).unwrap_or(0),
-                            attempt: 1,
-                            at: now,
-                        })
-                        .into_iter()
-                        .collect(),
-                    passed: Vec::new(),
-                    through: Seq::NONE,
-                    waits: Vec::new(),
-                    dead: Vec::new(),
-                    settled: vec![SettledRun { first: acked, last: acked, how: Settlement::AckedAll }],
-                }],
-            })
-        };
-        if let Told::Answer(_) = propose(&world, &host, &process, command, Duration::from_secs(1)).await {
-            world.oracle.settled(acked);
-        }
+        propose(&world, &host, process.stream(Which::Origin), command, Duration::from_secs(1)).await;
     }
 }
 
@@ -282,34 +249,18 @@ pub(crate) async fn reader(world: Arc<World>) {
         let at = usize::try_from(chance.below(running.len() as u64)).unwrap_or(0);
         let (host, process) = &running[at];
         let (_, acknowledged) = world.oracle.acknowledged();
-        if world.plan.breakage != Breakage::ReadWithoutBarrier && process.group.read_barrier().await.is_err()
+        if world.plan.breakage != Breakage::ReadWithoutBarrier
+            && process.stream(Which::Origin).group.read_barrier().await.is_err()
         {
             continue;
         }
-        let applied = process.group.applied_next();
+        let applied = process.stream(Which::Origin).group.applied_next();
         if applied <= acknowledged {
             world.oracle.violated(format!(
                 "{}: a read returned before entry {acknowledged}, which was acknowledged; the next there is {applied}",
                 host.id
             ));
         }
-    }
-}
-
-/// The consumer as it is created.
-pub(crate) fn consumer_config(now: Timestamp) -> StreamCommand {
-    let config = ConsumerConfig {
-        durable_name: "worker".to_owned(),
-        name: "worker".to_owned(),
-        ack_policy: AckPolicy::All,
-        max_deliver: -1,
-        ..ConsumerConfig::default()
-    };
-    StreamCommand::CreateConsumer {
-        now,
-        name: consumer(),
-        config: Box::new(config),
-        action: ConsumerCreateAction::Create,
     }
 }
 

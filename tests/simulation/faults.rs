@@ -8,6 +8,7 @@ use levee_storage::Table;
 
 use crate::chance::Chance;
 use crate::network::Odds;
+use crate::streams::Which;
 use crate::world::{Host, Loss, World};
 
 /// A kind of fault.
@@ -121,7 +122,7 @@ impl Fault {
             }
             FaultKind::PowerCutOfAll => self.all_lose_power().await,
             FaultKind::KillLeader => {
-                let leader = world.leading().map_or(host, |(leader, _)| leader);
+                let leader = world.leading(self.any_stream()).map_or(host, |(leader, _)| leader);
                 self.gone_for(&leader, Loss::Nothing, 3000).await;
             }
             FaultKind::LongAbsence => {
@@ -162,8 +163,9 @@ impl Fault {
                 world.network.set_delay(world.plan.delay.0, world.plan.delay.1);
             }
             FaultKind::Transfer => {
-                if let Some((_, process)) = world.leading() {
-                    let _ = process.group.transfer(host.id).await;
+                let which = self.any_stream();
+                if let Some((_, process)) = world.leading(which) {
+                    let _ = process.stream(which).group.transfer(host.id).await;
                 }
             }
             FaultKind::Clock => {
@@ -228,6 +230,11 @@ impl Fault {
     fn any_host(&mut self) -> Arc<Host> {
         let at = self.chance.below(self.world.hosts.len() as u64);
         Arc::clone(&self.world.hosts[usize::try_from(at).unwrap_or(0)])
+    }
+
+    fn any_stream(&mut self) -> Which {
+        let streams: Vec<Which> = self.world.oracles.keys().copied().collect();
+        self.chance.pick(&streams)
     }
 
     fn other(&mut self, host: &Host) -> Arc<Host> {

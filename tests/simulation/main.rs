@@ -16,15 +16,26 @@
 
 mod chance;
 mod clients;
+mod consumers;
+mod copies;
+mod deliveries;
+mod driver;
 mod entropy;
 mod faults;
+mod leading;
+mod letters;
 mod model;
 mod network;
 mod oracle;
 mod plan;
+mod post;
 mod process;
+mod progress;
 mod replica;
+mod restores;
 mod run;
+mod streams;
+mod subscribers;
 mod trace;
 mod world;
 
@@ -89,7 +100,15 @@ fn the_same_seed_writes_the_same_trace() {
 fn the_oracle_notices_acks_before_the_sync() {
     must_notice(
         Breakage::AckBeforeSync,
-        &["acknowledged", "was applied there before", "was not applied when", "comes next"],
+        &[
+            "acknowledged",
+            "was applied there before",
+            "was not applied when",
+            "comes next",
+            // What the log lost it may have said of consumers.
+            "was the last that the log or this leader had",
+            "its ack was confirmed",
+        ],
     );
 }
 
@@ -109,6 +128,54 @@ fn the_oracle_notices_a_replica_that_decides_differently() {
 #[test]
 fn the_oracle_notices_a_disk_that_loses_synced_messages() {
     must_notice(Breakage::DiskForgetsBlocks, &["does not read", "is not there", "does not start", "failed"]);
+}
+
+#[test]
+fn the_oracle_notices_deliveries_after_a_confirmed_ack() {
+    must_notice(Breakage::AcksAreForgotten, &["its ack was confirmed", "in clients' hands"]);
+}
+
+#[test]
+fn the_oracle_notices_marks_of_what_was_never_sent() {
+    must_notice(
+        Breakage::DeliveriesAreSkipped,
+        &["never sent", "which nobody was sent", "never delivered", "could be had"],
+    );
+}
+
+#[test]
+fn the_oracle_notices_dead_letters_that_are_not_stored() {
+    must_notice(Breakage::LettersAreLost, &["settled as Terminated without a reason"]);
+}
+
+#[test]
+fn the_oracle_notices_a_consumer_that_does_not_keep_to_its_configuration() {
+    must_notice(
+        Breakage::LeadersForgetOptions,
+        &[
+            "more often than",
+            "is marked with attempt",
+            "of the same key is not done",
+            "has not heard of it",
+            "in clients' hands",
+            "without a reason",
+        ],
+    );
+}
+
+#[test]
+fn the_oracle_notices_a_consumer_that_stalls() {
+    must_notice(Breakage::LeadersAreMean, &["could be had"]);
+}
+
+#[test]
+fn the_oracle_notices_a_copy_that_lacks_messages() {
+    must_notice(Breakage::OriginForgets, &["is not there", "lags behind"]);
+}
+
+#[test]
+fn the_oracle_notices_a_restore_that_lacks_messages() {
+    must_notice(Breakage::RestoreLeavesOut, &["of the archive is not there"]);
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! What a stream must do, written down a second time: no indexes, no blocks, no laziness. It follows the committed
 //! commands and says which answers and which messages every replica must have.
 //!
-//! It covers what the workload uses: limits, message ids, purge, removal of single messages, changed limits.
-//! Consumers do not change messages under limits retention; what they hold is compared between replicas.
+//! It covers what the workload uses: limits, message ids, times to live, rollups, purge, removal of single messages,
+//! changed limits, and work queues with one consumer. What consumers promise is in [`deliveries`](crate::deliveries).
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use levee_protocol::api::{DiscardPolicy, StreamConfig};
-use levee_protocol::command::StreamCommand;
-use levee_protocol::record::{Block, stored_bytes};
+use levee_protocol::api::{DiscardPolicy, RetentionPolicy, StreamConfig};
+use levee_protocol::command::progress::Settlement;
+use levee_protocol::command::{ConsumerProgress, StreamCommand};
+use levee_protocol::ids::ConsumerName;
+use levee_protocol::record::{Block, RecordRef, stored_bytes};
 use levee_protocol::subject::Filter;
-use levee_protocol::time::Timestamp;
+use levee_protocol::time::{Nanos, Timestamp};
 use levee_protocol::wire::headers::HeaderBlock;
 
 /// One message as it must be read back.
@@ -26,6 +28,24 @@ pub(crate) struct Message {
     /// When the leader took it.
     pub(crate) at: Timestamp,
     bytes: u64,
+}
+
+impl Message {
+    /// One that was read.
+    pub(crate) fn of(record: &RecordRef<'_>) -> Self {
+        Self {
+            subject: Bytes::copy_from_slice(record.subject),
+            header: Bytes::copy_from_slice(record.header),
+            payload: Bytes::copy_from_slice(record.payload),
+            at: record.timestamp,
+            bytes: 0,
+        }
+    }
+
+    /// Whether another stream has this message from where the other one is stored. Headers may be added to it.
+    pub(crate) fn is_copy_of(&self, stored: &Self) -> bool {
+        (&self.subject, &self.payload) == (&stored.subject, &stored.payload)
+    }
 }
 
 /// The counters every replica must show after the same command.
@@ -74,9 +94,15 @@ pub(crate) enum Verdict {
 pub(crate) struct Model {
     config: Option<StreamConfig>,
     live: BTreeMap<u64, Message>,
-    /// Every message that was ever stored, by the first word of its body.
+    /// Every message that was ever stored, by sequence.
+    ever: BTreeMap<u64, Message>,
+    /// Every message that was ever stored, by what identifies it.
     stored: BTreeMap<Bytes, u64>,
     ids: BTreeMap<String, u64>,
+    /// When messages leave that said so.
+    ends: BTreeMap<u64, Timestamp>,
+    /// What consumers want.
+    wanted: BTreeMap<ConsumerName, Vec<Filter>>,
     bytes: u64,
     /// First sequence while the stream is empty.
     empty_first: u64,
@@ -92,6 +118,11 @@ impl Model {
     /// The sequence under which a body that begins with this word was stored, at any time.
     pub(crate) fn stored(&self, word: &[u8]) -> Option<u64> {
         self.stored.get(word).copied()
+    }
+
+    /// The message that was stored under this sequence, at any time.
+    pub(crate) fn ever(&self, seq: u64) -> Option<&Message> {
+        self.ever.get(&seq)
     }
 
     /// How many messages were ever stored.
@@ -127,12 +158,27 @@ impl Model {
                 Ok(if self.remove(seq.0) { Expected::Deleted } else { Expected::Refused })
             }
             StreamCommand::Tick { .. } => {
+                let due: Vec<u64> =
+                    self.ends.iter().filter(|(_, end)| **end <= clock).map(|(seq, _)| *seq).collect();
+                for seq in due {
+                    self.ends.remove(&seq);
+                    self.remove(seq);
+                }
                 self.enforce(clock);
                 Ok(Expected::Anything)
             }
-            StreamCommand::CreateConsumer { .. }
-            | StreamCommand::DeleteConsumer { .. }
-            | StreamCommand::Progress(_)
+            StreamCommand::CreateConsumer { name, config, .. } => {
+                let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok());
+                self.wanted.insert(name.clone(), filters.collect());
+                Ok(Expected::Anything)
+            }
+            StreamCommand::Progress(progress) => {
+                if self.config.as_ref().is_some_and(|config| config.retention == RetentionPolicy::WorkQueue) {
+                    progress.consumers.iter().for_each(|row| self.progress(row));
+                }
+                Ok(Expected::Anything)
+            }
+            StreamCommand::DeleteConsumer { .. }
             | StreamCommand::PauseConsumer { .. }
             | StreamCommand::ResetConsumer { .. } => Ok(Expected::Anything),
             // No simulated client restores a stream.
@@ -187,7 +233,7 @@ impl Model {
                 continue;
             }
             self.last += 1;
-            let word = first_word(&message.payload);
+            let word = identity(&message.header, &message.payload);
             if let Some(before) = self.stored.insert(word.clone(), self.last) {
                 let word = String::from_utf8_lossy(&word).into_owned();
                 return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
@@ -197,12 +243,49 @@ impl Model {
             }
             verdicts.push(Verdict::Stored(self.last));
             self.bytes += message.bytes;
+            let header = HeaderBlock(&message.header);
+            if let Some(ttl) = header.get_str("Nats-TTL") {
+                self.ends.insert(self.last, end(block.timestamp(), ttl));
+            }
+            let rollup = header.get_str("Nats-Rollup").map(str::to_owned);
             let subject = message.subject.clone();
+            self.ever.insert(self.last, message.clone());
             self.live.insert(self.last, message);
-            self.enforce_subject(&subject);
+            match rollup {
+                None => self.enforce_subject(&subject),
+                Some(scope) => self.roll_up((scope == "sub").then_some(&subject)),
+            }
         }
         self.enforce(clock);
         Ok(verdicts)
+    }
+
+    /// The last message stands for all before it, or for those of its subject.
+    fn roll_up(&mut self, subject: Option<&Bytes>) {
+        let before = self.live.range(..self.last);
+        let rolled = before.filter(|(_, message)| subject.is_none_or(|subject| message.subject == *subject));
+        let gone: Vec<u64> = rolled.map(|(seq, _)| *seq).collect();
+        for seq in gone {
+            self.remove(seq);
+        }
+    }
+
+    /// A work queue loses what its consumer is done with.
+    fn progress(&mut self, row: &ConsumerProgress) {
+        for run in &row.settled {
+            let wants = self.wanted.get(&row.name).cloned().unwrap_or_default();
+            for seq in run.first.0..=run.last.0 {
+                let is_wanted = |message: &Message| {
+                    wants.is_empty() || wants.iter().any(|filter| filter.matches(&message.subject))
+                };
+                if run.how == Settlement::Exhausted {
+                    continue;
+                }
+                if self.live.get(&seq).is_some_and(is_wanted) {
+                    self.remove(seq);
+                }
+            }
+        }
     }
 
     fn has_room(&self, config: &StreamConfig, message: &Message) -> bool {
@@ -279,10 +362,26 @@ impl Model {
     }
 }
 
+/// What no other message has: the id of a dead letter, the first word of another message's body.
+pub(crate) fn identity(header: &[u8], payload: &Bytes) -> Bytes {
+    let header = HeaderBlock(header);
+    match header.get("Levee-Dead-Sequence").and_then(|_| header.get("Nats-Msg-Id")) {
+        Some(id) => Bytes::copy_from_slice(id),
+        None => first_word(payload),
+    }
+}
+
 /// What identifies a body.
-pub(crate) fn first_word(payload: &Bytes) -> Bytes {
+fn first_word(payload: &Bytes) -> Bytes {
     let end = payload.iter().position(|byte| *byte == b' ').unwrap_or(payload.len());
     payload.slice(..end)
+}
+
+/// When a message leaves by its own word: times are looked at in steps of 250 ms.
+fn end(at: Timestamp, ttl: &str) -> Timestamp {
+    let span = levee_protocol::api::duration_text::parse_duration(ttl).unwrap_or(Nanos::ZERO);
+    let step = Nanos::from_millis(250).0;
+    Timestamp((at.plus(span).0 + step - 1).div_euclid(step) * step)
 }
 
 fn limit(value: i64) -> Option<u64> {

@@ -6,14 +6,19 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use levee_broker_core::consumer::Delivery;
 use levee_broker_core::stream::{Outcome, PublishReply, Reply, StreamMachine};
+use levee_protocol::api::{AckKind, ConsumerConfig};
 use levee_protocol::command::StreamCommand;
-use levee_protocol::ids::{NodeId, Seq};
-use levee_protocol::record::Record;
+use levee_protocol::ids::{ConsumerName, NodeId, Seq};
+use levee_protocol::record::{Block, Record};
+use levee_protocol::wire::headers::HeaderBlock;
 use levee_raft::CommittedEntry;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
+use crate::deliveries::{Deliveries, Letters};
 use crate::model::{Expected, Model, Totals, Verdict};
+use crate::streams::Which;
 use crate::trace::Trace;
 
 /// How often the whole state is compared, in log entries. Counters are compared after every entry.
@@ -31,14 +36,33 @@ pub(crate) struct Seen<'a> {
     pub(crate) command: &'a StreamCommand,
 }
 
-/// Collects what replicas do and what clients are told.
-pub(crate) struct Oracle {
+/// The promises that were broken in a run.
+pub(crate) struct Verdicts {
     trace: Arc<Trace>,
+    violations: Mutex<Vec<String>>,
+}
+
+impl Verdicts {
+    /// None yet.
+    pub(crate) fn new(trace: Arc<Trace>) -> Self {
+        Self { trace, violations: Mutex::default() }
+    }
+}
+
+/// Collects what replicas of one stream do and what its clients are told.
+pub(crate) struct Oracle {
+    which: Which,
+    trace: Arc<Trace>,
+    verdicts: Arc<Verdicts>,
     state: Mutex<State>,
+    deliveries: Mutex<Deliveries>,
+    letters: Letters,
 }
 
 #[derive(Default)]
 struct State {
+    /// There is no model of it: what it must have is what its origins had.
+    is_copy: bool,
     entries: BTreeMap<u64, Entry>,
     model: Model,
     /// Digests of the whole state after some entries.
@@ -47,11 +71,16 @@ struct State {
     nodes: BTreeMap<NodeId, (u64, u64)>,
     acknowledged: u64,
     highest_acknowledged: u64,
-    settled: Seq,
     snapshots: u64,
     /// Which life of a node led under which leader id.
     leaders: BTreeMap<(u64, NodeId), u64>,
-    violations: Vec<String>,
+}
+
+/// Whether an entry was applied somewhere before.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Place {
+    First,
+    Again,
 }
 
 /// What a committed command led to, on whichever node was first.
@@ -65,19 +94,94 @@ struct Entry {
 
 impl Oracle {
     /// An oracle that has seen nothing.
-    pub(crate) fn new(trace: Arc<Trace>) -> Self {
-        Self { trace, state: Mutex::default() }
+    pub(crate) fn new(
+        which: Which,
+        verdicts: &Arc<Verdicts>,
+        deliveries: Deliveries,
+        letters: Letters,
+    ) -> Self {
+        Self {
+            which,
+            trace: Arc::clone(&verdicts.trace),
+            verdicts: Arc::clone(verdicts),
+            state: Mutex::new(State { is_copy: which.is_copy(), ..State::default() }),
+            deliveries: Mutex::new(deliveries),
+            letters,
+        }
     }
 
     /// Something was promised and is not so.
     pub(crate) fn violated(&self, what: String) {
+        let what = match self.which {
+            Which::Origin => what,
+            other => format!("stream {}: {what}", other.name()),
+        };
         self.trace.note(format_args!("VIOLATION {what}"));
-        self.state.lock().violations.push(what);
+        self.verdicts.violations.lock().push(what);
     }
 
-    /// The first broken promise.
+    /// The first broken promise of the run.
     pub(crate) fn violation(&self) -> Option<String> {
-        self.state.lock().violations.first().cloned()
+        self.verdicts.violations.lock().first().cloned()
+    }
+
+    fn judge(&self, looked: Result<(), String>) {
+        if let Err(what) = looked {
+            self.violated(what);
+        }
+    }
+
+    /// A leader builds its half of a consumer. Returns its number.
+    pub(crate) fn takes_over(
+        &self,
+        name: &ConsumerName,
+        incarnation: u64,
+        config: ConsumerConfig,
+        raft_term: u64,
+    ) -> u64 {
+        self.deliveries.lock().takes_over(name, incarnation, config, raft_term)
+    }
+
+    /// A leader sends a message to a client.
+    pub(crate) fn sends(&self, number: u64, delivery: &Delivery) {
+        let looked = self.deliveries.lock().sends(number, delivery, &self.state.lock().model);
+        self.judge(looked);
+    }
+
+    /// An ack has come to a leader.
+    pub(crate) fn hears(&self, number: u64, seq: Seq, kind: AckKind<'_>) {
+        self.deliveries.lock().hears(number, seq, kind);
+    }
+
+    /// A leader has nothing more to do with a message.
+    pub(crate) fn lets_go(&self, number: u64, seq: Seq) {
+        self.deliveries.lock().lets_go(number, seq);
+    }
+
+    /// A leader goes to sleep while somebody waits for messages.
+    pub(crate) fn sleeps(&self, number: u64, pending: u64) {
+        let looked = self.deliveries.lock().sleeps(number, pending);
+        self.judge(looked);
+    }
+
+    /// A client got a message.
+    pub(crate) fn receives(&self, name: &ConsumerName, seq: Seq) {
+        self.deliveries.lock().receives(name, seq);
+    }
+
+    /// A client says how a message fared.
+    pub(crate) fn acks(&self, name: &ConsumerName, seq: Seq, body: &[u8]) {
+        self.deliveries.lock().acks(name, seq, body);
+    }
+
+    /// A leader confirms an ack.
+    pub(crate) fn confirmed(&self, name: &ConsumerName, seq: Seq, raft_term: u64) {
+        self.deliveries.lock().confirmed(name, seq, raft_term);
+    }
+
+    /// Everything came to rest: what consumers must have done by now.
+    pub(crate) fn consumers_are_done(&self) -> Result<(), String> {
+        self.deliveries.lock().at_the_end(&self.state.lock().model)
     }
 
     /// The stream as it must be.
@@ -96,17 +200,6 @@ impl Oracle {
         (state.acknowledged, state.highest_acknowledged)
     }
 
-    /// Everything up to this message is settled, a client was told.
-    pub(crate) fn settled(&self, seq: Seq) {
-        let mut state = self.state.lock();
-        state.settled = state.settled.max(seq);
-    }
-
-    /// The last message that a client was told is settled, with all before it.
-    pub(crate) fn settled_upto(&self) -> Seq {
-        self.state.lock().settled
-    }
-
     /// A process says it leads. Leaders are told apart by term and node; a process that was started again must have
     /// been elected again.
     pub(crate) fn leads(&self, raft_term: u64, node: NodeId, incarnation: u64) {
@@ -122,12 +215,13 @@ impl Oracle {
     pub(crate) fn summary(&self, elapsed: std::time::Duration) -> String {
         let state = self.state.lock();
         format!(
-            "{} entries, {} answers, {} messages stored, {} leaders, {} snapshots, {} s",
+            "{} entries, {} answers, {} messages stored, {} leaders, {} snapshots, {}, {} s",
             state.entries.len(),
             state.acknowledged,
             state.model.stored_count(),
             state.leaders.len(),
             state.snapshots,
+            self.deliveries.lock().summary(),
             elapsed.as_secs()
         )
     }
@@ -138,12 +232,42 @@ impl Oracle {
         let payload = hash(&seen.entry.payload);
         let totals = totals(machine);
         self.trace.note(format_args!(
-            "{node}.{} applied {index} of term {} ({payload:016x}), {} to {}",
-            seen.incarnation, seen.entry.raft_term, totals.first, totals.last
+            "{node}.{} applied {index} of term {} of {} ({payload:016x}), {} to {}",
+            seen.incarnation,
+            seen.entry.raft_term,
+            self.which.name(),
+            totals.first,
+            totals.last
         ));
-        let problem = self.state.lock().applied(seen, payload, outcome, machine, totals).err();
-        if let Some(problem) = problem {
+        let applied = self.state.lock().applied(seen, payload, outcome, machine, totals);
+        let looked = applied.and_then(|place| match (place, seen.command) {
+            (Place::First, StreamCommand::Progress(progress)) => {
+                self.deliveries.lock().progresses(progress, &self.state.lock().model, machine)
+            }
+            (Place::First, StreamCommand::Publish(block)) if self.which == Which::Dead => {
+                self.note_letters(block, &outcome.reply);
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        if let Err(problem) = looked {
             self.violated(format!("{node}, entry {index}: {problem}"));
+        }
+    }
+
+    fn note_letters(&self, block: &Block, reply: &Reply) {
+        let Reply::Publish(replies) = reply else { return };
+        for (position, reply) in (0..block.count()).zip(replies) {
+            let record = block.record(position);
+            let id = HeaderBlock(record.header).get_str("Nats-Msg-Id").unwrap_or_default();
+            let mut parts = id.rsplit('.');
+            let seq = parts.next().and_then(|part| part.parse().ok());
+            let incarnation = parts.next().and_then(|part| part.parse().ok());
+            if let (PublishReply::Stored { .. }, Some(seq), Some(incarnation), Some(consumer)) =
+                (reply, seq, incarnation, parts.nth(1))
+            {
+                *self.letters.lock().entry((consumer.to_owned(), incarnation, seq)).or_default() += 1;
+            }
         }
     }
 
@@ -169,8 +293,9 @@ impl Oracle {
         let problem = match read {
             Err(error) => Some(format!("live message {seq} does not read: {error}")),
             Ok(None) => Some(format!("live message {seq} is not there")),
+            Ok(Some(_)) if self.which.is_copy() => None,
             Ok(Some(record)) => {
-                let word = crate::model::first_word(&record.payload);
+                let word = crate::model::identity(&record.header, &record.payload);
                 let stored = self.state.lock().model.stored(&word);
                 (stored != Some(seq.0)).then(|| {
                     let word = String::from_utf8_lossy(&word).into_owned();
@@ -212,8 +337,9 @@ impl State {
         outcome: &Outcome,
         machine: &StreamMachine,
         totals: Totals,
-    ) -> Result<(), String> {
+    ) -> Result<Place, String> {
         let index = seen.entry.index;
+        let mut place = Place::Again;
         if let Some((incarnation, before)) = self.nodes.insert(seen.node, (seen.incarnation, index))
             && incarnation == seen.incarnation
         {
@@ -224,7 +350,10 @@ impl State {
         }
         let changes = format!("{:?}", outcome.changes);
         match self.entries.get(&index) {
-            None => self.first(seen, payload, outcome, changes, machine, totals)?,
+            None => {
+                self.first(seen, payload, outcome, changes, machine, totals)?;
+                place = Place::First;
+            }
             Some(known) if known.payload != payload || known.raft_term != seen.entry.raft_term => {
                 return Err(format!("another entry, of term {}, was applied there before", known.raft_term));
             }
@@ -246,7 +375,7 @@ impl State {
                 return Err("the state is not what it was on another replica, or in another life".to_owned());
             }
         }
-        Ok(())
+        Ok(place)
     }
 
     /// Nobody has applied this entry before: the model goes first.
@@ -268,7 +397,11 @@ impl State {
                 return Err(format!("its term {} is below that of {last}", seen.entry.raft_term));
             }
         }
-        let expected = self.model.apply(seen.command, machine.clock());
+        let expected = if self.is_copy {
+            Ok(Expected::Anything)
+        } else {
+            self.model.apply(seen.command, machine.clock())
+        };
         let reply = outcome.reply.clone();
         let entry = Entry { raft_term: seen.entry.raft_term, payload, reply, changes, totals };
         self.entries.insert(index, entry);
@@ -276,7 +409,7 @@ impl State {
         if !is_as_expected(&expected, &outcome.reply) {
             return Err(format!("the model expects {expected:?}, and the answer is {:?}", outcome.reply));
         }
-        if self.model.totals() != totals {
+        if !self.is_copy && self.model.totals() != totals {
             return Err(format!("the model has {:?}, and the stream {totals:?}", self.model.totals()));
         }
         Ok(())

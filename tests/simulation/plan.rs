@@ -3,12 +3,17 @@
 
 use std::time::Duration;
 
-use levee_protocol::api::{DiscardPolicy, StreamConfig};
+use levee_protocol::api::{
+    AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig, StreamSource,
+};
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
 use crate::chance::Chance;
+use crate::consumers;
 use crate::faults::FaultKind;
+use crate::letters;
+use crate::streams::Which;
 
 /// What is broken on purpose, to see the oracle notice.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,17 +30,38 @@ pub(crate) enum Breakage {
     DiskForgetsBlocks,
     /// Readers do not ask who leads before they look.
     ReadWithoutBarrier,
+    /// Leaders confirm acks and do nothing else about them.
+    AcksAreForgotten,
+    /// Leaders do not send some of what they mark as delivered.
+    DeliveriesAreSkipped,
+    /// Dead letters are said to be stored, and are not.
+    LettersAreLost,
+    /// Leaders know no keys, no `max_deliver` and no `max_ack_pending`.
+    LeadersForgetOptions,
+    /// Leaders have one message in clients' hands at a time, whatever is configured.
+    LeadersAreMean,
+    /// Origins leave messages out of what they answer.
+    OriginForgets,
+    /// Whoever restores a stream leaves out a part of the archive.
+    RestoreLeavesOut,
 }
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
         Self::OneReplicaDiffers,
         Self::DiskForgetsBlocks,
         Self::ReadWithoutBarrier,
+        Self::AcksAreForgotten,
+        Self::DeliveriesAreSkipped,
+        Self::LettersAreLost,
+        Self::LeadersForgetOptions,
+        Self::LeadersAreMean,
+        Self::OriginForgets,
+        Self::RestoreLeavesOut,
     ];
 
     /// A word for it.
@@ -47,6 +73,13 @@ impl Breakage {
             Self::OneReplicaDiffers => "one-replica-differs",
             Self::DiskForgetsBlocks => "disk-forgets-blocks",
             Self::ReadWithoutBarrier => "read-without-barrier",
+            Self::AcksAreForgotten => "acks-are-forgotten",
+            Self::DeliveriesAreSkipped => "deliveries-are-skipped",
+            Self::LettersAreLost => "letters-are-lost",
+            Self::LeadersForgetOptions => "leaders-forget-options",
+            Self::LeadersAreMean => "leaders-are-mean",
+            Self::OriginForgets => "origin-forgets",
+            Self::RestoreLeavesOut => "restore-leaves-out",
         }
     }
 }
@@ -56,6 +89,18 @@ impl Breakage {
 pub(crate) struct Plan {
     /// The stream as it is created.
     pub(crate) stream: StreamConfig,
+    /// Its consumers.
+    pub(crate) consumers: Vec<ConsumerConfig>,
+    /// Clients of each consumer.
+    pub(crate) subscribers: u64,
+    /// Percent of what is sent to and by clients of consumers that is lost, while there is trouble.
+    pub(crate) client_loss: u64,
+    /// Whether there are streams that mirror and source others.
+    pub(crate) copies: bool,
+    /// Whether one is filled from an archive.
+    pub(crate) restores: bool,
+    /// Percent of the messages that ask for an end of their own, or for the end of those before them.
+    pub(crate) asking: u64,
     /// Timing and bounds of the groups.
     pub(crate) raft: Config,
     /// What goes wrong; a kind that is listed twice goes wrong more often.
@@ -130,8 +175,89 @@ impl Plan {
             delay: (millis(delay.0), millis(delay.1)),
             stamps_run_back: chance.percent(25),
             repeats_exactly: !snapshots,
+            consumers: consumers::draw(&mut chance),
+            subscribers: chance.between(1, 3),
+            client_loss: chance.pick(&[0, 0, 2, 10]),
+            asking: 0,
+            restores: chance.percent(40) || breakage == Breakage::RestoreLeavesOut,
+            copies: chance.percent(50) || breakage == Breakage::OriginForgets,
             breakage,
         }
+        .varied(&mut chance)
+    }
+
+    /// Further rules of the stream, in some runs.
+    fn varied(mut self, chance: &mut Chance) -> Self {
+        if chance.percent(40) {
+            self.stream.allow_msg_ttl = true;
+            self.stream.allow_rollup_hdrs = true;
+            // Whether a message that rolls up finds room is another rule.
+            self.stream.discard = DiscardPolicy::Old;
+            self.asking = chance.pick(&[2, 10, 30]);
+        }
+        if chance.percent(25) {
+            self.stream.retention = RetentionPolicy::WorkQueue;
+            let explicit = |config: &ConsumerConfig| config.ack_policy == AckPolicy::Explicit;
+            // Consumers of a work queue share nothing: one will do.
+            self.consumers.retain(explicit);
+            self.consumers.truncate(1);
+        }
+        self
+    }
+
+    /// The streams there are.
+    pub(crate) fn streams(&self) -> Vec<Which> {
+        let dies = |config: &ConsumerConfig| config.metadata.contains_key("levee.dead_letter");
+        let dead = self.consumers.iter().any(dies).then_some(Which::Dead);
+        let copies = [Which::Mirror, Which::Sourced].into_iter().filter(|_| self.copies);
+        let restored = self.restores.then_some(Which::Restored);
+        [Which::Origin].into_iter().chain(dead).chain(copies).chain(restored).collect()
+    }
+
+    /// A stream as it is created.
+    pub(crate) fn config(&self, which: Which) -> StreamConfig {
+        match which {
+            Which::Origin => self.stream.clone(),
+            Which::Dead => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: vec![letters::SUBJECT.to_owned()],
+                num_replicas: 3,
+                duplicate_window: Nanos::from_secs(3600),
+                ..unlimited()
+            },
+            Which::Mirror => StreamConfig {
+                name: which.name().to_owned(),
+                num_replicas: 3,
+                mirror: Some(source(Which::Origin)),
+                ..unlimited()
+            },
+            Which::Restored => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: self.stream.subjects.clone(),
+                num_replicas: 3,
+                ..unlimited()
+            },
+            Which::Sourced => StreamConfig {
+                name: which.name().to_owned(),
+                num_replicas: 3,
+                sources: self.streams().into_iter().filter(|it| !it.is_copy()).map(source).collect(),
+                ..unlimited()
+            },
+        }
+    }
+}
+
+fn source(of: Which) -> StreamSource {
+    StreamSource { name: of.name().to_owned(), ..StreamSource::default() }
+}
+
+fn unlimited() -> StreamConfig {
+    StreamConfig {
+        max_consumers: -1,
+        max_msgs: -1,
+        max_bytes: -1,
+        max_msgs_per_subject: -1,
+        ..StreamConfig::default()
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use levee_broker_core::rows::{RowKind, StateRow};
-use levee_broker_core::stream::{Change, MessageView, ReadFailed, StreamMachine};
+use levee_broker_core::stream::{Change, Event, MessageView, ReadFailed, StreamMachine};
 use levee_protocol::command::StreamCommand;
-use levee_protocol::ids::{GroupId, NodeId, Seq};
+use levee_protocol::ids::{ConsumerName, GroupId, NodeId, Seq};
 use levee_protocol::record::{Record, RecordRef};
 use levee_protocol::time::Timestamp;
 use levee_raft::{APPLIED_ROW_KIND, CommittedEntry, ReplicatedMachine, Reply};
@@ -16,11 +16,10 @@ use levee_storage::{Batch, Error, MessageStore, Storage};
 use parking_lot::{Mutex, RwLock};
 
 use crate::chance::Chance;
+use crate::leading::Leader;
 use crate::oracle::{Oracle, Seen};
 use crate::plan::Breakage;
-
-/// The group of the simulated stream.
-pub(crate) const GROUP: GroupId = GroupId(20);
+use crate::streams::Which;
 
 /// One node's copy, from the start of its process to its end.
 pub(crate) struct Replica {
@@ -28,6 +27,7 @@ pub(crate) struct Replica {
     pub(crate) node: NodeId,
     /// How often the node was started before, and this one.
     pub(crate) incarnation: u64,
+    group: GroupId,
     machine: RwLock<StreamMachine>,
     /// The stored messages.
     pub(crate) messages: Arc<MessageStore>,
@@ -35,6 +35,8 @@ pub(crate) struct Replica {
     oracle: Arc<Oracle>,
     /// Cleared when the process ends. What fails after that is what ended.
     alive: AtomicBool,
+    leader: Mutex<Option<Arc<Leader>>>,
+    events: Mutex<Vec<Event>>,
     breakage: Breakage,
     chance: Mutex<Chance>,
 }
@@ -44,19 +46,22 @@ impl Replica {
     pub(crate) fn load(
         storage: &Arc<Storage>,
         oracle: &Arc<Oracle>,
-        node: NodeId,
-        incarnation: u64,
+        which: Which,
+        (node, incarnation): (NodeId, u64),
         chance: Chance,
         breakage: Breakage,
     ) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(Self {
             node,
             incarnation,
-            machine: RwLock::new(load(storage)?),
-            messages: storage.messages(GROUP)?,
+            group: which.group(),
+            machine: RwLock::new(load(storage, which.group())?),
+            messages: storage.messages(which.group())?,
             storage: Arc::clone(storage),
             oracle: Arc::clone(oracle),
             alive: AtomicBool::new(true),
+            leader: Mutex::default(),
+            events: Mutex::default(),
             breakage,
             chance: Mutex::new(chance),
         }))
@@ -70,6 +75,32 @@ impl Replica {
     /// The process ends: errors are expected from here on.
     pub(crate) fn die(&self) {
         self.alive.store(false, Ordering::Relaxed);
+        if let Some(leader) = self.leader.lock().take() {
+            leader.end();
+        }
+    }
+
+    /// Whether the process is there.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// The leading half, while the node leads.
+    pub(crate) fn leader(&self) -> Option<Arc<Leader>> {
+        self.leader.lock().clone()
+    }
+
+    /// Leadership came or went.
+    pub(crate) fn set_leader(&self, leader: Option<Arc<Leader>>) {
+        if leader.is_none() {
+            self.events.lock().clear();
+        }
+        *self.leader.lock() = leader;
+    }
+
+    /// A consumer can't read what is stored.
+    pub(crate) fn unreadable(&self, consumer: &ConsumerName, error: &ReadFailed) {
+        self.failed(&format!("reading for {consumer}"), &Error::Engine(error.to_string()));
     }
 
     /// Reads one live message back and holds it against what was committed.
@@ -120,10 +151,10 @@ impl MessageView for StoredMessages<'_> {
 }
 
 /// The machine as of the last checkpoint.
-pub(crate) fn load(storage: &Storage) -> Result<StreamMachine, Error> {
+pub(crate) fn load(storage: &Storage, group: GroupId) -> Result<StreamMachine, Error> {
     let mut rows = Vec::new();
     let mut unknown = None;
-    storage.state_rows(GROUP, &mut |kind, key, value| match RowKind::from_number(kind) {
+    storage.state_rows(group, &mut |kind, key, value| match RowKind::from_number(kind) {
         Ok(kind) => rows.push(StateRow { kind, key: key.to_vec(), value: Some(value.to_vec()) }),
         Err(_) if kind == APPLIED_ROW_KIND => {}
         Err(error) => unknown = Some(error),
@@ -153,7 +184,7 @@ impl Machine {
         for change in &outcome.changes {
             match change {
                 Change::Stored { first_seq, holes } => {
-                    let StreamCommand::Publish(block) = &command else {
+                    let (StreamCommand::Publish(block) | StreamCommand::Restore(block)) = &command else {
                         return Err(Error::Engine(
                             "something else than a publish stored messages".to_owned(),
                         ));
@@ -167,6 +198,10 @@ impl Machine {
         }
         let seen = Seen { node: replica.node, incarnation: replica.incarnation, entry, command: &command };
         replica.oracle.applied(&seen, &outcome, &machine);
+        drop(machine);
+        if !outcome.events.is_empty() && replica.leader.lock().is_some() {
+            replica.events.lock().extend(outcome.events);
+        }
         Ok(Box::new(outcome.reply))
     }
 }
@@ -179,13 +214,19 @@ impl ReplicatedMachine for Machine {
 
     fn flushed(&mut self) {
         self.0.read_one_back();
+        let events = std::mem::take(&mut *self.0.events.lock());
+        if let Some(leader) = self.0.leader()
+            && !events.is_empty()
+        {
+            leader.on_events(&events);
+        }
     }
 
     fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), Error> {
         for row in self.0.machine.write().dirty_rows() {
             match row.value {
-                Some(value) => batch.put_state(GROUP, row.kind as u8, &row.key, &value),
-                None => batch.delete_state(GROUP, row.kind as u8, &row.key),
+                Some(value) => batch.put_state(self.0.group, row.kind as u8, &row.key, &value),
+                None => batch.delete_state(self.0.group, row.kind as u8, &row.key),
             }
         }
         self.0.messages.checkpoint(batch);
@@ -193,7 +234,7 @@ impl ReplicatedMachine for Machine {
     }
 
     fn reload(&mut self) -> Result<(), Error> {
-        let loaded = load(&self.0.storage).and_then(|machine| {
+        let loaded = load(&self.0.storage, self.0.group).and_then(|machine| {
             self.0.messages.reload()?;
             Ok(machine)
         });

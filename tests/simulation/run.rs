@@ -11,9 +11,14 @@ use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::Seq;
 
 use crate::clients;
+use crate::consumers;
+use crate::copies;
 use crate::faults;
 use crate::oracle::totals;
 use crate::plan::Plan;
+use crate::restores;
+use crate::streams::{Stream, Which};
+use crate::subscribers;
 use crate::world::{Loss, Process, World};
 
 /// How long the cluster may take to come to rest when nothing is wrong any more.
@@ -49,10 +54,19 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
     for number in 0..world.plan.publishers {
         working.spawn(clients::publisher(Arc::clone(world), number));
     }
+    if world.plan.restores {
+        working.spawn(restores::restorer(Arc::clone(world)));
+    }
     working.spawn(clients::operator(Arc::clone(world)));
-    working.spawn(clients::worker(Arc::clone(world)));
     working.spawn(clients::reader(Arc::clone(world)));
     working.spawn(clients::reader(Arc::clone(world)));
+    let mut subscribing = tokio::task::JoinSet::new();
+    for config in &world.plan.consumers {
+        let clients = if config.is_push() { 1 } else { world.plan.subscribers };
+        for number in 0..clients {
+            subscribing.spawn(subscribers::subscriber(Arc::clone(world), config.clone(), number));
+        }
+    }
     faults::trouble(Arc::clone(world)).await;
 
     world.heal().await;
@@ -73,8 +87,13 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
             ));
         }
     }
+    drain(world).await?;
+    catch_up(world).await?;
+    world.end();
+    while subscribing.join_next().await.is_some() {}
     rest(world).await?;
     inspect(world)?;
+    world.oracle.consumers_are_done()?;
 
     for host in &world.hosts {
         world.crash(host, Loss::AllBut(0)).await;
@@ -90,20 +109,25 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
     Ok(world.oracle.summary(world.trace.elapsed()))
 }
 
-/// The stream and its consumer exist, and every node has them.
+/// The streams and the consumers exist, and every node has them.
 async fn found(world: &Arc<World>) -> Result<(), String> {
     for host in &world.hosts {
         world.start(host).await;
     }
-    let (created, config) = (world.created(), world.plan.stream.clone());
+    let created = world.created();
     let work = async {
-        clients::insist(world, |now| StreamCommand::Configure {
-            now,
-            created,
-            config: Box::new(config.clone()),
-        })
-        .await;
-        clients::insist(world, clients::consumer_config).await;
+        for which in world.plan.streams() {
+            let config = world.plan.config(which);
+            clients::insist(world, which, |now| StreamCommand::Configure {
+                now,
+                created,
+                config: Box::new(config.clone()),
+            })
+            .await;
+        }
+        for config in &world.plan.consumers {
+            clients::insist(world, Which::Origin, |now| consumers::creation(config, now)).await;
+        }
     };
     if tokio::time::timeout(REST_WITHIN, work).await.is_err() {
         return Err(format!("the group did not begin: {}", standing(world)));
@@ -111,27 +135,77 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
     rest(world).await
 }
 
-/// Waits until one node leads, all agree, and all have applied everything.
+/// Waits until consumers have delivered everything and all of it is settled. It may take long; it must not stop.
+async fn drain(world: &Arc<World>) -> Result<(), String> {
+    let mut moved = (tokio::time::Instant::now(), 0);
+    loop {
+        let done = world.leading(Which::Origin).and_then(|(_, process)| {
+            let leader = process.stream(Which::Origin).replica.leader()?;
+            let left =
+                |config| leader.driver(&consumers::name(config)).is_none_or(|driver| !driver.is_done());
+            Some(
+                world.plan.consumers.iter().filter(|config| left(config)).map(|it| it.name.clone()).collect(),
+            )
+        });
+        let left: Vec<String> = match done {
+            Some(left) if Vec::is_empty(&left) => return Ok(()),
+            Some(left) => left,
+            None => Vec::new(),
+        };
+        if let Some(violation) = world.oracle.violation() {
+            return Err(violation);
+        }
+        let last = world.oracle.last_index();
+        if last > moved.1 {
+            moved = (tokio::time::Instant::now(), last);
+        } else if moved.0.elapsed() > REST_WITHIN {
+            return Err(format!("consumers {left:?} stall after everything healed: {}", standing(world)));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Waits until streams that copy others have come to their ends.
+async fn catch_up(world: &Arc<World>) -> Result<(), String> {
+    for which in world.plan.streams().into_iter().filter(|which| which.is_copy()) {
+        let at_the_end = || copies::has_caught_up(world, which).then_some(());
+        if world.until(REST_WITHIN, at_the_end).await.is_none() {
+            let stalls = || format!("{} lags behind its origins: {}", which.name(), standing(world));
+            return Err(world.oracle.violation().unwrap_or_else(stalls));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until one node leads each stream, all agree, and all have applied everything.
 async fn rest(world: &Arc<World>) -> Result<(), String> {
+    for which in world.plan.streams() {
+        rest_of(world, which).await?;
+    }
+    Ok(())
+}
+
+async fn rest_of(world: &Arc<World>, which: Which) -> Result<(), String> {
     // What is committed is known everywhere only when something follows it.
-    let nudge = clients::insist(world, |now| StreamCommand::Tick { now });
+    let nudge = clients::insist(world, which, |now| StreamCommand::Tick { now });
     if tokio::time::timeout(REST_WITHIN, nudge).await.is_err() {
         return Err(format!(
             "nothing is committed {REST_WITHIN:?} after everything healed: {}",
             standing(world)
         ));
     }
+    let oracle = &world.oracles[&which];
     let at_rest = || {
         let running = world.processes();
-        let leading: Vec<_> =
-            running.iter().filter(|(_, it)| it.group.leadership().borrow().leading).collect();
+        let leading: Vec<_> = running.iter().filter(|(_, it)| it.leads(which)).collect();
         let [(leader, process)] = leading.as_slice() else { return None };
-        let next = process.group.applied_next();
-        let (_, acknowledged) = world.oracle.acknowledged();
+        let next = process.stream(which).group.applied_next();
+        let (_, acknowledged) = oracle.acknowledged();
         let agree = |other: &Process| {
-            other.group.applied_next() == next && other.group.leadership().borrow().leader == Some(leader.id)
+            let group = &other.stream(which).group;
+            group.applied_next() == next && group.leadership().borrow().leader == Some(leader.id)
         };
-        let enough = next > acknowledged && next > world.oracle.last_index();
+        let enough = next > acknowledged && next > oracle.last_index();
         (enough && running.len() == world.hosts.len() && running.iter().all(|(_, it)| agree(it)))
             .then_some(())
     };
@@ -140,22 +214,26 @@ async fn rest(world: &Arc<World>) -> Result<(), String> {
         None => Err(world
             .oracle
             .violation()
-            .unwrap_or_else(|| format!("the cluster finds no rest: {}", standing(world)))),
+            .unwrap_or_else(|| format!("{} finds no rest: {}", which.name(), standing(world)))),
     }
 }
 
 /// Every replica has what the model has, and they are equal byte for byte.
 fn inspect(world: &World) -> Result<(), String> {
-    let settled = world.oracle.settled_upto();
-    let model = world.oracle.model();
+    for which in world.plan.streams() {
+        inspect_stream(world, which).map_err(|problem| format!("stream {}: {problem}", which.name()))?;
+    }
+    Ok(())
+}
+
+fn inspect_stream(world: &World, which: Which) -> Result<(), String> {
+    let model = world.oracles[&which].model();
     let mut rows: Option<Vec<StateRow>> = None;
     for (host, process) in world.processes() {
         let of = host.id;
-        let (state, own, floor) = process.replica.read(|machine, _| {
-            let floor = machine.consumer(&clients::consumer()).map(|ledger| ledger.marks().floor().stream);
-            (machine.all_rows(), totals(machine), floor)
-        });
-        if own != model.totals() {
+        let stream = process.stream(which);
+        let (state, own) = stream.replica.read(|machine, _| (machine.all_rows(), totals(machine)));
+        if !which.is_copy() && own != model.totals() {
             return Err(format!("{of} has {own:?}, and must have {:?}", model.totals()));
         }
         match &rows {
@@ -163,17 +241,19 @@ fn inspect(world: &World) -> Result<(), String> {
             Some(others) if *others != state => return Err(format!("{of} holds another state than node 1")),
             Some(_) => {}
         }
-        if floor.is_none_or(|floor| floor < settled.min(Seq(own.last))) {
-            return Err(format!("{of}: the consumer's floor is {floor:?}, {settled} was acknowledged"));
-        }
-        inspect_messages(&process, model.live()).map_err(|problem| format!("{of}: {problem}"))?;
+        let inspected = match which {
+            Which::Origin | Which::Dead => inspect_messages(stream, model.live()),
+            Which::Mirror | Which::Sourced => copies::inspect(world, stream),
+            Which::Restored => restores::inspect(world, stream),
+        };
+        inspected.map_err(|problem| format!("{of}: {problem}"))?;
     }
     Ok(())
 }
 
-fn inspect_messages(process: &Process, live: &BTreeMap<u64, crate::model::Message>) -> Result<(), String> {
+fn inspect_messages(stream: &Stream, live: &BTreeMap<u64, crate::model::Message>) -> Result<(), String> {
     for (seq, message) in live {
-        let record = match process.replica.messages.record(Seq(*seq)) {
+        let record = match stream.replica.messages.record(Seq(*seq)) {
             Ok(Some(record)) => record,
             Ok(None) => {
                 return Err(format!("message {seq} is not there: {}", clients::shown(&message.payload)));
@@ -188,8 +268,8 @@ fn inspect_messages(process: &Process, live: &BTreeMap<u64, crate::model::Messag
         }
     }
     let mut scanned = Vec::new();
-    let is_live = |seq| process.replica.read(|machine, _| machine.is_live(seq));
-    process
+    let is_live = |seq| stream.replica.read(|machine, _| machine.is_live(seq));
+    stream
         .replica
         .messages
         .scan(Seq(1), &mut |seq, _| {
@@ -209,19 +289,24 @@ fn inspect_messages(process: &Process, live: &BTreeMap<u64, crate::model::Messag
 fn standing(world: &World) -> String {
     let one = |host: &Arc<crate::world::Host>| {
         let Some(process) = host.process() else { return format!("{} does not run", host.id) };
-        let status = process.group.status();
-        format!(
-            "{}: {:?} term {} last {:?} committed {:?} applied {:?} purged {:?} stopped {:?} store {:?}",
-            host.id,
-            process.group.leadership().borrow(),
-            status.raft_term,
-            status.last_index,
-            status.committed,
-            status.applied,
-            status.purged,
-            status.stopped,
-            process.storage.failed()
-        )
+        let streams: Vec<String> = process.streams().map(|stream| standing_of(&process, stream)).collect();
+        format!("{}: {}", host.id, streams.join(", "))
     };
     world.hosts.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn standing_of(process: &Process, stream: &Stream) -> String {
+    let status = stream.group.status();
+    format!(
+        "{} {:?} term {} last {:?} committed {:?} applied {:?} purged {:?} stopped {:?} store {:?}",
+        stream.which.name(),
+        stream.group.leadership().borrow(),
+        status.raft_term,
+        status.last_index,
+        status.committed,
+        status.applied,
+        status.purged,
+        status.stopped,
+        process.storage.failed()
+    )
 }

@@ -1,22 +1,27 @@
 //! Three nodes, their disks and their network, within one thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use levee_protocol::ids::NodeId;
 use levee_protocol::time::{Nanos, Timestamp};
-use levee_raft::{Birth, Group, Groups, LocalNetwork, Transport};
+use levee_raft::{Birth, Groups, LocalNetwork, Transport};
 use levee_storage::{MemoryDisk, Options, Storage, Sync};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::chance::Chance;
+use crate::deliveries::{Deliveries, Letters};
+use crate::leading;
 use crate::network::{BadTransport, Odds, Weather};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Verdicts};
 use crate::plan::{Breakage, Plan};
-use crate::replica::{GROUP, Machine, Replica};
+use crate::post::Post;
+use crate::replica::{Machine, Replica};
+use crate::restores::Restore;
+use crate::streams::{Stream, Which};
 use crate::trace::Trace;
 
 /// Virtual time begins here, on every node.
@@ -30,8 +35,14 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     /// What happened.
     pub(crate) trace: Arc<Trace>,
-    /// What must be so.
+    /// What must be so of the stream that clients use.
     pub(crate) oracle: Arc<Oracle>,
+    /// What must be so of each stream.
+    pub(crate) oracles: BTreeMap<Which, Arc<Oracle>>,
+    /// What is restored.
+    pub(crate) restore: Restore,
+    /// Between nodes and clients.
+    pub(crate) post: Arc<Post>,
     /// Between the nodes.
     pub(crate) network: Arc<LocalNetwork>,
     /// What becomes of single messages in it.
@@ -40,6 +51,8 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Arc<Host>>,
     /// Clients finish what they have begun.
     closing: AtomicBool,
+    /// Clients end.
+    over: AtomicBool,
 }
 
 /// A node's machine: what outlives its process.
@@ -63,10 +76,7 @@ pub(crate) struct Process {
     pub(crate) storage: Arc<Storage>,
     /// Its groups.
     pub(crate) groups: Arc<Groups>,
-    /// The stream's group.
-    pub(crate) group: Group,
-    /// The stream.
-    pub(crate) replica: Arc<Replica>,
+    streams: BTreeMap<Which, Stream>,
     transport: Arc<BadTransport>,
 }
 
@@ -83,6 +93,16 @@ impl World {
     /// Three nodes that do not run yet.
     pub(crate) fn new(seed: u64, plan: Plan) -> Arc<Self> {
         let trace = Arc::new(Trace::new());
+        let verdicts = Arc::new(Verdicts::new(Arc::clone(&trace)));
+        let letters = Letters::default();
+        let oracles: BTreeMap<Which, Arc<Oracle>> = plan
+            .streams()
+            .into_iter()
+            .map(|which| {
+                let deliveries = Deliveries::new(Arc::clone(&letters));
+                (which, Arc::new(Oracle::new(which, &verdicts, deliveries, Arc::clone(&letters))))
+            })
+            .collect();
         let network = LocalNetwork::new(seed);
         network.set_delay(plan.delay.0, plan.delay.1);
         let host = |number| {
@@ -97,12 +117,16 @@ impl World {
         };
         Arc::new(Self {
             seed,
+            oracle: Arc::clone(&oracles[&Which::Origin]),
+            oracles,
+            restore: Restore::default(),
+            post: Arc::new(Post::new(seed, plan.client_loss, plan.delay.1)),
             plan,
-            oracle: Arc::new(Oracle::new(Arc::clone(&trace))),
             trace,
             network,
             weather: Arc::default(),
             closing: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             hosts: (1..=3).map(host).collect(),
         })
     }
@@ -120,9 +144,14 @@ impl World {
 
     /// Whom a client asks: mostly one that says it leads, sometimes any.
     pub(crate) fn target(&self, chance: &mut Chance) -> Option<(Arc<Host>, Arc<Process>)> {
+        self.target_of(Which::Origin, chance)
+    }
+
+    /// The same, of any stream.
+    pub(crate) fn target_of(&self, which: Which, chance: &mut Chance) -> Option<(Arc<Host>, Arc<Process>)> {
         let mut running = self.processes();
         if chance.percent(90) {
-            running.retain(|(_, process)| process.group.leadership().borrow().leading);
+            running.retain(|(_, process)| process.leads(which));
         }
         let count = u64::try_from(running.len()).ok().filter(|count| *count > 0)?;
         Some(running.swap_remove(usize::try_from(chance.below(count)).ok()?))
@@ -138,14 +167,24 @@ impl World {
         self.closing.store(true, Ordering::Relaxed);
     }
 
+    /// Clients end here.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether clients are to end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || self.oracle.violation().is_some()
+    }
+
     /// Whether clients begin nothing new.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed) || self.oracle.violation().is_some()
     }
 
     /// A process that says it leads and has applied everything before.
-    pub(crate) fn leading(&self) -> Option<(Arc<Host>, Arc<Process>)> {
-        self.processes().into_iter().find(|(_, process)| process.group.leadership().borrow().leading)
+    pub(crate) fn leading(&self, which: Which) -> Option<(Arc<Host>, Arc<Process>)> {
+        self.processes().into_iter().find(|(_, process)| process.leads(which))
     }
 
     /// A host's clock.
@@ -155,12 +194,12 @@ impl World {
     }
 
     /// What a leader stamps a command with.
-    pub(crate) fn stamp(&self, host: &Host, process: &Process) -> Timestamp {
+    pub(crate) fn stamp(&self, host: &Host, stream: &Stream) -> Timestamp {
         let now = self.now(host);
         if self.plan.stamps_run_back {
             now
         } else {
-            now.max(process.replica.read(|machine, _| machine.clock()))
+            now.max(stream.replica.read(|machine, _| machine.clock()))
         }
     }
 
@@ -179,7 +218,7 @@ impl World {
         self.trace.note(format_args!("{}.{incarnation} starts", host.id));
         match self.open(host, incarnation).await {
             Ok(process) => {
-                self.follow(host.id, incarnation, &process);
+                self.follow(host, incarnation, &process);
                 *host.running.lock() = Some(Arc::new(process));
             }
             Err(error) => self.oracle.violated(format!("{}.{incarnation} does not start: {error}", host.id)),
@@ -188,9 +227,6 @@ impl World {
 
     async fn open(&self, host: &Host, incarnation: u64) -> Result<Process, levee_raft::Error> {
         let storage = Storage::open_memory(host.disk.clone(), Options::default())?;
-        let chance = Chance::new(self.seed, &format!("reads of {}.{incarnation}", host.id));
-        let replica =
-            Replica::load(&storage, &self.oracle, host.id, incarnation, chance, self.plan.breakage)?;
         let transport = BadTransport::new(
             self.network.transport(host.id),
             Arc::clone(&self.weather),
@@ -201,39 +237,51 @@ impl World {
         let groups = Groups::new(host.id, Arc::clone(&storage), way, self.plan.raft.clone());
         let sync = if self.plan.breakage == Breakage::AckBeforeSync { Sync::Never } else { Sync::Always };
         let birth = if incarnation == 1 { Birth::Founding(self.voters()) } else { Birth::Existing };
-        let machine = Box::new(Machine(Arc::clone(&replica)));
-        let group = groups.open(GROUP, sync, machine, birth).await?;
-        Ok(Process { storage, groups, group, replica, transport })
+        let mut streams = BTreeMap::new();
+        for (which, oracle) in &self.oracles {
+            let chance =
+                Chance::new(self.seed, &format!("reads of {} on {}.{incarnation}", which.name(), host.id));
+            let life = (host.id, incarnation);
+            let replica = Replica::load(&storage, oracle, *which, life, chance, self.plan.breakage)?;
+            let machine = Box::new(Machine(Arc::clone(&replica)));
+            let group = groups.open(which.group(), sync, machine, birth.clone()).await?;
+            streams.insert(*which, Stream { which: *which, group, replica });
+        }
+        Ok(Process { storage, groups, streams, transport })
     }
 
-    /// Writes changes of leadership down.
-    fn follow(&self, node: NodeId, incarnation: u64, process: &Process) {
-        let mut leadership = process.group.leadership();
-        let (trace, oracle) = (Arc::clone(&self.trace), Arc::clone(&self.oracle));
-        tokio::spawn(async move {
-            loop {
-                let now = *leadership.borrow_and_update();
-                let leader = now.leader.map_or(0, |leader| leader.0);
-                let leading = if now.leading { ", leading" } else { "" };
-                trace.note(format_args!(
-                    "{node}.{incarnation} sees {leader} lead term {}{leading}",
-                    now.raft_term
-                ));
-                if now.leading {
-                    oracle.leads(now.raft_term, node, incarnation);
+    /// Follows who leads: writes it down, and does what follows from leading.
+    fn follow(self: &Arc<Self>, host: &Arc<Host>, incarnation: u64, process: &Process) {
+        for stream in process.streams.values() {
+            tokio::spawn(leading::watch(Arc::clone(self), Arc::clone(host), stream.clone()));
+            let mut leadership = stream.group.leadership();
+            let (node, name) = (host.id, stream.which.name());
+            let (trace, oracle) = (Arc::clone(&self.trace), Arc::clone(&self.oracles[&stream.which]));
+            tokio::spawn(async move {
+                loop {
+                    let now = *leadership.borrow_and_update();
+                    let leader = now.leader.map_or(0, |leader| leader.0);
+                    let leading = if now.leading { ", leading" } else { "" };
+                    trace.note(format_args!(
+                        "{node}.{incarnation} sees {leader} lead term {} of {name}{leading}",
+                        now.raft_term
+                    ));
+                    if now.leading {
+                        oracle.leads(now.raft_term, node, incarnation);
+                    }
+                    if leadership.changed().await.is_err() {
+                        return;
+                    }
                 }
-                if leadership.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
+            });
+        }
     }
 
     /// Ends a node's process without warning.
     pub(crate) async fn crash(&self, host: &Arc<Host>, loss: Loss) {
         let mut lifecycle = host.lifecycle.lock().await;
         let Some(process) = host.running.lock().take() else { return };
-        process.replica.die();
+        process.die();
         process.transport.die();
         let unsynced = host.disk.unsynced_writes();
         let kept = match loss {
@@ -257,7 +305,7 @@ impl World {
         host.disk.resume();
         while process.storage.step() {}
         process.groups.shutdown().await;
-        process.replica.die();
+        process.die();
     }
 
     /// Ends everything that goes wrong, and starts every node.
@@ -267,6 +315,7 @@ impl World {
         self.network.set_delay(self.plan.delay.0, self.plan.delay.1);
         self.network.set_resets(0);
         self.weather.set(Odds::default());
+        self.post.heal();
         for host in &self.hosts {
             host.disk.set_free(None);
             host.disk.resume();
@@ -298,6 +347,30 @@ impl World {
                 return None;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Process {
+    /// A stream of it.
+    pub(crate) fn stream(&self, which: Which) -> &Stream {
+        &self.streams[&which]
+    }
+
+    /// All of them.
+    pub(crate) fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.values()
+    }
+
+    /// Whether it says that it leads a stream.
+    pub(crate) fn leads(&self, which: Which) -> bool {
+        self.stream(which).group.leadership().borrow().leading
+    }
+
+    /// It ends: nothing of it does anything from here on.
+    fn die(&self) {
+        for stream in self.streams.values() {
+            stream.replica.die();
         }
     }
 }

@@ -121,6 +121,11 @@ impl Waiting {
         self.queue.is_empty()
     }
 
+    /// Whether a request waits whose messages go to this inbox.
+    pub(crate) fn has(&self, inbox: &[u8]) -> bool {
+        self.queue.iter().any(|waiter| waiter.inbox == inbox)
+    }
+
     /// Messages asked for by all requests together.
     pub(crate) fn wanted(&self) -> u64 {
         self.wanted

@@ -39,8 +39,15 @@ impl Dispatch {
             return outcome;
         }
         self.used_at = now;
-        if self.is_out_of_hands(seq, kind) {
+        if self.is_out_of_hands(seq) {
             return self.answer_only(kind);
+        }
+        if seq > self.marks.delivered.stream
+            && self.extensions.dead_letter.is_some()
+            && matches!(kind, AckKind::Terminate(_))
+        {
+            // The letter could not tell how often it was delivered, so it is delivered again.
+            return outcome;
         }
         outcome.confirm = Confirm::Now;
         match kind {
@@ -94,13 +101,8 @@ impl Dispatch {
     }
 
     /// Whether a client has no more say in what becomes of the message: it is a dead letter, or its turn has not come.
-    /// So has it not when a client terminates what this leader has not delivered: the letter could not tell how often it
-    /// was, so it is delivered again.
-    fn is_out_of_hands(&self, seq: Seq, kind: AckKind<'_>) -> bool {
-        let unheard = seq > self.marks.delivered.stream && self.extensions.dead_letter.is_some();
-        self.marks.dead.contains_key(&seq)
-            || self.marks.passed.contains(&seq)
-            || (unheard && matches!(kind, AckKind::Terminate(_)))
+    fn is_out_of_hands(&self, seq: Seq) -> bool {
+        self.marks.dead.contains_key(&seq) || self.marks.passed.contains(&seq)
     }
 
     /// What is said to an ack that changes nothing.
@@ -275,6 +277,11 @@ impl Dispatch {
                 || self.slots.due().contains(&seq)
                 || self.marks.dead.contains_key(&seq);
             if is_queued || !is_due_at(&self.config, &self.marks, seq, at) {
+                continue;
+            }
+            if self.is_held(seq) {
+                // No client has it yet.
+                self.wait_from(seq, now);
                 continue;
             }
             let attempt = self.marks.unacked.get(&seq).map_or(1, |unacked| unacked.attempt);

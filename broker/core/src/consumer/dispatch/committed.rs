@@ -9,6 +9,7 @@ use levee_protocol::time::{Nanos, Timestamp};
 use super::{Delivery, Dispatch, Step};
 use crate::consumer::dead_letter::{self, DeadLetter};
 use crate::consumer::ledger::Ledger;
+use crate::consumer::notice::{Left, Notice};
 use crate::consumer::settle::Unacked;
 use crate::consumer::source::Source;
 use crate::stream::{MessageView, ReadFailed};
@@ -45,17 +46,35 @@ impl Dispatch {
         self.waits_for_commit() || self.dead_letters.next().is_some_and(|at| at <= now)
     }
 
-    /// The next delivery whose mark this ledger has.
+    /// The next delivery whose mark this ledger has. One whose message was settled or given up meanwhile is left out:
+    /// the next one of its key may be on its way.
     pub fn committed(&mut self, ledger: &Ledger) -> Option<Delivery> {
-        let first = self.held.front()?;
-        if ledger.incarnation != self.incarnation
-            || first.delivery.consumer_seq > ledger.marks.delivered.consumer
-        {
-            return None;
+        loop {
+            let first = self.held.front()?;
+            if ledger.incarnation != self.incarnation
+                || first.delivery.consumer_seq > ledger.marks.delivered.consumer
+            {
+                return None;
+            }
+            let Held { delivery, follows } = self.held.pop_front()?;
+            let seq = delivery.record.seq;
+            let is_open = self.marks.unacked.contains_key(&seq) && !self.marks.dead.contains_key(&seq);
+            if !is_open && self.push.is_none() && follows.is_none() && !self.waiting.has(&delivery.to) {
+                // That was the last one of its request.
+                let left = Left { messages: 1, bytes: 0 };
+                self.outbox.push_back(Step::Notify(Notice::request_timeout(delivery.to, left)));
+                continue;
+            }
+            self.outbox.extend(follows);
+            if is_open {
+                return Some(delivery);
+            }
         }
-        let Held { delivery, follows } = self.held.pop_front()?;
-        self.outbox.extend(follows);
-        Some(delivery)
+    }
+
+    /// Whether a delivery of this message waits for its mark to be committed.
+    pub(super) fn is_held(&self, seq: Seq) -> bool {
+        self.held.iter().any(|held| held.delivery.record.seq == seq)
     }
 
     /// Dead letters to publish now, as this ledger knows them. What became of each is to be said to

@@ -218,3 +218,16 @@ fn a_ledger_with_dead_letters_lies_on_disk_and_one_of_before_is_read() {
     bytes[0] = 1;
     assert_eq!(Ledger::decode(&bytes).unwrap(), plain);
 }
+
+#[test]
+fn what_this_leader_has_not_delivered_is_not_terminated_and_that_is_not_confirmed() {
+    let mut world = World::with_six_messages();
+    world.consumer(ConsumerConfig { max_deliver: -1, ..config() });
+    world.now = world.now.plus(Nanos::from_secs(2));
+    world.lead();
+
+    assert_eq!(world.ack(1, AckKind::Terminate(b"")).confirm, Confirm::No, "it is delivered again");
+
+    world.next(1);
+    assert_eq!(world.ack(1, AckKind::Terminate(b"")).confirm, Confirm::AfterProgress);
+}

@@ -64,6 +64,36 @@ fn nothing_is_sent_before_its_mark_is_committed() {
 }
 
 #[test]
+fn what_is_acked_while_it_waits_for_its_mark_is_not_sent_again() {
+    let mut world = World::keyed();
+    world.next(3);
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    world.now = world.now.plus(Nanos::from_secs(1));
+    world.next(1);
+    assert!(world.dispatch().waits_for_commit(), "the second attempt of the first message");
+
+    world.ack(1, AckKind::Ack);
+
+    assert_eq!(world.sent(), [""; 0], "the next one of its key may be on its way");
+    let lines = world.run();
+    assert!(lines.iter().any(|line| line.contains("408")), "its request is over: {lines:?}");
+}
+
+#[test]
+fn the_wait_for_an_ack_does_not_end_before_the_message_is_sent() {
+    let mut world = World::empty(StreamConfig::default());
+    world.publish("c1.0", "0");
+    world.consumer(ConsumerConfig { max_deliver: 1, ..config() });
+    world.next(1);
+
+    world.now = world.now.plus(Nanos::from_secs(2));
+    world.run();
+
+    assert_eq!(world.sent(), ["1/1"]);
+    assert_eq!(world.numbers()[4], 1, "it is not given up");
+}
+
+#[test]
 fn the_floor_stays_below_what_was_passed_over() {
     let mut world = World::keyed();
     world.next(9);
