@@ -31,6 +31,7 @@ pub(crate) fn creation(config: &ConsumerConfig, now: Timestamp) -> StreamCommand
         name: name(config),
         config: Box::new(config.clone()),
         action: ConsumerCreateAction::Create,
+        default_max: 0,
     }
 }
 

@@ -123,6 +123,7 @@ impl Reader {
             block: &block,
             seqs: &answer.seqs,
             through: answer.through,
+            restored_to: answer.restored_to,
         };
         loop {
             let now = world.stamp(host, stream);

@@ -38,6 +38,7 @@ fn fetch(ack_policy: AckPolicy) -> Call {
         name: name.clone(),
         config: Box::new(config),
         action: ConsumerCreateAction::CreateOrUpdate,
+        default_max: 0,
     };
     machine.apply(2, &StreamCommand::Publish(block), &view).expect("memory does not fail");
     machine.apply(3, &create, &view).expect("memory does not fail");

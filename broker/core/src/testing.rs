@@ -228,7 +228,16 @@ impl Runner {
                 let base = ConsumerConfig { durable_name: words.at(1).into(), ..ConsumerConfig::default() };
                 let config = Box::new(overlaid(&base, json_of(line)));
                 let action = Default::default();
-                self.apply(&StreamCommand::CreateConsumer { now, name: words.name(), config, action }, out);
+                self.apply(
+                    &StreamCommand::CreateConsumer {
+                        now,
+                        name: words.name(),
+                        config,
+                        action,
+                        default_max: 0,
+                    },
+                    out,
+                );
             }
             "delete-consumer" => {
                 self.apply(&StreamCommand::DeleteConsumer { now, name: words.name(), incarnation: None }, out)

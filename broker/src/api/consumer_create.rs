@@ -61,6 +61,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         name: name.clone(),
         config: Box::new(config),
         action: request.action,
+        default_max: cx.jetstream.identity().limits.default_max_consumers,
     };
     let info = match led.replica.propose(&command).await {
         Ok(Reply::Consumer(consumer)) if consumer.created => {

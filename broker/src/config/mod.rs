@@ -187,7 +187,8 @@ pub struct JetStream {
     /// What bounds batches of publishers, `limits { batch {} }`. Default: nats-server's.
     pub batches: BatchLimits,
     /// Bounds for streams and consumers that are created through this node: `max_request_batch`, `max_ack_pending`,
-    /// `duplicate_window`. Default: none. The same on all nodes, unless it does not matter which one is asked.
+    /// `duplicate_window`, and for consumers of streams that say nothing of it `default_max_consumers` (1000 unless set;
+    /// -1 is no bound). Default: none. The same on all nodes, unless it does not matter which one is asked.
     pub limits: ServerLimits,
 }
 

@@ -114,7 +114,7 @@ const JETSTREAM_UNSUPPORTED: &[&str] = &[
     "unique_tag",
 ];
 
-const LIMITS_UNSUPPORTED: &[&str] = &["default_max_consumers", "max_ha_assets"];
+const LIMITS_UNSUPPORTED: &[&str] = &["max_ha_assets"];
 
 const AUTHORIZATION_UNSUPPORTED: &[&str] =
     &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required", "users"];
@@ -309,6 +309,7 @@ fn limits(draft: &mut Draft, limits: &mut ServerLimits, entry: &Entry) -> Result
             let done = match key {
                 "max_request_batch" => integer(entry).map(|max| limits.max_request_batch = max),
                 "max_ack_pending" => integer(entry).map(|max| limits.max_ack_pending = max),
+                "default_max_consumers" => integer(entry).map(|max| limits.default_max_consumers = max),
                 "duplicate_window" => duration(&mut draft.config.warnings, entry, key).map(|window| {
                     limits.duplicate_window_max = Nanos(i64::try_from(window.as_nanos()).unwrap_or(i64::MAX));
                 }),

@@ -383,10 +383,11 @@ fn batches_have_bounds_of_their_own() {
 
 #[test]
 fn requests_have_bounds_from_the_configuration() {
-    let text =
-        "jetstream { limits { max_request_batch: 100, max_ack_pending: 7, duplicate_window: \"1m\" } }";
+    let text = "jetstream { limits { max_request_batch: 100, max_ack_pending: 7, duplicate_window: \"1m\", \
+                default_max_consumers: -1 } }";
     let limits = load(text, &[]).unwrap().jetstream.unwrap().limits;
 
     assert_eq!((limits.max_request_batch, limits.max_ack_pending), (100, 7));
+    assert_eq!(limits.default_max_consumers, -1);
     assert_eq!(limits.duplicate_window_max, levee_protocol::time::Nanos::from_secs(60));
 }

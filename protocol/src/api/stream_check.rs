@@ -25,6 +25,9 @@ pub const REPLICAS_MAX: i32 = 5;
 /// How long message ids are remembered unless configured.
 pub const DUPLICATE_WINDOW_DEFAULT: Nanos = Nanos::from_secs(120);
 
+/// Consumers of a stream that does not bound them itself, unless configured.
+pub const CONSUMERS_MAX_DEFAULT: i64 = 1000;
+
 const SHORTEST: Nanos = Nanos::from_millis(100);
 
 /// Bounds that a server sets for everybody; zero is no bound.
@@ -36,6 +39,8 @@ pub struct ServerLimits {
     pub max_ack_pending: i64,
     /// Largest batch of a pull request.
     pub max_request_batch: i64,
+    /// Consumers of a stream that does not bound them itself: 0 is [`CONSUMERS_MAX_DEFAULT`], less is no bound.
+    pub default_max_consumers: i64,
 }
 
 /// What to do with values that can be made right.

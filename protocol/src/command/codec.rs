@@ -85,13 +85,14 @@ impl StreamCommand {
                 framed(number::DELETE_MESSAGE, &DeleteMessageBody { now: now.0, seq: seq.0 })
             }
             Self::Tick { now } => framed(number::TICK, &TickBody { now: now.0 }),
-            Self::CreateConsumer { now, name, config, action } => framed(
+            Self::CreateConsumer { now, name, config, action, default_max } => framed(
                 number::CREATE_CONSUMER,
                 &CreateConsumerBody {
                     now: now.0,
                     name: name.as_str().to_owned(),
                     config: json(config),
                     action: action_number(*action),
+                    default_max: *default_max,
                 },
             ),
             Self::DeleteConsumer { now, name, incarnation } => framed(
@@ -161,12 +162,13 @@ impl StreamCommand {
                 Ok(Self::Tick { now: Timestamp(now) })
             }
             number::CREATE_CONSUMER => {
-                let CreateConsumerBody { now, name, config, action } = message(body)?;
+                let CreateConsumerBody { now, name, config, action, default_max } = message(body)?;
                 Ok(Self::CreateConsumer {
                     now: Timestamp(now),
                     name: consumer_name(&name)?,
                     config: Box::new(from_json(&config)?),
                     action: action_from(action)?,
+                    default_max,
                 })
             }
             number::DELETE_CONSUMER => {
@@ -408,6 +410,8 @@ struct CreateConsumerBody {
     config: Vec<u8>,
     #[prost(uint32, tag = "4")]
     action: u32,
+    #[prost(sint64, tag = "5")]
+    default_max: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

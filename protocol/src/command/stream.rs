@@ -50,6 +50,8 @@ pub enum StreamCommand {
         config: Box<ConsumerConfig>,
         /// Create only, update only, or either.
         action: ConsumerCreateAction,
+        /// The leader's `default_max_consumers`.
+        default_max: i64,
     },
     /// Remove a consumer.
     DeleteConsumer {

@@ -119,7 +119,14 @@ impl World {
 
     pub(super) fn request(&mut self, config: ConsumerConfig, action: ConsumerCreateAction) -> Reply {
         let (now, name) = (self.now, self.name.clone());
-        self.apply(StreamCommand::CreateConsumer { now, name, config: Box::new(config), action }).reply
+        self.apply(StreamCommand::CreateConsumer {
+            now,
+            name,
+            config: Box::new(config),
+            action,
+            default_max: 0,
+        })
+        .reply
     }
 
     /// Creates the consumer and leads it.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use levee_protocol::api::stream_check::{Adjust, ServerLimits};
+use levee_protocol::api::stream_check::{Adjust, CONSUMERS_MAX_DEFAULT, ServerLimits};
 use levee_protocol::api::{ApiError, ConsumerConfig, ConsumerCreateAction, RetentionPolicy, StreamConfig};
 use levee_protocol::ids::ConsumerName;
 use levee_protocol::subject::Filter;
@@ -16,9 +16,6 @@ use crate::consumer::source::Source;
 use crate::consumer::start::starting_marks;
 use crate::stream::{MessageView, ReadFailed};
 
-/// Consumers of a stream that sets no limit of its own, as in NATS since 2.15.1.
-const CONSUMERS_MAX_DEFAULT: usize = 1000;
-
 /// A request to create or update a consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateRequest<'a> {
@@ -28,6 +25,8 @@ pub struct CreateRequest<'a> {
     pub config: &'a ConsumerConfig,
     /// Create only, update only, or either.
     pub action: ConsumerCreateAction,
+    /// Consumers of a stream that does not bound them itself, as in `ServerLimits`.
+    pub default_max: i64,
     /// The log index of the command.
     pub log_index: u64,
     /// The time of the command.
@@ -104,7 +103,7 @@ fn check(
             check_extensions(existing, &config)?;
         }
         (None, ConsumerCreateAction::Update) => return Err(ApiError::consumer_does_not_exist()),
-        (None, _) => check_room(&config, consumers, stream_config)?,
+        (None, _) => check_room(&config, consumers, stream_config, request.default_max)?,
     }
     if stream_config.retention == RetentionPolicy::WorkQueue && !config.direct {
         check_work_queue(request.name, &config, consumers)?;
@@ -181,12 +180,17 @@ fn check_room(
     config: &ConsumerConfig,
     consumers: &BTreeMap<ConsumerName, Ledger>,
     stream: &StreamConfig,
+    default_max: i64,
 ) -> Result<(), ApiError> {
     if config.direct {
         return Ok(());
     }
-    let max =
-        usize::try_from(stream.max_consumers).ok().filter(|max| *max > 0).unwrap_or(CONSUMERS_MAX_DEFAULT);
+    let max = match (i64::from(stream.max_consumers), default_max) {
+        (own @ 1.., _) => own,
+        (_, 0) => CONSUMERS_MAX_DEFAULT,
+        (_, default) => default,
+    };
+    let Ok(max) = usize::try_from(max) else { return Ok(()) };
     let count = consumers.values().filter(|ledger| !ledger.config.direct).count();
     if count >= max { Err(ApiError::maximum_consumers_reached()) } else { Ok(()) }
 }

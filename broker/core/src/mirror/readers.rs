@@ -63,7 +63,13 @@ pub fn note(
         let start = (from > machine.first_seq().max(Seq(1))).then_some(from);
         let config = config(request, reader, start);
         let action = ConsumerCreateAction::Create;
-        return Ok(Some(StreamCommand::CreateConsumer { now, name, config: Box::new(config), action }));
+        return Ok(Some(StreamCommand::CreateConsumer {
+            now,
+            name,
+            config: Box::new(config),
+            action,
+            default_max: 0,
+        }));
     };
     let group = group_of(known);
     if group < reader.group {
@@ -101,7 +107,7 @@ fn succeed(
     }
     let mut config = Box::new(known.config().clone());
     config.metadata.insert(GROUP.to_owned(), reader.group.to_string());
-    StreamCommand::CreateConsumer { now, name, config, action: ConsumerCreateAction::Update }
+    StreamCommand::CreateConsumer { now, name, config, action: ConsumerCreateAction::Update, default_max: 0 }
 }
 
 /// The group of the stream that a consumer stands for.

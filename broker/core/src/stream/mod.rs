@@ -151,8 +151,9 @@ impl StreamMachine {
             StreamCommand::Purge { request, .. } => self.purge(&settings, request, view),
             StreamCommand::DeleteMessage { seq, .. } => self.delete_message(&settings, *seq, view),
             StreamCommand::Tick { .. } => self.tick(&settings, view),
-            StreamCommand::CreateConsumer { name, config, action, .. } => {
-                let request = CreateRequest { name, config, action: *action, log_index, now: self.clock };
+            StreamCommand::CreateConsumer { name, config, action, default_max, .. } => {
+                let (action, default_max) = (*action, *default_max);
+                let request = CreateRequest { name, config, action, default_max, log_index, now: self.clock };
                 self.create_consumer(&settings, request, view)
             }
             StreamCommand::DeleteConsumer { name, incarnation, .. } => {

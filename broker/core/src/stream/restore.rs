@@ -100,8 +100,10 @@ impl StreamMachine {
             Ok(marks) => marks,
             Err(why) => return Ok(refused(&format!("consumer {:?}: {why}", name.as_str()))),
         };
-        let action = ConsumerCreateAction::Create;
-        let request = CreateRequest { name, config: &consumer.config, action, log_index, now: self.clock };
+        // What was there before comes back, whatever number this cluster would allow.
+        let (action, default_max) = (ConsumerCreateAction::Create, -1);
+        let config = &consumer.config;
+        let request = CreateRequest { name, config, action, default_max, log_index, now: self.clock };
         let mut ledger = match create_or_update(request, &self.consumers, self, view)? {
             Creation::Created(ledger) => ledger,
             Creation::Rejected(error) => return Ok(Outcome::reply(Reply::Rejected(error))),

@@ -169,7 +169,13 @@ fn command(
                 ..ConsumerConfig::default()
             };
             let action = ConsumerCreateAction::CreateOrUpdate;
-            StreamCommand::CreateConsumer { now: *now, name: name(*which), config: Box::new(config), action }
+            StreamCommand::CreateConsumer {
+                now: *now,
+                name: name(*which),
+                config: Box::new(config),
+                action,
+                default_max: 0,
+            }
         }
         Step::DeleteConsumer { which } => {
             StreamCommand::DeleteConsumer { now: *now, name: name(*which), incarnation: None }

@@ -104,9 +104,12 @@ fn commands() -> impl Strategy<Value = StreamCommand> {
         }),
         (times(), any::<u64>()).prop_map(|(now, seq)| StreamCommand::DeleteMessage { now, seq: Seq(seq) }),
         times().prop_map(|now| StreamCommand::Tick { now }),
-        (times(), names(), consumers(), 0_u32..3).prop_map(|(now, name, config, action)| {
-            StreamCommand::CreateConsumer { now, name, config, action: action_from(action).unwrap() }
-        }),
+        (times(), names(), consumers(), 0_u32..3, any::<i64>()).prop_map(
+            |(now, name, config, action, default_max)| {
+                let action = action_from(action).unwrap();
+                StreamCommand::CreateConsumer { now, name, config, action, default_max }
+            }
+        ),
         (times(), names(), proptest::option::of(1..u64::MAX)).prop_map(|(now, name, incarnation)| {
             StreamCommand::DeleteConsumer { now, name, incarnation }
         }),
@@ -288,6 +291,7 @@ fn numbers_of_configurations_in_commands_are_pinned() {
         name: ConsumerName::parse("c").unwrap(),
         config: Box::new(ConsumerConfig::default()),
         action: ConsumerCreateAction::Update,
+        default_max: 0,
     };
     let bytes = create.encode().into_bytes();
     assert_eq!(bytes[0], 20);

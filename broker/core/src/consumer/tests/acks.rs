@@ -223,7 +223,13 @@ fn interest_keeps_a_message_until_all_who_want_it_are_done() {
     let config = ConsumerConfig { durable_name: "other".into(), filter_subject: "c1.1".into(), ..explicit() };
     let now = world.now;
     let action = ConsumerCreateAction::Create;
-    world.apply(StreamCommand::CreateConsumer { now, name: other.clone(), config: Box::new(config), action });
+    world.apply(StreamCommand::CreateConsumer {
+        now,
+        name: other.clone(),
+        config: Box::new(config),
+        action,
+        default_max: 0,
+    });
     world.publish("c1.0", "0");
     world.publish("c1.1", "1");
     world.next(2);
@@ -337,6 +343,7 @@ fn new_filters_take_nothing_out_of_a_work_queue_and_leave_nothing_in_a_stream_of
             name: other.clone(),
             config: Box::new(ConsumerConfig { durable_name: "OTHER".into(), ..config }),
             action: ConsumerCreateAction::CreateOrUpdate,
+            default_max: 0,
         });
         world.publish("c1.b", "1");
         world.publish("c1.b", "2");

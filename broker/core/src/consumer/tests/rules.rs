@@ -125,6 +125,24 @@ fn the_number_of_consumers_is_limited() {
 }
 
 #[test]
+fn the_server_bounds_consumers_of_streams_that_do_not() {
+    let mut world = World::with_six_messages();
+    let mut create = |which: u32, default_max| {
+        let name = ConsumerName::parse(&format!("c{which}")).unwrap();
+        let config = Box::new(ConsumerConfig { durable_name: name.to_string(), ..explicit() });
+        let command =
+            StreamCommand::CreateConsumer { now: world.now, name, config, action: ANY, default_max };
+        matches!(world.apply(command).reply, Reply::Consumer(_))
+    };
+
+    assert!(create(1, 2) && create(2, 2));
+    assert!(!create(3, 2), "no more than are allowed");
+    assert!((3..=1000).all(|which| create(which, 0)), "a thousand by default");
+    assert!(!create(1001, 0));
+    assert!(create(1001, -1), "as many as wanted");
+}
+
+#[test]
 fn consumers_of_a_work_queue_do_not_share_messages() {
     let mut world =
         World::empty(StreamConfig { retention: RetentionPolicy::WorkQueue, ..StreamConfig::default() });
