@@ -185,7 +185,7 @@ fn check_room(
     if config.direct {
         return Ok(());
     }
-    let max = match (i64::from(stream.max_consumers), default_max) {
+    let max = match (stream.max_consumers, default_max) {
         (own @ 1.., _) => own,
         (_, 0) => CONSUMERS_MAX_DEFAULT,
         (_, default) => default,
