@@ -1,8 +1,8 @@
 //! Pull requests that wait for messages.
 //!
-//! First come, first served, one message each in turn, unless priority groups say otherwise. Bounded by the consumer's `max_waiting`. A request ends when
-//! it is filled, when its time or its bytes are over, when nobody listens on its inbox any more, or, with `no_wait`,
-//! when there is nothing left.
+//! First come, first served, one message each in turn, unless priority groups say otherwise. Bounded by the consumer's
+//! `max_waiting`. A request ends when it is filled, when its time or its bytes are over, when nobody listens on its
+//! inbox any more, or, with `no_wait`, when there is nothing left.
 
 use std::collections::VecDeque;
 
@@ -121,9 +121,14 @@ impl Waiting {
         self.queue.is_empty()
     }
 
-    /// Whether a request waits whose messages go to this inbox.
-    pub(crate) fn has(&self, inbox: &[u8]) -> bool {
-        self.queue.iter().any(|waiter| waiter.inbox == inbox)
+    /// A message that a request to this inbox took is not sent after all. False if none waits any more.
+    pub(crate) fn give_back(&mut self, inbox: &[u8], size: u64) -> bool {
+        let Some(waiter) = self.queue.iter_mut().find(|waiter| waiter.inbox == inbox) else { return false };
+        waiter.left += 1;
+        waiter.served = waiter.served.saturating_sub(1);
+        waiter.bytes_left = waiter.bytes_left.map(|left| left.saturating_add(size));
+        self.wanted = self.wanted.saturating_add(1);
+        true
     }
 
     /// Messages asked for by all requests together.

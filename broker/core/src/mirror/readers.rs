@@ -53,12 +53,15 @@ pub fn note(
         return Ok(None);
     }
     let identity = server::identity(machine);
-    let is_about_this = reader.identity == identity;
+    // One that was restored from an archive has what the one before it had, as far as the archive goes.
+    let restored_to = machine.restored_to();
+    let has = if reader.identity == identity { reader.stored } else { reader.stored.min(restored_to) };
     let Some(known) = known else {
-        let from = if is_about_this && reader.stored > 0 {
-            Seq(reader.stored).next()
-        } else {
-            server::first_wanted(machine, view, request, &identity)?
+        let from = match (has, restored_to) {
+            (0, _) => server::first_wanted(machine, view, request, &identity)?,
+            // What the archive brought back of it is settled next.
+            (_, 1..) => server::first_wanted(machine, view, &from_its_start(request), &identity)?,
+            (has, 0) => Seq(has).next(),
         };
         let start = (from > machine.first_seq().max(Seq(1))).then_some(from);
         let config = config(request, reader, start);
@@ -75,8 +78,8 @@ pub fn note(
     if group < reader.group {
         return Ok(Some(succeed(retention, known, reader, name, now)));
     }
-    let stored = Seq(reader.stored).min(machine.last_seq());
-    if group > reader.group || !is_about_this || stored <= known.marks().floor().stream {
+    let stored = Seq(has).min(machine.last_seq());
+    if group > reader.group || stored <= known.marks().floor().stream {
         return Ok(None);
     }
     let settled = SettledRun { first: stored, last: stored, how: Settlement::AckedAll };
@@ -91,6 +94,10 @@ pub fn note(
         settled: vec![settled],
     };
     Ok(Some(StreamCommand::Progress(Progress { now, consumers: vec![progress] })))
+}
+
+fn from_its_start(request: &FetchRequest) -> FetchRequest {
+    FetchRequest { from: 0, ..request.clone() }
 }
 
 /// The consumer stands for a stream that is gone, and another one has its name. A work queue keeps its messages when the

@@ -583,6 +583,23 @@ fn what_lies_before_a_readers_start_stays_at_the_origin() {
 }
 
 #[test]
+fn a_work_queue_that_comes_back_from_an_archive_lets_go_what_its_reader_has() {
+    let before = keeping(RetentionPolicy::WorkQueue, &["1", "2", "3", "4"]);
+    let identity = server::identity(&before.bench.machine);
+    let config = before.bench.machine.config().unwrap().clone();
+    for (start_seq, left) in [(0, vec!["4"]), (2, vec!["1", "4"])] {
+        let mut origin = restored(&before, config.clone(), 4, 30);
+        let request =
+            FetchRequest { from: 4, start_seq, identity: identity.clone(), ..FetchRequest::default() };
+
+        assert_eq!(note(&mut origin, &request, reader(3, &identity)), (owned(&left), 1), "from {start_seq}");
+    }
+    let mut created_again = keeping(RetentionPolicy::WorkQueue, &["1", "2"]);
+    let noted = note(&mut created_again, &FetchRequest::default(), reader(2, "of the one before"));
+    assert_eq!(noted, (owned(&["1", "2"]), 1));
+}
+
+#[test]
 fn a_mirror_settles_nothing_of_an_origin_that_was_created_again_but_what_it_copied() {
     let before = keeping(RetentionPolicy::WorkQueue, &["1", "2", "3"]);
     let (mut mirror, copier) = mirror(source("O"), limitless());

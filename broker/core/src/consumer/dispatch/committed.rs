@@ -3,6 +3,7 @@
 //! Other deliveries leave before their mark is committed. One of a keyed consumer does not: if its leader died, the next
 //! one would not know that the message is in flight, and might deliver the one behind it while a client still works.
 
+use bytes::Bytes;
 use levee_protocol::ids::Seq;
 use levee_protocol::time::{Nanos, Timestamp};
 
@@ -21,6 +22,8 @@ const COMMIT_LOOK: Nanos = Nanos::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) delivery: Delivery,
+    /// Bytes of the message as requests count them.
+    pub(super) size: u64,
     pub(super) follows: Option<Step>,
 }
 
@@ -56,19 +59,30 @@ impl Dispatch {
             {
                 return None;
             }
-            let Held { delivery, follows } = self.held.pop_front()?;
+            let Held { delivery, size, follows } = self.held.pop_front()?;
             let seq = delivery.record.seq;
             let is_open = self.marks.unacked.contains_key(&seq) && !self.marks.dead.contains_key(&seq);
-            if !is_open && self.push.is_none() && follows.is_none() && !self.waiting.has(&delivery.to) {
-                // That was the last one of its request.
-                let left = Left { messages: 1, bytes: 0 };
-                self.outbox.push_back(Step::Notify(Notice::request_timeout(delivery.to, left)));
+            if !is_open && follows.is_none() && self.push.is_none() {
+                self.leave_out(delivery.to, size);
                 continue;
             }
             self.outbox.extend(follows);
             if is_open {
                 return Some(delivery);
             }
+        }
+    }
+
+    /// A request that took a message does not get it: it waits for another one instead. If it was the last one of its
+    /// request, that ends with one left, after what it still gets.
+    fn leave_out(&mut self, to: Bytes, size: u64) {
+        if self.waiting.give_back(&to, size) {
+            return;
+        }
+        let ends = Step::Notify(Notice::request_timeout(to.clone(), Left { messages: 1, bytes: 0 }));
+        match self.held.iter_mut().rfind(|held| held.delivery.to == to) {
+            Some(last) => last.follows = last.follows.take().or(Some(ends)),
+            None => self.outbox.push_back(ends),
         }
     }
 

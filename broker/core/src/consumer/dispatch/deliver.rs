@@ -223,7 +223,7 @@ impl Dispatch {
         let size = size as u64;
         if let Some(push) = &mut self.push {
             let follows = push.sent(size, now);
-            return Some(Recipient { to: push.subject.clone(), follows });
+            return Some(Recipient { to: push.subject.clone(), size, follows });
         }
         let load = Load { pending, ack_pending: self.marks.num_unacked() };
         let outbox = &mut self.outbox;
@@ -234,7 +234,7 @@ impl Dispatch {
             return None;
         };
         self.outbox.extend(grant.pinned.map(Step::Advisory));
-        Some(Recipient { to: grant.inbox, follows: grant.completed })
+        Some(Recipient { to: grant.inbox, size, follows: grant.completed })
     }
 
     fn sent(
@@ -257,10 +257,11 @@ impl Dispatch {
         if self.config.ack_policy != AckPolicy::None {
             self.wait_for_ack(record.seq, now, attempt);
         }
-        let follows = to.follows.map(Step::Notify);
-        let delivery = Delivery { to: to.to, record, attempt: attempt.into(), consumer_seq, pending };
+        let Recipient { to, size, follows } = to;
+        let follows = follows.map(Step::Notify);
+        let delivery = Delivery { to, record, attempt: attempt.into(), consumer_seq, pending };
         if self.keyed.is_some() {
-            self.held.push_back(Held { delivery, follows });
+            self.held.push_back(Held { delivery, size, follows });
             return Next::Held;
         }
         self.outbox.extend(follows);
@@ -293,6 +294,8 @@ pub(super) enum Next {
 
 struct Recipient {
     to: Bytes,
+    /// Bytes of the message as requests count them.
+    size: u64,
     /// A status that follows the message.
     follows: Option<Notice>,
 }

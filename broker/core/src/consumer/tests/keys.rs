@@ -80,6 +80,43 @@ fn what_is_acked_while_it_waits_for_its_mark_is_not_sent_again() {
 }
 
 #[test]
+fn a_request_gets_another_message_for_one_that_is_left_out() {
+    let mut world = World::keyed();
+    world.next(3);
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    world.now = world.now.plus(Nanos::from_secs(1));
+    world.next(5);
+    assert!(world.dispatch().waits_for_commit(), "second attempts of the three");
+
+    world.ack(1, AckKind::Ack);
+
+    assert_eq!(world.sent(), ["2/2", "3/2", "4/1"]);
+    world.ack(2, AckKind::Ack);
+    assert_eq!(world.sent(), ["5/1"], "it takes the place that was left");
+    world.ack(3, AckKind::Ack);
+    assert_eq!(world.sent(), ["6/1"], "and this one that which was given back");
+}
+
+#[test]
+fn a_request_that_was_filled_ends_after_what_it_still_gets() {
+    let mut world = World::keyed();
+    world.next(3);
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    world.now = world.now.plus(Nanos::from_secs(1));
+    world.next(2);
+    world.run();
+    world.ack(1, AckKind::Ack);
+
+    world.commit();
+    let ledger = world.machine.consumer(&world.name).unwrap().clone();
+    let sent = world.dispatch().committed(&ledger).expect("the second one is sent");
+    assert_eq!(sent.record.seq, Seq(2));
+    assert!(world.dispatch().committed(&ledger).is_none());
+    let lines = world.run();
+    assert!(lines.iter().any(|line| line.contains("408")), "{lines:?}");
+}
+
+#[test]
 fn the_wait_for_an_ack_does_not_end_before_the_message_is_sent() {
     let mut world = World::empty(StreamConfig::default());
     world.publish("c1.0", "0");
