@@ -28,12 +28,18 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     if exists {
         return Err(ApiError::restore_name_exists());
     }
-    let assignment = match stream_create::propose(cx, config, true).await? {
-        MetaReply::Created(assignment) => assignment,
+    let (assignment, is_ours) = match stream_create::propose(cx, config, true).await? {
+        MetaReply::Created(assignment) => (assignment, true),
         // Asked before, by somebody who did not hear that it was decided. If that restore has begun, it is theirs.
-        MetaReply::Exists(assignment) => assignment,
+        MetaReply::Exists(assignment) => (assignment, false),
         _ => return Err(ApiError::not_available()),
     };
-    let deliver_subject = restore::begin(cx.jetstream, assignment.group, cx.client).await?;
+    let Some(answer) = restore::begin(cx.jetstream, assignment.group, cx.client).await else {
+        if is_ours {
+            restore::give_up(cx.jetstream, assignment.group).await;
+        }
+        return Err(ApiError::not_available());
+    };
+    let deliver_subject = answer?;
     Ok(cx.request.endpoint.success(&RestoreBegun { deliver_subject }))
 }

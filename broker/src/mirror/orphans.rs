@@ -8,12 +8,16 @@ use std::time::Duration;
 use levee_broker_core::mirror::readers;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::{ConsumerName, GroupId, StreamName};
+use levee_protocol::time::Nanos;
 
 use crate::jetstream::JetStream;
 use crate::stream::Replica;
 
 /// How far two looks are apart. Who is missing in both is gone: this node's view of the cluster may lag, but not so long.
 const INTERVAL: Duration = Duration::from_secs(30);
+
+/// A stream that was restored may be restored before those that read it.
+const RESTORED_PATIENCE: Nanos = Nanos::from_secs(60 * 60);
 
 /// Looks for as long as the node runs.
 pub async fn run(jetstream: Weak<JetStream>) {
@@ -43,6 +47,10 @@ pub async fn run(jetstream: Weak<JetStream>) {
 
 fn orphans(jetstream: &JetStream, replica: &Replica) -> Vec<ConsumerName> {
     let assignment = replica.assignment();
+    let is_fresh = jetstream.clock().now().since(assignment.created) < RESTORED_PATIENCE;
+    if is_fresh && replica.read(|machine, _| machine.restored_to() > 0) {
+        return Vec::new();
+    }
     // Not under the stream's lock: the meta machine has its own.
     let sourcing: Vec<_> = replica.read(|machine, _| {
         let sourcing = machine.consumers().filter(|(_, ledger)| ledger.config().sourcing);

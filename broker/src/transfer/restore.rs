@@ -72,11 +72,12 @@ enum Call {
 
 /// Has the leader of a new stream listen for its archive. Gives the subject where it listens. A restore that was begun
 /// and of which nothing came yet ends: whoever began it did not hear of it, or else hears that nobody listens any more.
+/// `None` if the stream has no leader in time.
 pub async fn begin(
     jetstream: &Arc<JetStream>,
     group: GroupId,
     client: &advisory::ClientInfo,
-) -> Result<String, ApiError> {
+) -> Option<Result<String, ApiError>> {
     let call = Call::Begin { group, client: Box::new(client.clone()) };
     let started = clock::monotonic();
     while started.elapsed() < LEADER_PATIENCE {
@@ -86,14 +87,18 @@ pub async fn begin(
         {
             match subject.as_bytes() {
                 b"" => {}
-                UNDER_WAY => return Err(ApiError::restore_name_exists()),
-                _ => return Ok(subject),
+                UNDER_WAY => return Some(Err(ApiError::restore_name_exists())),
+                _ => return Some(Ok(subject)),
             }
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+    None
+}
+
+/// Takes back a stream of which nobody will send an archive.
+pub async fn give_up(jetstream: &Arc<JetStream>, group: GroupId) {
     end(jetstream, group, false).await;
-    Err(ApiError::not_available())
 }
 
 async fn ask(
