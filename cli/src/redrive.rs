@@ -206,8 +206,10 @@ fn unescaped(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, behind)) = rest.split_first() {
-        let escaped = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let escaped = escaped.filter(|_| *first == b'%').and_then(|text| u8::from_str_radix(text, 16).ok());
+        let digits =
+            behind.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let text = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = text.and_then(|text| u8::from_str_radix(text, 16).ok());
         bytes.push(escaped.unwrap_or(*first));
         rest = if escaped.is_some() { &behind[2..] } else { behind };
     }
