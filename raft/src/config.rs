@@ -17,7 +17,8 @@ pub struct Config {
     /// for three times as long is replaced. Default 10 s.
     pub group_heartbeat: Duration,
     /// A leader that heard from no majority for this long stops calling itself leading, so that clients are told
-    /// instead of left waiting. Default 1800 ms; at least two `election_max`.
+    /// instead of left waiting. Default 1800 ms; at least two `election_max`. Where only the group does not answer, and its
+    /// nodes do, two `group_heartbeat` more.
     pub majority_lost_after: Duration,
     /// How long an append may go unanswered before its connection is taken for stuck. Generous, because a slow
     /// disk answers late and repeating the append makes it later. Default 15 s.

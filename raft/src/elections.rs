@@ -103,7 +103,10 @@ pub(crate) async fn run(groups: Weak<Groups>) {
         }
         node.send_heartbeats(round);
         let is_calm = !is_majority_lost && members.iter().all(|member| node.peers.lives(*member));
-        if round.is_multiple_of(if is_calm { ALL_EVERY } else { MAJORITY_EVERY }) {
+        // Not in the same round as the other work for all groups.
+        let is_due =
+            if is_calm { round % ALL_EVERY == ALL_EVERY / 4 } else { round.is_multiple_of(MAJORITY_EVERY) };
+        if is_due {
             is_majority_lost = node.check_majorities();
         }
         node.fill_vacancies(&mut vacancies, all);
@@ -190,7 +193,7 @@ impl Groups {
         let rounds =
             u32::try_from(self.config.group_heartbeat.as_millis() / ROUND.as_millis()).unwrap_or(u32::MAX);
         let every = ALL_EVERY.min(rounds).max(1);
-        if !round.is_multiple_of(every) {
+        if round % every != every / 2 {
             return;
         }
         let turns = u64::from(rounds / every).max(1);
