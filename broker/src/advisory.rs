@@ -12,6 +12,8 @@ use crate::router::{self, MessageRef, RouteBatch};
 use crate::stream::Replica;
 
 const ID_CHARS: usize = 22;
+/// Advisories of leaders name the account only to the system account; to itself it goes without saying.
+const HERE: String = String::new();
 
 /// Something happened to a message or to a priority group of a consumer.
 pub fn consumer(
@@ -65,12 +67,11 @@ pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str,
 pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) {
     let assignment = replica.assignment();
     let stream = assignment.config.name.clone();
-    let account = named(&assignment.account);
     let advisory = if leads {
         let leader = jetstream.identity().name.clone();
-        Advisory::StreamLeaderElected { account, stream, leader, replicas: peers(jetstream, replica) }
+        Advisory::StreamLeaderElected { account: HERE, stream, leader, replicas: peers(jetstream, replica) }
     } else {
-        Advisory::StreamQuorumLost { account, stream, replicas: peers(jetstream, replica) }
+        Advisory::StreamQuorumLost { account: HERE, stream, replicas: peers(jetstream, replica) }
     };
     publish_one(jetstream, &assignment.account, &advisory);
 }
@@ -79,7 +80,7 @@ pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) 
 pub fn consumer_leadership(jetstream: &JetStream, replica: &Replica, consumer: &str, leads: bool) {
     let assignment = replica.assignment();
     let mut advisory = {
-        let (account, stream) = (named(&assignment.account), assignment.config.name.clone());
+        let (account, stream) = (HERE, assignment.config.name.clone());
         let (consumer, replicas) = (consumer.to_owned(), Vec::new());
         if leads {
             let leader = jetstream.identity().name.clone();
@@ -97,11 +98,6 @@ pub fn consumer_leadership(jetstream: &JetStream, replica: &Replica, consumer: &
         *replicas = peers(jetstream, replica);
     }
     publish_one(jetstream, &assignment.account, &advisory);
-}
-
-/// The account as these advisories name it: the one of a server without accounts goes without saying.
-fn named(account: &AccountName) -> String {
-    if *account == AccountName::global() { String::new() } else { account.as_str().to_owned() }
 }
 
 /// All nodes that hold a stream, this one among them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream::Config;
 use futures::TryStreamExt as _;
@@ -64,6 +64,39 @@ pub(crate) async fn an_ephemeral_consumer_goes_away_when_it_is_not_used(ground: 
         Ok((info["error"]["err_code"] == 10014).then_some(()))
     })
     .await
+}
+
+pub(crate) async fn an_ephemeral_consumer_that_rests_is_there_when_used_and_goes_when_it_is_not(
+    ground: &Ground,
+) -> Result<()> {
+    let home = ground.stream(Config { name: "RESTS".into(), ..Default::default() }).await?;
+    home.publish_many("a", 2).await?;
+    let config = pull::Config { inactive_threshold: Duration::from_secs(4), ..Default::default() };
+    let mut consumer = home.pull(config).await?;
+    let endpoint = format!("CONSUMER.INFO.{}.{}", home.name, consumer.cached_info().name);
+
+    // Longer than Levee's consumers keep a task, and the first time not as long as this one may be left alone.
+    for seq in 1..=2 {
+        tokio::time::sleep(Duration::from_millis(2800)).await;
+        let batch = take(&consumer, 1).await?;
+        let info = batch.first().context("a message comes")?.info().map_err(anyhow::Error::msg)?;
+        assert_eq!(info.stream_sequence, seq);
+        batch[0].double_ack().await.map_err(anyhow::Error::msg)?;
+    }
+    assert_eq!(consumer.info().await?.num_pending, 0, "what was used lives on");
+
+    let since = std::time::Instant::now();
+    wait_until("the consumer is removed", PATIENCE, async || {
+        let info = api(&home.client, &endpoint, &Value::Null).await?;
+        Ok((info["error"]["err_code"] == 10014).then_some(()))
+    })
+    .await?;
+    anyhow::ensure!(
+        since.elapsed() > Duration::from_secs(3),
+        "it is left alone first: {:?}",
+        since.elapsed()
+    );
+    Ok(())
 }
 
 pub(crate) async fn num_pending_is_exact_with_filters_deletes_and_deliveries(ground: &Ground) -> Result<()> {

@@ -127,6 +127,7 @@ claims! {
         consumers_are_created_listed_changed_and_deleted,
         a_consumer_of_another_kind_under_the_same_name_is_refused,
         an_ephemeral_consumer_goes_away_when_it_is_not_used,
+        an_ephemeral_consumer_that_rests_is_there_when_used_and_goes_when_it_is_not,
         num_pending_is_exact_with_filters_deletes_and_deliveries,
     }
     pull {

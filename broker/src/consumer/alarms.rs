@@ -91,3 +91,31 @@ impl Alarms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ConsumerName {
+        ConsumerName::parse(text).expect("a valid name")
+    }
+
+    fn due(alarms: &Alarms, now: i64) -> Vec<String> {
+        alarms.set.lock().take_due(Timestamp(now)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn each_consumer_has_one_alarm_and_the_first_asks_for_a_watch() {
+        let alarms = Alarms::default();
+        assert!(alarms.set(&name("a"), Timestamp(5)), "nobody watches yet");
+        assert!(!alarms.set(&name("b"), Timestamp(3)));
+        assert!(!alarms.set(&name("a"), Timestamp(9)), "in place of 5");
+        assert!(!alarms.set(&name("c"), Timestamp(4)));
+        alarms.remove(&name("c"));
+
+        assert_eq!(due(&alarms, 2), [""; 0]);
+        assert_eq!(due(&alarms, 8), ["b"]);
+        assert_eq!(due(&alarms, 9), ["a"]);
+        assert_eq!(due(&alarms, 99), [""; 0]);
+    }
+}

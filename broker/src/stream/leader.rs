@@ -72,6 +72,7 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
     let replica = Arc::downgrade(&replica);
     let doubt = Arc::new(Notify::new());
     tasks::spawn("stream leadership", async move {
+        let mut told = 0;
         loop {
             let mut pause = None;
             {
@@ -97,7 +98,10 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                     }
                     if now.leading && pause.is_none() {
                         Leader::start(&jetstream, &replica, now.epoch, &doubt);
-                        announce::leadership(&jetstream, &replica, true);
+                        // What is built again within one leadership is no news.
+                        if std::mem::replace(&mut told, now.epoch) != now.epoch {
+                            announce::leadership(&jetstream, &replica, true);
+                        }
                     }
                 }
                 jetstream.leadership_moved(replica.group_id(), &now);
