@@ -84,3 +84,15 @@ pub enum ProposeError {
     #[error("the group stopped on this node")]
     Stopped,
 }
+
+impl ProposeError {
+    /// Whether the proposal may be in the log all the same, or come there. If not, it can be proposed again without
+    /// harm.
+    #[must_use]
+    pub fn may_be_committed(&self) -> bool {
+        match self {
+            Self::Unknown { .. } | Self::Stopped => true,
+            Self::NotLeader { .. } | Self::Full | Self::NoRoom => false,
+        }
+    }
+}

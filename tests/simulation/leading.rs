@@ -55,6 +55,13 @@ pub(crate) async fn watch(world: Arc<World>, host: Arc<Host>, stream: Stream) {
         if !leader.as_ref().is_some_and(|leader| is_same(leader) && !leader.in_doubt.load(Ordering::Relaxed))
         {
             if leader.as_ref().is_some_and(is_same) {
+                // What was taken and not applied is in doubt only when leadership, the group or the process goes with it.
+                if host.process().is_some() && stream.group.status().stopped.is_none() {
+                    let which = stream.which.name();
+                    world
+                        .oracle
+                        .violated(format!("{} builds its half of {which} again without need", host.id));
+                }
                 pause = Some(REBUILD_PAUSE);
             }
             if let Some(leader) = leader {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
+use levee_broker_core::consumer::{Fate, Numbered, Outbox};
 use levee_broker_core::stream::Reply as Decided;
 use levee_protocol::command::{ConsumerProgress, Progress, StreamCommand};
 use levee_protocol::ids::{ConsumerName, Seq};
@@ -21,7 +22,6 @@ use crate::post::Parcel;
 
 const FOLD_INTERVAL: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(50);
-const IN_FLIGHT_MAX: usize = 4;
 
 /// An ack that its client wants to have confirmed.
 pub(crate) struct Confirmation {
@@ -33,7 +33,12 @@ pub(crate) struct Confirmation {
     pub(crate) to: Bytes,
 }
 
-type Confirmations = (Vec<Confirmation>, Result<(u64, Reply), ProposeError>);
+struct Entry {
+    bytes: Bytes,
+    confirmations: Vec<Confirmation>,
+}
+
+type Proposed = (Numbered<Entry>, Result<(u64, Reply), ProposeError>);
 
 /// What consumers reported and the log has not got yet.
 #[derive(Default)]
@@ -68,25 +73,22 @@ impl Collector {
         self.wake.notify_one();
     }
 
-    /// Proposes and confirms until nobody knows what became of an entry.
+    /// Proposes and confirms until an entry is in doubt.
     pub(crate) async fn run(self: Arc<Self>, leader: Arc<Leader>) {
-        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Confirmations>>::new();
-        let mut refused: Option<(Bytes, Vec<Confirmation>)> = None;
+        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Proposed>>::new();
+        let mut outbox = Outbox::default();
         loop {
             tokio::select! {
                 biased;
-                Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    match outcome.map(|(_, reply)| reply.downcast::<Decided>()) {
-                        Ok(Ok(reply)) if !matches!(*reply, Decided::Rejected(_)) => {
-                            confirm(&leader, &confirmations);
-                        }
-                        Ok(_) => {}
-                        Err(_) => return,
+                Some((entry, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                    let Ok(applied) = outbox.settle(entry, fate(&outcome)) else { return };
+                    if let Some(entry) = applied && is_there(outcome) {
+                        confirm(&leader, &entry.confirmations);
                     }
                     continue;
                 }
-                () = tokio::time::sleep(RETRY), if refused.is_some() => {}
-                () = self.wake.notified(), if refused.is_none() && in_flight.len() < IN_FLIGHT_MAX => {
+                () = tokio::time::sleep(RETRY), if outbox.may_retry() => {}
+                () = self.wake.notified(), if outbox.has_room() => {
                     if !self.pending.lock().urgent {
                         tokio::time::sleep(FOLD_INTERVAL).await;
                     }
@@ -96,21 +98,37 @@ impl Collector {
                     }
                     let now = leader.world.stamp(&leader.host, &leader.stream);
                     let progress = Progress { now, consumers: pending.consumers };
-                    let entry = StreamCommand::Progress(progress).encode().into_bytes();
-                    refused = Some((entry, pending.confirmations));
+                    let bytes = StreamCommand::Progress(progress).encode().into_bytes();
+                    outbox.add(Entry { bytes, confirmations: pending.confirmations });
                 }
             }
-            let Some((entry, confirmations)) = refused.take() else { continue };
-            let mut proposal = leader.stream.group.propose(INLINE, entry.clone());
-            match (&mut proposal).now_or_never() {
-                Some(Err(ProposeError::Full | ProposeError::NoRoom | ProposeError::NotLeader { .. })) => {
-                    refused = Some((entry, confirmations));
+            while let Some(entry) = outbox.take() {
+                let mut proposal = leader.stream.group.propose(INLINE, entry.entry.bytes.clone());
+                match (&mut proposal).now_or_never() {
+                    Some(outcome) if fate(&outcome) == Fate::NotTaken => {
+                        let settled = outbox.settle(entry, Fate::NotTaken);
+                        debug_assert!(settled.is_ok(), "what was not taken is not in doubt");
+                        break;
+                    }
+                    Some(outcome) => in_flight.push_back(Box::pin(ready((entry, outcome)))),
+                    None => in_flight.push_back(Box::pin(proposal.map(|outcome| (entry, outcome)))),
                 }
-                Some(outcome) => in_flight.push_back(Box::pin(ready((confirmations, outcome)))),
-                None => in_flight.push_back(Box::pin(proposal.map(|outcome| (confirmations, outcome)))),
             }
         }
     }
+}
+
+fn fate(outcome: &Result<(u64, Reply), ProposeError>) -> Fate {
+    match outcome {
+        Ok(_) => Fate::Applied,
+        Err(error) if error.may_be_committed() => Fate::Unknown,
+        Err(_) => Fate::NotTaken,
+    }
+}
+
+fn is_there(outcome: Result<(u64, Reply), ProposeError>) -> bool {
+    let reply = outcome.map(|(_, reply)| reply.downcast::<Decided>());
+    matches!(reply, Ok(Ok(reply)) if !matches!(*reply, Decided::Rejected(_)))
 }
 
 fn confirm(leader: &Leader, confirmations: &[Confirmation]) {

@@ -55,7 +55,7 @@ impl Context<'_> {
 #[must_use]
 pub fn removal_failed(error: &ProposeError) -> ApiError {
     let mut answer = ApiError::not_available();
-    if matches!(error, ProposeError::Unknown { .. } | ProposeError::Stopped) {
+    if error.may_be_committed() {
         answer.description.push_str("; it may have been removed");
     }
     answer

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
+use levee_broker_core::consumer::{Fate, Numbered, Outbox};
 use levee_broker_core::stream::Reply as Decided;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::command::progress::{ConsumerProgress, Progress};
@@ -27,11 +28,16 @@ use crate::stream::Replica;
 const FOLD_INTERVAL: Duration = Duration::from_millis(5);
 /// How long an entry that was not taken waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(50);
-/// Entries on their way at one time.
-const IN_FLIGHT_MAX: usize = 4;
 
-/// Acks to confirm, and what became of the entry that they wait for.
-type Confirmations = (Vec<Bytes>, Result<(u64, Reply), ProposeError>);
+/// One entry.
+struct Entry {
+    bytes: Bytes,
+    /// Reply subjects of acks to confirm.
+    confirmations: Vec<Bytes>,
+}
+
+/// An entry, and what became of it.
+type Proposed = (Numbered<Entry>, Result<(u64, Reply), ProposeError>);
 
 /// What consumers reported and the log has not got yet.
 pub struct Collector {
@@ -69,31 +75,26 @@ impl Collector {
         self.wake.notify_one();
     }
 
-    /// Proposes and confirms until dropped, or until nobody knows what became of an entry: then the drivers, which
-    /// believe it is in the log, have to be built again.
+    /// Proposes and confirms until dropped, or until an entry is in doubt: then the drivers, which believe it is in the
+    /// log, have to be built again.
     pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
         let account = replica.assignment().account.clone();
         let group = replica.group().clone();
-        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Confirmations>>::new();
-        // An entry that was not taken. Nothing overtakes it: marks of later deliveries would hide its own.
-        let mut refused: Option<(Bytes, Vec<Bytes>)> = None;
+        let mut in_flight = FuturesOrdered::<BoxFuture<'static, Proposed>>::new();
+        let mut outbox = Outbox::default();
         loop {
             tokio::select! {
                 biased;
-                Some((confirmations, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
-                    match outcome.map(|(_, reply)| reply.downcast::<Decided>()) {
-                        Ok(Ok(reply)) if !matches!(*reply, Decided::Rejected(_)) => {
-                            confirm(&router, &account, &confirmations);
-                        }
-                        // The stream is gone: there is nothing to confirm.
-                        Ok(_) => {}
-                        // Confirms nothing: the client acks again, to whoever leads then.
-                        Err(_) => return,
+                Some((entry, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                    // Of an entry that is in doubt nothing is confirmed: the client acks again, to whoever leads then.
+                    let Ok(applied) = outbox.settle(entry, fate(&outcome)) else { return };
+                    if let Some(entry) = applied && is_there(outcome) {
+                        confirm(&router, &account, &entry.confirmations);
                     }
                     continue;
                 }
-                () = tokio::time::sleep(RETRY), if refused.is_some() => {}
-                () = self.wake.notified(), if refused.is_none() && in_flight.len() < IN_FLIGHT_MAX => {
+                () = tokio::time::sleep(RETRY), if outbox.may_retry() => {}
+                () = self.wake.notified(), if outbox.has_room() => {
                     if !self.pending.lock().urgent {
                         tokio::time::sleep(FOLD_INTERVAL).await;
                     }
@@ -102,21 +103,38 @@ impl Collector {
                         continue;
                     }
                     let progress = Progress { now: replica.now(&clock), consumers: pending.consumers };
-                    let entry = StreamCommand::Progress(progress).encode().into_bytes();
-                    refused = Some((entry, pending.confirmations));
+                    let bytes = StreamCommand::Progress(progress).encode().into_bytes();
+                    outbox.add(Entry { bytes, confirmations: pending.confirmations });
                 }
             }
-            let Some((entry, confirmations)) = refused.take() else { continue };
-            let mut proposal = group.propose(INLINE, entry.clone());
-            match (&mut proposal).now_or_never() {
-                Some(Err(ProposeError::Full | ProposeError::NoRoom | ProposeError::NotLeader { .. })) => {
-                    refused = Some((entry, confirmations));
+            while let Some(entry) = outbox.take() {
+                let mut proposal = group.propose(INLINE, entry.entry.bytes.clone());
+                match (&mut proposal).now_or_never() {
+                    Some(outcome) if fate(&outcome) == Fate::NotTaken => {
+                        let settled = outbox.settle(entry, Fate::NotTaken);
+                        debug_assert!(settled.is_ok(), "what was not taken is not in doubt");
+                        break;
+                    }
+                    Some(outcome) => in_flight.push_back(Box::pin(ready((entry, outcome)))),
+                    None => in_flight.push_back(Box::pin(proposal.map(|outcome| (entry, outcome)))),
                 }
-                Some(outcome) => in_flight.push_back(Box::pin(ready((confirmations, outcome)))),
-                None => in_flight.push_back(Box::pin(proposal.map(|outcome| (confirmations, outcome)))),
             }
         }
     }
+}
+
+fn fate(outcome: &Result<(u64, Reply), ProposeError>) -> Fate {
+    match outcome {
+        Ok(_) => Fate::Applied,
+        Err(error) if error.may_be_committed() => Fate::Unknown,
+        Err(_) => Fate::NotTaken,
+    }
+}
+
+/// Whether the stream was there when an entry was applied. If not, there is nothing to confirm.
+fn is_there(outcome: Result<(u64, Reply), ProposeError>) -> bool {
+    let reply = outcome.map(|(_, reply)| reply.downcast::<Decided>());
+    matches!(reply, Ok(Ok(reply)) if !matches!(*reply, Decided::Rejected(_)))
 }
 
 fn confirm(router: &Arc<Router>, account: &AccountName, confirmations: &[Bytes]) {
