@@ -16,6 +16,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{Bench, run_script};
 
+mod removals;
+
 /// Every script says what the machine does today. `UPDATE_EXPECT=1` rewrites them; review the diff.
 #[test]
 fn scripts_come_out_as_written() {
