@@ -10,11 +10,12 @@ use levee_protocol::api::PurgeRequest;
 use levee_protocol::command::{Encoded, StreamCommand};
 use levee_protocol::ids::Seq;
 use levee_protocol::record::BlockBuilder;
-use levee_protocol::time::Timestamp;
+use levee_protocol::time::{Nanos, Timestamp};
 use levee_raft::ProposeError;
 use levee_storage::kind::{BLOCK, INLINE};
 
 use crate::chance::Chance;
+use crate::consumers;
 use crate::plan::Breakage;
 use crate::streams::{Stream, Which};
 use crate::world::{Host, World};
@@ -194,7 +195,7 @@ async fn attempt(world: &World, chance: &mut Chance, batch: &mut Vec<Item>, last
     }
 }
 
-/// Removes messages, purges, changes limits, and lets time pass in the stream.
+/// Removes messages, purges, changes limits, pauses and updates consumers, and lets time pass in the stream.
 pub(crate) async fn operator(world: Arc<World>) {
     let mut chance = Chance::new(world.seed, "operator");
     let mut ordinary = world.plan.stream.clone();
@@ -230,6 +231,18 @@ pub(crate) async fn operator(world: Arc<World>) {
                     created,
                     config: Box::new(config.clone()),
                 })
+            }
+            62..72 if !world.plan.consumers.is_empty() => {
+                let at = usize::try_from(chance.below(world.plan.consumers.len() as u64)).unwrap_or(0);
+                let config = world.plan.consumers[at].clone();
+                let span = Nanos::from_millis(chance.pick(&[0, 200, 600, 2000]));
+                let span = Some(span).filter(|span| *span > Nanos::ZERO);
+                let bounds = (chance.pick(&[300, 1000, 4000]), chance.pick(&[1, 3, 10, 100]));
+                if chance.percent(50) {
+                    Box::new(move |now| consumers::pause(&config, span, now))
+                } else {
+                    Box::new(move |now| consumers::update(&config, bounds, now))
+                }
             }
             _ => Box::new(|now| StreamCommand::Tick { now }),
         };

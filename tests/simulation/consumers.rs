@@ -35,6 +35,34 @@ pub(crate) fn creation(config: &ConsumerConfig, now: Timestamp) -> StreamCommand
     }
 }
 
+/// The command that gives one other bounds.
+pub(crate) fn update(
+    config: &ConsumerConfig,
+    (wait_ms, places): (i64, i64),
+    now: Timestamp,
+) -> StreamCommand {
+    let mut config = config.clone();
+    if config.ack_policy != AckPolicy::None {
+        config.max_ack_pending = places;
+        if config.backoff.is_empty() {
+            config.ack_wait = Nanos::from_millis(wait_ms);
+        }
+    }
+    StreamCommand::CreateConsumer {
+        now,
+        name: name(&config),
+        config: Box::new(config),
+        action: ConsumerCreateAction::Update,
+        default_max: 0,
+    }
+}
+
+/// The command that pauses one, or has it go on.
+pub(crate) fn pause(config: &ConsumerConfig, span: Option<Nanos>, now: Timestamp) -> StreamCommand {
+    let until = span.map_or(Timestamp::ZERO, |span| now.plus(span));
+    StreamCommand::PauseConsumer { now, name: name(config), until }
+}
+
 /// Its name.
 pub(crate) fn name(config: &ConsumerConfig) -> ConsumerName {
     ConsumerName::parse(&config.durable_name).expect("the names of a run are valid")

@@ -8,6 +8,7 @@
 //! | the marks only rise | at every entry |
 //! | nothing is settled that nobody acked | at every entry |
 //! | no more than `max_ack_pending` in clients' hands | at every sending |
+//! | none while the consumer is paused | at every sending by a leader that has heard of it |
 //! | nobody waits while there is something to have | whenever a leader goes to sleep |
 //! | messages of one key one by one, in order | at every sending |
 //! | a dead letter is stored before its message is settled, once | at every entry, and at the end |
@@ -81,6 +82,8 @@ struct Working {
     raft_term: u64,
     /// What the log had when it began, and what it has sent since.
     attempts: BTreeMap<Seq, u32>,
+    /// How many messages may be in clients' hands, as far as it has heard.
+    places: Option<usize>,
     /// Messages that take a place.
     hands: BTreeSet<Seq>,
     delayed: BTreeSet<Seq>,
@@ -112,11 +115,11 @@ impl Book {
     fn max_deliver(&self) -> Option<u32> {
         u32::try_from(self.config.max_deliver).ok().filter(|max| *max > 0)
     }
+}
 
-    fn limits_hands(&self) -> Option<usize> {
-        let bounded = self.config.ack_policy != AckPolicy::None;
-        usize::try_from(self.config.max_ack_pending).ok().filter(|max| bounded && *max > 0)
-    }
+fn places(config: &ConsumerConfig) -> Option<usize> {
+    let bounded = config.ack_policy != AckPolicy::None;
+    usize::try_from(config.max_ack_pending).ok().filter(|max| bounded && *max > 0)
 }
 
 impl Deliveries {
@@ -140,6 +143,7 @@ impl Deliveries {
         raft_term: u64,
     ) -> u64 {
         let book = self.books.entry(name.clone()).or_default();
+        let places = places(&config);
         if book.incarnation != incarnation {
             let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok()).collect();
             *book = Book { incarnation, config, filters, ..Book::default() };
@@ -147,6 +151,7 @@ impl Deliveries {
         let working = Working {
             consumer: name.clone(),
             raft_term,
+            places,
             attempts: book.log.attempts.clone(),
             hands: book.log.unacked.difference(&book.log.dead).copied().collect(),
             delayed: BTreeSet::new(),
@@ -154,6 +159,15 @@ impl Deliveries {
         let number = self.working.len() as u64 + 1;
         self.working.insert(number, working);
         number
+    }
+
+    /// A leader has heard of another configuration.
+    pub(crate) fn configured(&mut self, number: u64, config: &ConsumerConfig) {
+        let Some(working) = self.working.get_mut(&number) else { return };
+        let is_keyed = self.books.get(&working.consumer).is_some_and(Book::is_keyed);
+        // What waits for the log has its place already.
+        let before = working.places.filter(|_| is_keyed);
+        working.places = places(config).map(|now| before.map_or(now, |before| before.max(now)));
     }
 
     /// A leader sends a message.
@@ -179,7 +193,7 @@ impl Deliveries {
         {
             return wrong(format!("its ack was confirmed in term {term}, this is {}", working.raft_term));
         }
-        if let Some(max) = book.limits_hands() {
+        if let Some(max) = working.places {
             working.delayed.remove(&seq);
             let takes_a_place = working.hands.insert(seq);
             if takes_a_place && working.hands.len() > max {
@@ -249,7 +263,7 @@ impl Deliveries {
     pub(crate) fn sleeps(&self, number: u64, pending: u64) -> Result<(), String> {
         let Some(working) = self.working.get(&number) else { return Ok(()) };
         let Some(book) = self.books.get(&working.consumer) else { return Ok(()) };
-        let has_room = book.limits_hands().is_none_or(|max| working.hands.len() < max);
+        let has_room = working.places.is_none_or(|max| working.hands.len() < max);
         if pending > 0 && has_room && !book.is_keyed() && !book.config.is_push() {
             return Err(format!(
                 "{} sleeps: {pending} messages could be had, {} are in clients' hands",

@@ -39,6 +39,8 @@ pub(crate) struct Driver {
     wake: Notify,
     dispatch: Mutex<Dispatch>,
     attention: Mutex<Attention>,
+    /// Until when it is paused, as far as it has heard.
+    paused: Mutex<Option<Timestamp>>,
 }
 
 #[derive(Default)]
@@ -103,6 +105,7 @@ impl Driver {
                 return None;
             }
         };
+        let paused = config.pause_until;
         let number = world.oracle.takes_over(name, dispatch.incarnation(), config, leader.raft_term);
         world.trace.note(format_args!("{} drives {name} ({number})", leader.host.id));
         Some(Arc::new(Self {
@@ -113,6 +116,7 @@ impl Driver {
             wake: Notify::new(),
             dispatch: Mutex::new(dispatch),
             attention: Mutex::new(Attention::All),
+            paused: Mutex::new(paused),
         }))
     }
 
@@ -255,7 +259,11 @@ impl Driver {
         if inbox.ledger_changed {
             stream.replica.read(|machine, _| {
                 if let Some(ledger) = machine.consumer(&self.name) {
-                    dispatch.on_configured(ledger, now);
+                    if world.plan.breakage != Breakage::ChangesAreForgotten {
+                        dispatch.on_configured(ledger, now);
+                    }
+                    *self.paused.lock() = ledger.config().pause_until;
+                    world.oracle.configured(self.number, ledger.config());
                 }
             });
         }
@@ -263,17 +271,24 @@ impl Driver {
             self.handle(&mut dispatch, request, now, &mut confirmations);
         }
         let interest = |subject: &[u8]| world.post.listens(subject);
+        let paused = self.paused.lock().filter(|until| *until > now);
         let turn = stream.replica.read(|machine, view| {
             for _ in 0..STEPS_PER_FLUSH {
                 match dispatch.poll(machine, view, &interest, now)? {
-                    Step::Deliver(delivery) => self.deliver(&delivery),
+                    Step::Deliver(delivery) => {
+                        if let Some(until) = paused {
+                            let (name, seq) = (&self.name, delivery.record.seq);
+                            world.oracle.violated(format!("{name} sends {seq} and is paused until {until}"));
+                        }
+                        self.deliver(&delivery);
+                    }
                     Step::Notify(notice) => self.notify(notice),
                     Step::Advisory(advice) => self.advise(&advice),
                     // No consumer of a run has a threshold.
                     Step::Inactive => {}
                     Step::Sleep(until) => {
                         let waiting = dispatch.num_waiting();
-                        if waiting > 0 {
+                        if waiting > 0 && paused.is_none() {
                             let pending = dispatch.num_pending(machine, view)?;
                             world.oracle.sleeps(self.number, pending);
                         }
@@ -388,6 +403,7 @@ fn disobeying(ledger: &Ledger, breakage: Breakage) -> Option<Ledger> {
             config.metadata.remove("levee.key");
             (config.max_deliver, config.max_ack_pending) = (-1, -1);
         }
+        Breakage::ChangesAreForgotten => config.pause_until = None,
         Breakage::LeadersAreMean => config.max_ack_pending = 1,
         _ => return None,
     }

@@ -164,6 +164,11 @@ fn the_oracle_notices_a_consumer_that_does_not_keep_to_its_configuration() {
 }
 
 #[test]
+fn the_oracle_notices_a_consumer_that_is_not_told_of_its_pause() {
+    must_notice(Breakage::ChangesAreForgotten, &["is paused until", "in clients' hands", "could be had"]);
+}
+
+#[test]
 fn the_oracle_notices_a_consumer_that_stalls() {
     must_notice(Breakage::LeadersAreMean, &["could be had"]);
 }

@@ -2,9 +2,10 @@
 //! commands and says which answers and which messages every replica must have.
 //!
 //! It covers what the workload uses: limits, message ids, times to live, rollups, purge, removal of single messages,
-//! changed limits, and work queues with one consumer. What consumers promise is in [`deliveries`](crate::deliveries).
+//! changed limits, duplicate windows that end, work queues with one consumer, and interest of several that ack one by
+//! one. What consumers promise is in [`deliveries`](crate::deliveries).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use levee_protocol::api::{DiscardPolicy, RetentionPolicy, StreamConfig};
@@ -98,11 +99,14 @@ pub(crate) struct Model {
     ever: BTreeMap<u64, Message>,
     /// Every message that was ever stored, by what identifies it.
     stored: BTreeMap<Bytes, u64>,
-    ids: BTreeMap<String, u64>,
+    /// Under which sequence an id was stored, and when.
+    ids: BTreeMap<String, (u64, Timestamp)>,
     /// When messages leave that said so.
     ends: BTreeMap<u64, Timestamp>,
     /// What consumers want.
     wanted: BTreeMap<ConsumerName, Vec<Filter>>,
+    /// What consumers are done with.
+    done: BTreeSet<(ConsumerName, u64)>,
     bytes: u64,
     /// First sequence while the stream is empty.
     empty_first: u64,
@@ -173,7 +177,7 @@ impl Model {
                 Ok(Expected::Anything)
             }
             StreamCommand::Progress(progress) => {
-                if self.config.as_ref().is_some_and(|config| config.retention == RetentionPolicy::WorkQueue) {
+                if self.retention() != RetentionPolicy::Limits {
                     progress.consumers.iter().for_each(|row| self.progress(row));
                 }
                 Ok(Expected::Anything)
@@ -203,10 +207,14 @@ impl Model {
 
     fn publish(&mut self, block: &Block, clock: Timestamp) -> Result<Vec<Verdict>, String> {
         let mut verdicts = Vec::new();
+        let window = self.config.as_ref().map_or(Nanos::ZERO, |config| config.duplicate_window);
+        if window < WINDOW_BEYOND_RETRIES {
+            self.ids.retain(|_, (_, at)| clock.since(*at) < window);
+        }
         for position in 0..block.count() {
             let record = block.record_owned(position, levee_protocol::ids::Seq::NONE);
             let id = HeaderBlock(&record.header).get_str("Nats-Msg-Id").map(str::to_owned);
-            if let Some(seq) = id.as_ref().and_then(|id| self.ids.get(id)) {
+            if let Some((seq, _)) = id.as_ref().and_then(|id| self.ids.get(id)) {
                 verdicts.push(Verdict::Duplicate(*seq));
                 continue;
             }
@@ -233,13 +241,23 @@ impl Model {
                 continue;
             }
             self.last += 1;
+            if let Some(id) = id {
+                self.ids.insert(id, (self.last, clock));
+            }
+            if self.retention() == RetentionPolicy::Interest && !self.is_wanted(&message.subject) {
+                verdicts.push(Verdict::Stored(self.last));
+                if self.live.is_empty() {
+                    self.empty_first = self.last + 1;
+                }
+                continue;
+            }
             let word = identity(&message.header, &message.payload);
-            if let Some(before) = self.stored.insert(word.clone(), self.last) {
+            // Who tries again after the window is told nothing of the first time.
+            if let Some(before) = self.stored.insert(word.clone(), self.last)
+                && window >= WINDOW_BEYOND_RETRIES
+            {
                 let word = String::from_utf8_lossy(&word).into_owned();
                 return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
-            }
-            if let Some(id) = id {
-                self.ids.insert(id, self.last);
             }
             verdicts.push(Verdict::Stored(self.last));
             self.bytes += message.bytes;
@@ -270,18 +288,24 @@ impl Model {
         }
     }
 
-    /// A work queue loses what its consumer is done with.
+    fn retention(&self) -> RetentionPolicy {
+        self.config.as_ref().map_or(RetentionPolicy::Limits, |config| config.retention)
+    }
+
+    fn is_wanted(&self, subject: &[u8]) -> bool {
+        self.wanted.values().any(|filters| wants(filters, subject))
+    }
+
+    /// A message leaves when all consumers that want it are done with it.
     fn progress(&mut self, row: &ConsumerProgress) {
-        for run in &row.settled {
-            let wants = self.wanted.get(&row.name).cloned().unwrap_or_default();
+        for run in row.settled.iter().filter(|run| run.how != Settlement::Exhausted) {
             for seq in run.first.0..=run.last.0 {
-                let is_wanted = |message: &Message| {
-                    wants.is_empty() || wants.iter().any(|filter| filter.matches(&message.subject))
-                };
-                if run.how == Settlement::Exhausted {
-                    continue;
-                }
-                if self.live.get(&seq).is_some_and(is_wanted) {
+                self.done.insert((row.name.clone(), seq));
+                let Some(message) = self.live.get(&seq) else { continue };
+                let mut wanting =
+                    self.wanted.iter().filter(|(_, filters)| wants(filters, &message.subject)).peekable();
+                let is_wanted = wanting.peek().is_some();
+                if is_wanted && wanting.all(|(name, _)| self.done.contains(&(name.clone(), seq))) {
                     self.remove(seq);
                 }
             }
@@ -360,6 +384,13 @@ impl Model {
         self.empty_first = self.last + 1;
         true
     }
+}
+
+/// No client tries again for so long.
+pub(crate) const WINDOW_BEYOND_RETRIES: Nanos = Nanos::from_secs(3600);
+
+fn wants(filters: &[Filter], subject: &[u8]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| filter.matches(subject))
 }
 
 /// What no other message has: the id of a dead letter, the first word of another message's body.

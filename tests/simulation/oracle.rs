@@ -142,6 +142,11 @@ impl Oracle {
         self.deliveries.lock().takes_over(name, incarnation, config, raft_term)
     }
 
+    /// A leader has heard of another configuration.
+    pub(crate) fn configured(&self, number: u64, config: &ConsumerConfig) {
+        self.deliveries.lock().configured(number, config);
+    }
+
     /// A leader sends a message to a client.
     pub(crate) fn sends(&self, number: u64, delivery: &Delivery) {
         let looked = self.deliveries.lock().sends(number, delivery, &self.state.lock().model);
@@ -296,8 +301,13 @@ impl Oracle {
             Ok(Some(_)) if self.which.is_copy() => None,
             Ok(Some(record)) => {
                 let word = crate::model::identity(&record.header, &record.payload);
-                let stored = self.state.lock().model.stored(&word);
-                (stored != Some(seq.0)).then(|| {
+                let state = self.state.lock();
+                let stored = state.model.stored(&word);
+                let is_so = state
+                    .model
+                    .ever(seq.0)
+                    .is_some_and(|message| crate::model::identity(&message.header, &message.payload) == word);
+                (!is_so).then(|| {
                     let word = String::from_utf8_lossy(&word).into_owned();
                     format!("reading {seq} returned {word}, which was stored as {stored:?}")
                 })

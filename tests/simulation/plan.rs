@@ -13,6 +13,7 @@ use crate::chance::Chance;
 use crate::consumers;
 use crate::faults::FaultKind;
 use crate::letters;
+use crate::model::WINDOW_BEYOND_RETRIES;
 use crate::streams::Which;
 
 /// What is broken on purpose, to see the oracle notice.
@@ -38,6 +39,8 @@ pub(crate) enum Breakage {
     LettersAreLost,
     /// Leaders know no keys, no `max_deliver` and no `max_ack_pending`.
     LeadersForgetOptions,
+    /// Leaders do not hear of pauses and updates.
+    ChangesAreForgotten,
     /// Leaders have one message in clients' hands at a time, whatever is configured.
     LeadersAreMean,
     /// Origins leave messages out of what they answer.
@@ -48,7 +51,7 @@ pub(crate) enum Breakage {
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
@@ -59,6 +62,7 @@ impl Breakage {
         Self::DeliveriesAreSkipped,
         Self::LettersAreLost,
         Self::LeadersForgetOptions,
+        Self::ChangesAreForgotten,
         Self::LeadersAreMean,
         Self::OriginForgets,
         Self::RestoreLeavesOut,
@@ -77,6 +81,7 @@ impl Breakage {
             Self::DeliveriesAreSkipped => "deliveries-are-skipped",
             Self::LettersAreLost => "letters-are-lost",
             Self::LeadersForgetOptions => "leaders-forget-options",
+            Self::ChangesAreForgotten => "changes-are-forgotten",
             Self::LeadersAreMean => "leaders-are-mean",
             Self::OriginForgets => "origin-forgets",
             Self::RestoreLeavesOut => "restore-leaves-out",
@@ -201,6 +206,13 @@ impl Plan {
             // Consumers of a work queue share nothing: one will do.
             self.consumers.retain(explicit);
             self.consumers.truncate(1);
+        } else if chance.percent(25) && self.breakage == Breakage::None {
+            self.stream.retention = RetentionPolicy::Interest;
+            self.consumers.retain(|config| config.ack_policy == AckPolicy::Explicit);
+        }
+        // What is stored twice can't be told apart in copies.
+        if chance.percent(20) && !self.copies && self.breakage == Breakage::None {
+            self.stream.duplicate_window = Nanos::from_millis(chance.pick(&[200, 1000, 5000]));
         }
         self
     }
@@ -274,7 +286,7 @@ fn stream(chance: &mut Chance) -> StreamConfig {
         discard,
         num_replicas: 3,
         // Longer than a run and all its clock jumps: a publish that is tried again always finds its id.
-        duplicate_window: Nanos::from_secs(3600),
+        duplicate_window: WINDOW_BEYOND_RETRIES,
         ..StreamConfig::default()
     };
     if discard == DiscardPolicy::Old {

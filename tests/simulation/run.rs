@@ -87,6 +87,7 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
             ));
         }
     }
+    resume(world).await?;
     drain(world).await?;
     catch_up(world).await?;
     world.end();
@@ -133,6 +134,18 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
         return Err(format!("the group did not begin: {}", standing(world)));
     }
     rest(world).await
+}
+
+/// No consumer is paused from here on.
+async fn resume(world: &Arc<World>) -> Result<(), String> {
+    let work = async {
+        for config in &world.plan.consumers {
+            clients::insist(world, Which::Origin, |now| consumers::pause(config, None, now)).await;
+        }
+    };
+    let resumed = tokio::time::timeout(REST_WITHIN, work).await;
+    resumed
+        .map_err(|_| format!("consumers could not be resumed after everything healed: {}", standing(world)))
 }
 
 /// Waits until consumers have delivered everything and all of it is settled. It may take long; it must not stop.
