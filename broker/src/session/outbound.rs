@@ -8,6 +8,10 @@
 //! The socket is a value that is passed on: whoever holds it is the one writer. It rests in the state while
 //! nobody writes, so "the queue is not empty" implies "somebody holds the socket and will look again".
 //!
+//! Small handovers of several producers at about the same time, such as requests to a service, are gathered: the writer
+//! task lets everybody have a turn who is ready to run, and writes for all of them. Now and then a write is left to the
+//! task to see whether that pays, and it goes on for as long as it does.
+//!
 //! The queue is bounded by `max_pending` bytes; over it the client is a slow consumer and its connection ends.
 //! Well before that, producers are asked to wait for a moment (see [`Outbound::relieved`]).
 
@@ -42,11 +46,26 @@ pub struct Outbound {
 struct State {
     socket: Option<WriteHalf>,
     for_task: Option<WriteHalf>,
+    gathering: Gathering,
     queue: VecDeque<Segment>,
     spare: Vec<Vec<u8>>,
     ended: Option<CloseReason>,
     closed: bool,
     tally: Tally,
+}
+
+/// Whether small handovers come so close together that one write serves several.
+#[derive(Default)]
+struct Gathering {
+    is_on: bool,
+    /// How often nobody came, in a row.
+    in_vain: u32,
+    /// The task is to let others run before it writes what waits.
+    lets_others_run: bool,
+    /// Handovers since the task was left one.
+    handovers: u32,
+    /// Direct writes since the last try.
+    direct: u32,
 }
 
 struct Segment {
@@ -108,6 +127,7 @@ impl Outbound {
             state: Mutex::new(State {
                 socket,
                 for_task: None,
+                gathering: Gathering::default(),
                 queue: VecDeque::new(),
                 spare: Vec::new(),
                 ended: None,
@@ -135,8 +155,9 @@ impl Outbound {
             self.end_locked(&mut state, CloseReason::SlowConsumerPendingBytes, &[]);
             return Pressure::Gone;
         }
+        state.gathering.handovers += 1;
         match state.socket.take() {
-            Some(socket) if delivery == Delivery::Direct => {
+            Some(socket) if delivery == Delivery::Direct && !state.gathering.begins_with(len) => {
                 drop(state);
                 self.write_direct(socket, staged);
             }
@@ -223,19 +244,35 @@ impl Outbound {
     pub async fn write_when_needed(self: Arc<Self>) {
         loop {
             self.wake.notified().await;
-            let socket = {
+            let (socket, lets_others_run) = {
                 let mut state = self.state.lock();
                 if state.closed {
                     return;
                 }
-                state.for_task.take()
+                (state.for_task.take(), std::mem::take(&mut state.gathering.lets_others_run))
             };
+            if lets_others_run {
+                self.let_others_run().await;
+            }
             if let Some(socket) = socket
                 && self.drain(socket).await == Drained::Closed
             {
                 return;
             }
         }
+    }
+
+    /// Returns when everybody had a turn and nobody had more for this client.
+    async fn let_others_run(&self) {
+        let mut handovers = 1;
+        for _ in 0..GATHERING_TURNS_MAX {
+            tokio::task::yield_now().await;
+            let now = self.state.lock().gathering.handovers;
+            if std::mem::replace(&mut handovers, now) == now {
+                break;
+            }
+        }
+        self.state.lock().gathering.ends(handovers > 1);
     }
 
     fn write_direct(&self, socket: WriteHalf, staged: &mut Vec<u8>) {
@@ -413,6 +450,26 @@ impl Outbound {
     }
 }
 
+impl Gathering {
+    /// Whether a small handover to an idle socket waits for others.
+    fn begins_with(&mut self, bytes: usize) -> bool {
+        self.direct += 1;
+        let is_tried = self.is_on || self.direct >= GATHERING_TRIED_EVERY;
+        if bytes > GATHERED_BYTES_MAX || !is_tried {
+            return false;
+        }
+        self.direct = 0;
+        self.handovers = 1;
+        self.lets_others_run = true;
+        true
+    }
+
+    fn ends(&mut self, somebody_came: bool) {
+        self.in_vain = if somebody_came { 0 } else { self.in_vain + 1 };
+        self.is_on = somebody_came || (self.is_on && self.in_vain < GATHERING_IN_VAIN_MAX);
+    }
+}
+
 impl State {
     fn enqueue(&mut self, staged: &mut Vec<u8>) {
         if let Some(last) = self.queue.back_mut()
@@ -440,6 +497,14 @@ enum Drained {
     Closed,
 }
 
+/// Copying that much costs less than a system call.
+const GATHERED_BYTES_MAX: usize = 4 << 10;
+/// A write is not put off for longer than it takes everybody to have that many turns.
+const GATHERING_TURNS_MAX: usize = 8;
+/// It ends when that many writes in a row waited for nobody.
+const GATHERING_IN_VAIN_MAX: u32 = 16;
+/// One write in this many waits for others, to see whether they come.
+const GATHERING_TRIED_EVERY: u32 = 64;
 /// Above this, what waits no longer fits caches, and producers pause for a moment.
 const SOFT_MARK: usize = 1 << 20;
 /// How long a producer waits for a client that takes its messages, but slower than they come.
@@ -488,6 +553,38 @@ mod tests {
         let mut all = String::new();
         client.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "abcbye");
+    }
+
+    #[tokio::test]
+    async fn small_handovers_are_gathered_for_as_long_as_they_come_together() {
+        let (outbound, mut client) = pair().await;
+        let round = async |handovers: usize| {
+            for _ in 0..handovers {
+                hand(&outbound, b"x");
+            }
+            while outbound.pending() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+
+        for _ in 0..2 * GATHERING_TRIED_EVERY {
+            round(1).await;
+        }
+        assert!(!outbound.state.lock().gathering.is_on);
+        for _ in 0..GATHERING_TRIED_EVERY {
+            round(3).await;
+        }
+        assert!(outbound.state.lock().gathering.is_on);
+        for _ in 0..GATHERING_IN_VAIN_MAX {
+            round(1).await;
+        }
+        assert!(!outbound.state.lock().gathering.is_on);
+
+        outbound.end(CloseReason::ServerShutdown, &[]);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        let expected = 5 * GATHERING_TRIED_EVERY + GATHERING_IN_VAIN_MAX;
+        assert_eq!(all.len(), expected as usize);
     }
 
     #[tokio::test]
