@@ -63,7 +63,8 @@ struct Queue {
     waiting: VecDeque<Arrived>,
     messages: usize,
     bytes: usize,
-    in_flight: usize,
+    /// Messages of each proposal that is in flight.
+    in_flight: VecDeque<usize>,
     /// A publisher's task makes a block of what it took, and nothing may overtake that.
     proposing: bool,
     /// The leader is gone: what comes now is not answered, and its publishers try again.
@@ -212,7 +213,7 @@ impl Ingest {
     /// With nothing in flight the caller proposes. Others' messages that wait go along, so nobody else proposes until
     /// it has.
     fn propose_or_wake(self: &Arc<Self>, queue: MutexGuard<'_, Queue>) {
-        let is_idle = queue.in_flight == 0;
+        let is_idle = queue.in_flight.is_empty();
         drop(queue);
         if !(is_idle && self.propose_here()) {
             self.ready.notify_one();
@@ -226,7 +227,7 @@ impl Ingest {
             return false;
         }
         let mut queue = self.queue.lock();
-        if queue.in_flight > 0 || queue.proposing {
+        if !queue.in_flight.is_empty() || queue.proposing {
             return false;
         }
         let Some(batches) = self.take(&mut queue) else { return true };
@@ -245,7 +246,7 @@ impl Ingest {
         // A sum follows from the one before, so that one has to be applied.
         let counts = composition.as_ref().is_some_and(|composition| composition.counts);
         // What comes next of a batch without holes depends on what is under way of it.
-        let waits = (counts && queue.in_flight > 0) || composer.waits_for_outcome();
+        let waits = (counts && !queue.in_flight.is_empty()) || composer.waits_for_outcome();
         if waits || !queue.may_propose() {
             return false;
         }
@@ -279,7 +280,7 @@ impl Ingest {
         if taken.is_empty() {
             return None;
         }
-        queue.in_flight += 1;
+        queue.in_flight.push_back(messages);
         Some(taken)
     }
 
@@ -439,14 +440,20 @@ impl Queue {
 
     /// A proposal is no longer in flight. What was proposed before the queue was closed counts nowhere.
     fn landed(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+        self.in_flight.pop_front();
     }
 
+    /// A small block behind another one waits until it has as much in it as is under way: with many publishers that
+    /// wait for their acks, whoever asks again first would else have a sync to itself, and all others wait for that.
     fn may_propose(&self) -> bool {
+        let in_flight = self.in_flight.len();
         let is_small = self.messages < SMALL_MESSAGES && self.bytes < SMALL_BYTES;
-        !self.waiting.is_empty()
-            && !self.proposing
-            && self.in_flight < if is_small { SMALL_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX }
+        let has_room = if is_small {
+            in_flight < SMALL_IN_FLIGHT_MAX && self.messages >= self.in_flight.iter().sum()
+        } else {
+            in_flight < IN_FLIGHT_MAX
+        };
+        !self.waiting.is_empty() && !self.proposing && has_room
     }
 }
 
