@@ -25,7 +25,7 @@ use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
 use crate::state_machine::{Applied, Floors};
 use crate::tasks::at_once;
-use crate::types::{Fatal, Proposed, Raft, TypeConfig};
+use crate::types::{Fatal, LeaderId, Proposed, Raft, TypeConfig};
 
 /// A handle to one group of this node. Clones are the same group.
 #[derive(Clone)]
@@ -132,16 +132,32 @@ impl Group {
         proposal
     }
 
+    /// Proposes an entry like [`propose`](Self::propose) that makes sense in one leadership of this node only: in any
+    /// later one it is refused, however early this node notices that it began.
+    pub fn propose_in(&self, raft_term: u64, kind: u8, payload: Bytes) -> Proposal {
+        let (then, proposal) = Proposal::new();
+        if let Err((then, error)) = self.try_propose(Some(raft_term), kind, payload, then) {
+            then(Err(error));
+        }
+        proposal
+    }
+
     /// Proposes an entry like [`propose`](Self::propose); `then` is called once with what became of it, in the order
     /// of the log for what was applied. It runs where the entry is applied, or within this call if the proposal is
     /// refused: it must not block.
     pub fn propose_then(&self, kind: u8, payload: Bytes, then: Then) {
-        if let Err((then, error)) = self.try_propose(kind, payload, then) {
+        if let Err((then, error)) = self.try_propose(None, kind, payload, then) {
             then(Err(error));
         }
     }
 
-    fn try_propose(&self, kind: u8, payload: Bytes, then: Then) -> Result<(), (Then, ProposeError)> {
+    fn try_propose(
+        &self,
+        raft_term: Option<u64>,
+        kind: u8,
+        payload: Bytes,
+        then: Then,
+    ) -> Result<(), (Then, ProposeError)> {
         let core = &*self.0;
         if *core.stopping.borrow() != Stopping::No {
             return Err((then, ProposeError::Stopped));
@@ -154,8 +170,15 @@ impl Group {
             return Err((then, ProposeError::NoRoom));
         }
         let (answer, ticket) = core.waiting.register(then);
-        let write = core.raft.client_write_ff(Proposed { kind, payload }, Some(answer));
-        match at_once(write) {
+        let proposed = Proposed { kind, payload };
+        let queued = match raft_term {
+            None => at_once(core.raft.client_write_ff(proposed, Some(answer))),
+            Some(term) => {
+                let write = core.raft.write(proposed).responder(answer);
+                at_once(write.with_leader(LeaderId { term, node_id: core.node }).into_future())
+            }
+        };
+        match queued {
             Some(Ok(())) => core.waiting.queued(ticket),
             Some(Err(_)) => core.waiting.answer(ticket, Err(ProposeError::Stopped)),
             None => core.waiting.answer(ticket, Err(ProposeError::Full)),

@@ -538,3 +538,23 @@ async fn nothing_is_acknowledged_before_a_majority_has_it_on_disk() {
     let outcome = tokio::time::timeout(Duration::from_secs(5), proposal).await.expect("it must not hang");
     outcome.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_meant_for_one_leadership_never_comes_into_a_later_one() {
+    let mut cluster = Cluster::new(3, quick());
+    cluster.found(GROUP).await;
+    let first = cluster.leader(GROUP).await;
+    let group = cluster.nodes[&first].group(GROUP);
+    let term = group.leadership().borrow().raft_term;
+    group.propose_in(term, INLINE, payload("in time")).await.unwrap();
+
+    let other = (1..=3).find(|number| *number != first).unwrap();
+    group.transfer(NodeId(other)).await.unwrap();
+    cluster.nodes[&other].group(GROUP).transfer(NodeId(first)).await.unwrap();
+    until("the first leader leads again", || group.leadership().borrow().leading.then_some(())).await;
+    let late = group.propose_in(term, INLINE, payload("too late")).await;
+    put(&group, "after").await.unwrap();
+
+    assert!(matches!(late, Err(ProposeError::NotLeader { .. })), "{late:?}");
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("in time"), payload("after")]);
+}

@@ -76,8 +76,14 @@ impl Collector {
     }
 
     /// Proposes and confirms until dropped, or until an entry is in doubt: then the drivers, which believe it is in the
-    /// log, have to be built again.
-    pub async fn run(self: Arc<Self>, replica: Arc<Replica>, router: Arc<Router>, clock: Clock) {
+    /// log, have to be built again. What was reported in the leadership of `raft_term` never gets into a later one's log.
+    pub async fn run(
+        self: Arc<Self>,
+        raft_term: u64,
+        replica: Arc<Replica>,
+        router: Arc<Router>,
+        clock: Clock,
+    ) {
         let account = replica.assignment().account.clone();
         let group = replica.group().clone();
         let mut in_flight = FuturesOrdered::<BoxFuture<'static, Proposed>>::new();
@@ -108,7 +114,7 @@ impl Collector {
                 }
             }
             while let Some(entry) = outbox.take() {
-                let mut proposal = group.propose(INLINE, entry.entry.bytes.clone());
+                let mut proposal = group.propose_in(raft_term, INLINE, entry.entry.bytes.clone());
                 match (&mut proposal).now_or_never() {
                     Some(outcome) if fate(&outcome) == Fate::NotTaken => {
                         let settled = outbox.settle(entry, Fate::NotTaken);

@@ -12,7 +12,7 @@ use levee_protocol::api::advisory::Action;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::ConsumerName;
 use levee_protocol::time::Timestamp;
-use levee_raft::ProposeError;
+use levee_raft::{Leadership, ProposeError};
 use levee_storage::kind::INLINE;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -97,7 +97,7 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
                         }
                     }
                     if now.leading && pause.is_none() {
-                        Leader::start(&jetstream, &replica, now.epoch, &doubt);
+                        Leader::start(&jetstream, &replica, &now, &doubt);
                         // What is built again within one leadership is no news.
                         if std::mem::replace(&mut told, now.epoch) != now.epoch {
                             announce::leadership(&jetstream, &replica, true);
@@ -116,13 +116,13 @@ pub fn watch(jetstream: &Arc<JetStream>, replica: Arc<Replica>) {
 }
 
 impl Leader {
-    fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>, epoch: u64, doubt: &Arc<Notify>) {
+    fn start(jetstream: &Arc<JetStream>, replica: &Arc<Replica>, now: &Leadership, doubt: &Arc<Notify>) {
         let acks = PubAckStream {
             name: replica.assignment().config.name.clone(),
             domain: jetstream.domain().to_owned(),
         };
         let leader = Arc::new(Self {
-            epoch,
+            epoch: now.epoch,
             since: jetstream.clock().now(),
             in_doubt: AtomicBool::new(false),
             doubt: Arc::clone(doubt),
@@ -150,6 +150,7 @@ impl Leader {
             ),
         );
         let progress = Arc::clone(&leader.progress).run(
+            now.raft_term,
             Arc::clone(replica),
             Arc::clone(jetstream.router()),
             jetstream.clock().clone(),
