@@ -42,13 +42,11 @@ const LATER: &[&str] = &[
     "avg_fanout",
     "cache_hit_rate",
     "compress_ok",
-    "default_max_consumers",
     "gateway",
     "gateways",
     "leaf",
     "leafnodes",
     "leafs",
-    "limits",
     "max_fanout",
     "mqtt",
     "num_cache",
@@ -141,4 +139,28 @@ async fn monitoring_documents_have_the_fields_of_nats_server() -> Result<()> {
         }
     }
     differences.demand_none()
+}
+
+#[tokio::test]
+async fn limits_of_the_configuration_are_shown_as_nats_server_shows_them() -> Result<()> {
+    let limits = r#"limits { max_request_batch: 100, max_ack_pending: 50, duplicate_window: "3m", default_max_consumers: 500,
+        batch { max_inflight_per_stream: 5, max_inflight_total: 7, max_msgs: 9, timeout: "3s" } }"#;
+    let test = "limits_of_the_configuration_are_shown_as_nats_server_shows_them";
+    for jetstream in ["", "limits { default_max_consumers: -1 }", limits] {
+        let Some(pair) = Pair::start_in_jetstream(test, jetstream).await? else { return Ok(()) };
+        let mut differences = Differences::default();
+        for path in ["/varz", "/jsz"] {
+            let of = async |cluster: &Cluster| -> Result<Value> {
+                let document = cluster.node(0).monitoring(path).await?;
+                Ok(if path == "/jsz" {
+                    document["limits"].clone()
+                } else {
+                    document["jetstream"]["limits"].clone()
+                })
+            };
+            differences.compare(path, &of(&pair.reference).await?, &of(&pair.subject).await?);
+        }
+        differences.demand_none()?;
+    }
+    Ok(())
 }

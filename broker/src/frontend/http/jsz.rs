@@ -1,5 +1,6 @@
 //! `/jsz`: streams and what they use.
 
+use levee_protocol::api::stream_check::CONSUMERS_MAX_DEFAULT;
 use serde_json::{Map, Value, json};
 
 use super::varz::nanos;
@@ -7,6 +8,7 @@ use super::{
     JetStreamFacts, MetaFacts, MonitoringSource, Parameters, ServerFacts, StreamFacts, boolean, integer,
 };
 use crate::config::SyncInterval;
+use crate::limits::BatchLimits;
 
 /// Accounts in one page unless the request says otherwise.
 const LIMIT_DEFAULT: usize = 1024;
@@ -43,6 +45,7 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     put("server_id", json!(server.id));
     put("now", json!(server.now));
     put("config", config(&server, &facts));
+    put("limits", limits(&server));
     put("streams", json!(facts.streams.len()));
     put("consumers", json!(facts.streams.iter().map(|stream| stream.consumers.len()).sum::<usize>()));
     put("messages", json!(facts.streams.iter().map(|stream| stream.messages).sum::<u64>()));
@@ -107,6 +110,33 @@ pub(super) fn config(server: &ServerFacts, facts: &JetStreamFacts) -> Value {
         }
     }
     out.insert("strict".to_owned(), json!(true));
+    Value::Object(out)
+}
+
+/// The bounds that the configuration sets, and the one that is there without it.
+pub(super) fn limits(server: &ServerFacts) -> Value {
+    let mut out = Map::new();
+    let Some(jetstream) = &server.config.jetstream else { return json!({}) };
+    let (limits, batches, usual) = (&jetstream.limits, &jetstream.batches, BatchLimits::DEFAULT);
+    let mut put = |name: &str, value: Value, is_set: bool| {
+        if is_set {
+            out.insert(name.to_owned(), value);
+        }
+    };
+    put("max_request_batch", json!(limits.max_request_batch), limits.max_request_batch > 0);
+    put("max_ack_pending", json!(limits.max_ack_pending), limits.max_ack_pending > 0);
+    let window = limits.duplicate_window_max.0;
+    put("max_duplicate_window", json!(window), window > 0);
+    let (per_stream, total) = (batches.atomic_per_stream_max, batches.atomic_on_node_max);
+    put("max_batch_inflight_per_stream", json!(per_stream), per_stream != usual.atomic_per_stream_max);
+    put("max_batch_inflight_total", json!(total), total != usual.atomic_on_node_max);
+    put("max_batch_size", json!(batches.messages_max), batches.messages_max != usual.messages_max);
+    put("max_batch_timeout", json!(nanos(batches.idle_max)), batches.idle_max != usual.idle_max);
+    let consumers = match limits.default_max_consumers {
+        0 => CONSUMERS_MAX_DEFAULT,
+        max => max,
+    };
+    put("default_max_consumers", json!(consumers), true);
     Value::Object(out)
 }
 
