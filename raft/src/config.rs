@@ -26,7 +26,7 @@ pub struct Config {
     /// How long the next candidate waits for the one before it, when a leader is gone. Default 120 ms.
     pub candidate_stagger: Duration,
     /// How long followers may learn later than the leader that messages are committed, so that the news goes along
-    /// with what is appended next. Default 10 ms; zero tells them at once.
+    /// with what is appended next. Default 100 ms; zero tells them at once.
     pub commit_delay: Duration,
     /// Append requests under way to one follower of one group. Default 16.
     pub appends_in_flight: usize,
@@ -69,7 +69,7 @@ impl Default for Config {
             majority_lost_after: Duration::from_millis(1800),
             append_timeout: Duration::from_secs(15),
             candidate_stagger: Duration::from_millis(120),
-            commit_delay: Duration::from_millis(10),
+            commit_delay: Duration::from_millis(100),
             appends_in_flight: 16,
             append_bytes: 1 << 20,
             append_entries: 1024,

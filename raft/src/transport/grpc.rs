@@ -150,7 +150,8 @@ impl Shared {
             let (queue, queued) = mpsc::channel(QUEUE_FRAMES);
             let peer =
                 Arc::new(Peer { queue, queued_bytes: AtomicUsize::new(0), open: AtomicBool::new(true) });
-            let dialer = Dialer { shared: Arc::clone(self), peer: Arc::clone(&peer), node, lane, queued };
+            let dialer =
+                Dialer { shared: Arc::clone(self), peer: Arc::clone(&peer), node, lane, first: None, queued };
             spawn("raft connection", dialer.run());
             peer
         });
@@ -174,6 +175,8 @@ struct Dialer {
     peer: Arc<Peer>,
     node: NodeId,
     lane: Lane,
+    /// What leaves next, ahead of the queue.
+    first: Option<Outgoing>,
     queued: mpsc::Receiver<Outgoing>,
 }
 
@@ -323,7 +326,11 @@ impl Dialer {
         next_request: &mut u64,
         under_way: &Mutex<HashMap<u64, oneshot::Sender<Result<Frame, TransportError>>>>,
     ) -> Option<pb::Batch> {
-        let mut next = Some(self.queued.recv().await?);
+        // Kept where a connection that breaks meanwhile finds it.
+        self.first = Some(self.queued.recv().await?);
+        // Other groups that are about to send have their turn first: a message costs more than a frame in it.
+        tokio::task::yield_now().await;
+        let mut next = self.first.take();
         let mut frames = Vec::new();
         let mut bytes = 0;
         let mut waiting = under_way.lock();
@@ -344,7 +351,9 @@ impl Dialer {
     }
 
     fn fail_queued(&mut self) {
-        while let Ok(Outgoing { frame, answer }) = self.queued.try_recv() {
+        let first = self.first.take();
+        let queued = std::iter::from_fn(|| self.queued.try_recv().ok());
+        for Outgoing { frame, answer } in first.into_iter().chain(queued) {
             self.peer.queued_bytes.fetch_sub(frame.size(), Ordering::Relaxed);
             let _ = answer.send(Err(TransportError::Disconnected));
         }
@@ -511,6 +520,7 @@ async fn serve(
             }
             Some((request, frame)) = answering.next(), if !answering.is_empty() => {
                 let mut frames = vec![sent(frame, request)];
+                tokio::task::yield_now().await;
                 while frames.len() < BATCH_FRAMES
                     && let Some(Some((request, frame))) = futures::FutureExt::now_or_never(answering.next())
                 {
