@@ -46,6 +46,10 @@ impl BlockCache {
         Some(cached.block.clone())
     }
 
+    pub(crate) fn contains(&self, space: Space, index: u64) -> bool {
+        self.shard(space, index).lock().blocks.contains_key(&(space, index))
+    }
+
     pub(crate) fn keep(&self, space: Space, index: u64, block: &Block) {
         let bytes = cost(block);
         if bytes > self.bytes_max {

@@ -20,6 +20,7 @@ mod messages;
 mod metrics;
 mod moments;
 mod options;
+mod read_ahead;
 mod reclaim;
 mod rocks;
 mod sealed;

@@ -36,6 +36,10 @@ const SINGLE_BYTES_MIN: u32 = 32 << 10;
 const ROWS_PER_LOOK: usize = 64;
 /// The first look is a short one: many scans end in their first block.
 const ROWS_FIRST_LOOK: usize = 4;
+/// A reader that wanted this many messages at once, and found them on the disk, probably wants the next block soon.
+const READ_AHEAD_FROM: usize = 32;
+/// It gets about so much of what comes next.
+const READ_AHEAD_BYTES: u32 = 2 << 20;
 /// How often a reader looks again when a block moved away underneath it.
 const LOOKS: usize = 8;
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
@@ -119,6 +123,7 @@ impl MessageStore {
         let mut blocks = BlockReader::new(self);
         let mut looks_left = LOOKS;
         let mut limit = ROWS_FIRST_LOOK;
+        let mut visited = 0;
         loop {
             let (rows, space, kept) = {
                 let index = self.index.read();
@@ -128,24 +133,28 @@ impl MessageStore {
             if rows.is_empty() {
                 return self.scan_kept(space, kept, at, u64::MAX, visit).map(drop);
             }
-            for row in rows {
+            for (at_row, row) in rows.iter().enumerate() {
                 let start = row.first_seq.max(at);
                 if self.scan_kept(space, kept, at, start, visit)?.is_break() {
                     return Ok(());
                 }
                 at = start;
-                match blocks.read(space, &row)? {
+                match blocks.read(space, row)? {
                     Some(block) => {
                         looks_left = LOOKS;
                         for (seq, position) in row.live_from(at) {
+                            visited += 1;
                             if visit(Seq(seq), block.record(position)).is_break() {
                                 self.storage.cache().keep(space, row.log_index, &block);
+                                if visited >= READ_AHEAD_FROM {
+                                    self.read_ahead(space, &rows[at_row + 1..]);
+                                }
                                 return Ok(());
                             }
                         }
                         at = row.next_seq();
                     }
-                    None if looks_left == 0 => return Err(self.lost(Some(&row))),
+                    None if looks_left == 0 => return Err(self.lost(Some(row))),
                     // It was dropped or moved to `kept` meanwhile: look again.
                     None => {
                         looks_left -= 1;
@@ -162,6 +171,20 @@ impl MessageStore {
                         break;
                     }
                 }
+            }
+        }
+    }
+
+    fn read_ahead(&self, space: Space, rows: &[Arc<BlockRow>]) {
+        let Some(read_ahead) = self.storage.read_ahead() else { return };
+        let mut bytes = 0;
+        for row in rows {
+            if bytes >= READ_AHEAD_BYTES || self.group.tail_block(row.log_index).is_some() {
+                return;
+            }
+            bytes += row.size;
+            if !self.storage.cache().contains(space, row.log_index) {
+                read_ahead.request(&self.group, space, row);
             }
         }
     }
@@ -384,6 +407,11 @@ impl<'a> BlockReader<'a> {
 
     fn read(&mut self, space: Space, row: &BlockRow) -> Result<Option<Block>, Error> {
         if let Some(block) = self.store.near_block(space, row)? {
+            return Ok(Some(block));
+        }
+        if self.store.storage.read_ahead().is_some_and(|ahead| ahead.wait_for(space, row.log_index))
+            && let Some(block) = self.store.near_block(space, row)?
+        {
             return Ok(Some(block));
         }
         self.misses += 1;

@@ -10,7 +10,7 @@ pub struct Options {
     pub write_buffer_bytes: usize,
     /// The newest log entries of all groups, kept readable for followers and for restarts of reading. Default 32 MiB.
     pub tail_bytes: usize,
-    /// Recently stored or read blocks of messages, kept parsed for consumers. Default 32 MiB.
+    /// Recently stored or read blocks of messages, kept parsed for consumers. Default 64 MiB.
     pub read_cache_bytes: usize,
     /// What may wait for the writer. Default 32 MiB. When full, an append blocks its thread until there is room.
     pub queue_bytes: usize,
@@ -54,7 +54,7 @@ impl Default for Options {
             block_cache_bytes: 32 << 20,
             write_buffer_bytes: 64 << 20,
             tail_bytes: 32 << 20,
-            read_cache_bytes: 32 << 20,
+            read_cache_bytes: 64 << 20,
             queue_bytes: 32 << 20,
             batch_bytes: 8 << 20,
             payloads: Payloads::default(),

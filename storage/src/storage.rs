@@ -22,6 +22,7 @@ use crate::keys::{self, HardItem, KeyRange, Space, Table};
 use crate::memory::{MemEngine, MemoryDisk};
 use crate::messages::MessageStore;
 use crate::options::{Options, RESERVE_BYTES_MIN};
+use crate::read_ahead::ReadAhead;
 use crate::reclaim::{ExportGuard, Reclaimer};
 use crate::rocks::RocksEngine;
 use crate::sealed::{Fields, unseal};
@@ -37,6 +38,7 @@ pub struct Storage {
     queue: Arc<Queue>,
     pump: Pump,
     reclaimer: Option<Reclaimer>,
+    read_ahead: Option<ReadAhead>,
     cache: BlockCache,
     space: SpaceGate,
     exports: Arc<AtomicUsize>,
@@ -95,21 +97,22 @@ impl Storage {
             Arc::clone(&written_bytes),
         );
         let exports = Arc::new(AtomicUsize::new(0));
-        let (pump, reclaimer) = match inline {
-            Some(disk) => (Pump::Inline { writer: Mutex::new(writer), disk }, None),
+        let (pump, reclaimer, read_ahead) = match inline {
+            Some(disk) => (Pump::Inline { writer: Mutex::new(writer), disk }, None, None),
             None => {
                 let spawned =
                     std::thread::Builder::new().name("storage-writer".into()).spawn(|| writer.run());
                 let thread = spawned.map_err(|error| Error::Engine(format!("writer thread: {error}")))?;
                 let reclaimer =
                     Reclaimer::start(Arc::clone(&engine), Arc::clone(&queue), Arc::clone(&exports))?;
-                (Pump::Thread(Some(thread)), Some(reclaimer))
+                (Pump::Thread(Some(thread)), Some(reclaimer), Some(ReadAhead::start()?))
             }
         };
         Ok(Arc::new(Self {
             queue,
             pump,
             reclaimer,
+            read_ahead,
             cache: BlockCache::new(options.read_cache_bytes),
             space: SpaceGate::new(options.reserve_bytes.max(RESERVE_BYTES_MIN)),
             exports,
@@ -289,6 +292,10 @@ impl Storage {
         &self.cache
     }
 
+    pub(crate) fn read_ahead(&self) -> Option<&ReadAhead> {
+        self.read_ahead.as_ref()
+    }
+
     pub(crate) fn admit(&self, room: Room, bytes: u64) -> Result<(), Error> {
         self.space.admit(self.engine.as_ref(), room, bytes)
     }
@@ -378,6 +385,7 @@ impl Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         self.queue.close();
+        self.read_ahead = None;
         let writer = match &self.pump {
             Pump::Thread(Some(thread)) => Some(thread.thread().id()),
             _ => None,

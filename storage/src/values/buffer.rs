@@ -1,4 +1,10 @@
-//! A buffer that direct I/O accepts: it begins at, and is filled up to, a multiple of the block size.
+//! Buffers that direct I/O accepts: they begin at, and are filled up to, a multiple of the block size.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use bytes::Bytes;
 
 /// What offsets, lengths and addresses of direct I/O must be multiples of. 4 KiB fits every disk in use.
 pub(crate) const ALIGNMENT: usize = 4096;
@@ -30,6 +36,16 @@ impl AlignedBuffer {
         self.memory.resize(start + padded, 0);
         &self.memory[start..]
     }
+}
+
+/// Reads from a file that was opened for direct I/O, whose size is a multiple of the block size.
+pub(crate) fn read_aligned(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
+    let before = (offset % ALIGNMENT as u64) as usize;
+    let padded = (before + len).next_multiple_of(ALIGNMENT);
+    let mut memory = vec![0; padded + ALIGNMENT];
+    let start = memory.as_ptr().align_offset(ALIGNMENT);
+    file.read_exact_at(&mut memory[start..start + padded], offset - before as u64)?;
+    Ok(Bytes::from(memory).slice(start + before..start + before + len))
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 //! head := "levee values" | version u8 | number u64 | crc32c u32
 //! ```
 //!
+//! Large values are read past the page cache, like they are written: filling it costs five times as much as the read.
+//! Whoever wants them again finds them in the block cache. Small parts are read through it.
+//!
 //! Values carry checksums of their own, which whoever reads one compares. A file is appended to until it is full and
 //! is removed as a whole.
 
@@ -12,25 +15,30 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::Place;
-use super::buffer::{ALIGNMENT, AlignedBuffer};
+use super::buffer::{ALIGNMENT, AlignedBuffer, read_aligned};
 use crate::sealed::{Fields, seal, unseal};
 
 const MAGIC: &[u8; 12] = b"levee values";
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 12 + 1 + 8 + 4;
 const ENDING: &str = "values";
+/// Values of this size are read past the page cache.
+const DIRECT_BYTES_MIN: u32 = 64 << 10;
 
 /// A file to read from.
 pub(crate) struct Segment {
     pub(crate) number: u64,
+    path: PathBuf,
     file: File,
+    /// The same for direct I/O, once it was needed; `None` where the file system has no such thing.
+    direct: OnceLock<Option<File>>,
     bytes: AtomicU64,
 }
 
@@ -45,7 +53,12 @@ impl Segment {
                 .and_then(|()| check_head(&head, number))
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         }
-        Ok(Self { number, file, bytes: AtomicU64::new(bytes) })
+        Ok(Self::new(path, number, file, bytes))
+    }
+
+    fn new(path: &Path, number: u64, file: File, bytes: u64) -> Self {
+        let (path, direct) = (path.to_path_buf(), OnceLock::new());
+        Self { number, path, file, direct, bytes: AtomicU64::new(bytes) }
     }
 
     /// Bytes that were written to it.
@@ -60,6 +73,14 @@ impl Segment {
     }
 
     pub(crate) fn read(&self, place: Place) -> io::Result<Bytes> {
+        if place.len >= DIRECT_BYTES_MIN
+            && let Some(direct) = self.direct.get_or_init(|| open_direct(&self.path).ok())
+        {
+            match read_aligned(direct, place.offset, place.len as usize) {
+                Err(error) if is_refused(&error) => {}
+                read => return read,
+            }
+        }
         let mut value = vec![0; place.len as usize];
         self.file.read_exact_at(&mut value, place.offset)?;
         Ok(value.into())
@@ -85,8 +106,7 @@ impl Appender {
         let mut buffer = AlignedBuffer::default();
         let file = open_synced(&path, &mut buffer, number)?;
         File::open(dir)?.sync_all()?;
-        let bytes = AtomicU64::new(ALIGNMENT as u64);
-        let segment = Arc::new(Segment { number, file: File::open(&path)?, bytes });
+        let segment = Arc::new(Segment::new(&path, number, File::open(&path)?, ALIGNMENT as u64));
         Ok(Self { segment, file, buffer })
     }
 
@@ -143,11 +163,18 @@ fn open_synced(path: &Path, buffer: &mut AlignedBuffer, number: u64) -> io::Resu
         Ok(file)
     };
     match open(OFlags::DIRECT) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-            open(OFlags::empty())
-        }
+        Err(error) if is_refused(&error) => open(OFlags::empty()),
         opened => opened,
     }
+}
+
+fn open_direct(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
 }
 
 fn head(number: u64) -> Bytes {

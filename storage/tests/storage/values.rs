@@ -1,9 +1,11 @@
 //! Blocks that lie beside RocksDB, in the value log.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use levee_protocol::ids::Seq;
 use levee_storage::{Error, Options, Payloads, Storage, Sync};
 
 use crate::stream::{GROUP, Stream};
@@ -201,4 +203,46 @@ fn a_flipped_bit_in_a_segment_is_an_error_and_never_other_data() {
     let refused = storage.entry_log(GROUP, Sync::Always).err().unwrap();
 
     assert!(matches!(refused, Error::Damaged { group: GROUP, .. }), "{refused}");
+}
+
+#[test]
+fn several_who_read_on_in_pieces_get_everything_in_order_from_a_disk_that_is_read_ahead() {
+    const MESSAGES: u64 = 4000;
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { read_cache_bytes: 4 << 20, tail_bytes: 1 << 20, ..options() };
+    {
+        let storage = Storage::open(dir.path(), options()).unwrap();
+        let mut stream = Stream::open(&storage);
+        let texts: Vec<String> = (1..=MESSAGES).map(|number| format!("{number:08}").repeat(128)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        // Blocks of 100 KiB and of 300 KiB.
+        let (small, large) = texts.split_at(texts.len() / 2);
+        for block in small.chunks(100).chain(large.chunks(300)) {
+            stream.publish(block, 1);
+        }
+        stream.checkpoint();
+    }
+
+    for _ in 0..3 {
+        let storage = Storage::open(dir.path(), options()).unwrap();
+        let stream = Stream::open(&storage);
+        std::thread::scope(|scope| {
+            for piece in [40, 130, 500] {
+                let messages = &stream.messages;
+                scope.spawn(move || {
+                    let mut next = 1;
+                    while next <= MESSAGES {
+                        let (from, end) = (Seq(next), next + piece);
+                        let visit = &mut |seq: Seq, record: levee_protocol::record::RecordRef<'_>| {
+                            assert_eq!(seq.0, next);
+                            assert_eq!(record.payload[..8], *format!("{next:08}").as_bytes());
+                            next += 1;
+                            if next == end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                        };
+                        messages.scan(from, visit).unwrap();
+                    }
+                });
+            }
+        });
+    }
 }
