@@ -110,6 +110,7 @@ mod tests {
             config: ConsumerConfig { max_deliver: 3, ..ConsumerConfig::default() },
             filters: Vec::new(),
             created: Timestamp(1),
+            began: Timestamp(1),
             incarnation: 1,
             marks,
         }

@@ -189,6 +189,7 @@ mod tests {
             config: ConsumerConfig::default(),
             filters: Vec::new(),
             created: Timestamp(7),
+            began: Timestamp(7),
             incarnation: 3,
             marks: Marks::default(),
         }

@@ -46,6 +46,9 @@ use crate::stream::{MessageView, ReadFailed};
 const INACTIVE_AGAIN: Nanos = Nanos::from_secs(1);
 /// For how long acks are believed that belong to deliveries of the leader before.
 const INHERITANCE: Nanos = Nanos::from_secs(60);
+/// For how long acks may come that are of before a reset, or meant for an earlier consumer of the same name. Nothing
+/// tells them from those of the leader before.
+const STRAYS: Nanos = INHERITANCE;
 /// A consumer this young had no leader before.
 const NEWBORN: Nanos = Nanos::from_secs(1);
 /// Waiting requests, when the configuration sets no limit.
@@ -142,7 +145,7 @@ impl Dispatch {
             samples: Samples::default(),
             outbox: VecDeque::new(),
             interest_changed: true,
-            inherits_until: if now.since(ledger.created) > NEWBORN {
+            inherits_until: if now.since(ledger.began) > STRAYS {
                 now.plus(INHERITANCE)
             } else {
                 Timestamp::ZERO

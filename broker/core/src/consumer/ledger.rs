@@ -20,6 +20,8 @@ pub struct Ledger {
     pub(crate) config: ConsumerConfig,
     pub(crate) filters: Vec<Filter>,
     pub(crate) created: Timestamp,
+    /// When it was created or last reset.
+    pub(crate) began: Timestamp,
     pub(crate) incarnation: u64,
     pub(crate) marks: Marks,
 }
@@ -147,9 +149,10 @@ impl Ledger {
 
     /// Begins again at `seq`, or after the ack floor, as a consumer that has delivered nothing. Progress that was
     /// reported before `incarnation` counts no more.
-    pub fn reset(&mut self, seq: Seq, incarnation: u64) {
+    pub fn reset(&mut self, seq: Seq, incarnation: u64, now: Timestamp) {
         self.marks.reset(seq);
         self.incarnation = incarnation;
+        self.began = now;
     }
 
     /// Until when it is paused at this time, if it is.

@@ -69,6 +69,7 @@ pub fn create_or_update(
         config,
         filters,
         created: request.now,
+        began: request.now,
         incarnation: request.log_index,
         marks,
     })))

@@ -109,7 +109,7 @@ impl StreamMachine {
         }
         let before = ledger.clone();
         let ledger = self.consumers.get_mut(name).expect("it was there a moment ago");
-        ledger.reset(seq, log_index);
+        ledger.reset(seq, log_index, self.clock);
         let seq = ledger.marks().floor().stream.next();
         let mut removals = Removals::default();
         let store = (&mut self.messages, &reads, &mut removals);

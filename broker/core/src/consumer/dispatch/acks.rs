@@ -39,8 +39,13 @@ impl Dispatch {
             return outcome;
         }
         self.used_at = now;
-        if self.is_out_of_hands(seq) {
-            return self.answer_only(kind);
+        if self.marks.dead.contains_key(&seq) {
+            return answer_only(kind, Confirm::AfterProgress);
+        }
+        if self.marks.passed.contains(&seq) {
+            // Its turn has not come. Nobody has it yet, so this is of before a reset, or meant for an earlier consumer
+            // of the same name; the message is still to be delivered, and nothing is to be promised about it.
+            return answer_only(kind, Confirm::No);
         }
         if seq > self.marks.delivered.stream
             && self.extensions.dead_letter.is_some()
@@ -87,8 +92,8 @@ impl Dispatch {
     }
 
     /// Whether an ack of something that this leader has not delivered can be of the leader before, whose last marks were
-    /// lost. Other acks are strays, perhaps meant for an earlier consumer of the same name, and would make messages
-    /// disappear. An ack for all before it is never believed that far: those it speaks of are delivered again.
+    /// lost. Other acks are strays, perhaps of before a reset or meant for an earlier consumer of the same name, and would
+    /// make messages disappear. An ack for all before it is never believed that far: those it speaks of are delivered again.
     fn is_of_former_leader(&self, ack: &AckReply<'_>, now: Timestamp) -> bool {
         let delivered = self.marks.delivered;
         let Some(later) = ack.consumer_seq.checked_sub(delivered.consumer).filter(|later| *later > 0) else {
@@ -98,21 +103,6 @@ impl Dispatch {
             && self.config.ack_policy == AckPolicy::Explicit
             && later <= LOST_MAX
             && ack.stream_seq.0 - delivered.stream.0 >= later
-    }
-
-    /// Whether a client has no more say in what becomes of the message: it is a dead letter, or its turn has not come.
-    fn is_out_of_hands(&self, seq: Seq) -> bool {
-        self.marks.dead.contains_key(&seq) || self.marks.passed.contains(&seq)
-    }
-
-    /// What is said to an ack that changes nothing.
-    fn answer_only(&self, kind: AckKind<'_>) -> AckOutcome {
-        match kind {
-            AckKind::Next(request) => {
-                AckOutcome { next: Some(Bytes::copy_from_slice(request)), ..AckOutcome::default() }
-            }
-            _ => AckOutcome { confirm: Confirm::AfterProgress, ..AckOutcome::default() },
-        }
     }
 
     /// Messages that were delivered and are gone from the stream are not waited for any more.
@@ -301,6 +291,16 @@ impl Dispatch {
                 ack_time: now.since(unacked.at),
             });
         }
+    }
+}
+
+/// What is said to an ack that changes nothing. One that asks for more has no other answer.
+fn answer_only(kind: AckKind<'_>, confirm: Confirm) -> AckOutcome {
+    match kind {
+        AckKind::Next(request) => {
+            AckOutcome { next: Some(Bytes::copy_from_slice(request)), ..AckOutcome::default() }
+        }
+        _ => AckOutcome { confirm, ..AckOutcome::default() },
     }
 }
 

@@ -5,9 +5,11 @@
 //!           | delivered | delivered_at | floor | settled_at
 //!           | unacked* | exhausted* | early* | chosen
 //!           | dead* | passed*                             since version 2
+//!           | began                                       since version 3
 //! ```
 //!
-//! The version byte is persisted: a new layout gets a new number, and old ones stay readable.
+//! The version byte is persisted: a new layout gets a new number, and old ones stay readable. A consumer that was never
+//! reset began when it was created and is written as version 2.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,13 +23,16 @@ use prost::encoding::{decode_varint, encode_varint};
 use crate::consumer::ledger::{Ledger, parse_filters};
 use crate::consumer::settle::{Chosen, Death, Marks, Position, Unacked};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// Without the time of a reset.
+const VERSION_NOT_RESET: u8 = 2;
 /// Without dead letters and keys.
 const VERSION_PLAIN: u8 = 1;
 
 pub(super) fn encode(ledger: &Ledger) -> Vec<u8> {
     let marks = &ledger.marks;
-    let mut out = vec![VERSION];
+    let is_reset = ledger.began != ledger.created;
+    let mut out = vec![if is_reset { VERSION } else { VERSION_NOT_RESET }];
     put_bytes(&mut out, ledger.name.as_str().as_bytes());
     put_time(&mut out, ledger.created);
     encode_varint(ledger.incarnation, &mut out);
@@ -71,6 +76,9 @@ pub(super) fn encode(ledger: &Ledger) -> Vec<u8> {
         before = *seq;
     }
     put_ascending(&mut out, marks.passed.len(), marks.passed.iter());
+    if is_reset {
+        put_time(&mut out, ledger.began);
+    }
     out
 }
 
@@ -78,7 +86,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ledger, Undecodable> {
     let mut reader = Reader { rest: bytes };
     let version = reader.byte()?;
     match version {
-        VERSION_PLAIN | VERSION => {}
+        VERSION_PLAIN | VERSION_NOT_RESET | VERSION => {}
         version => {
             return Err(Undecodable(format!(
                 "consumer has unknown version {version}; it may come from a newer release"
@@ -119,7 +127,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ledger, Undecodable> {
     if !seqs.is_empty() {
         marks.chosen = Some(Chosen { seqs, resume: Seq(reader.number()?) });
     }
-    if version == VERSION {
+    if version >= VERSION_NOT_RESET {
         let mut before = 0_u64;
         for _ in 0..reader.number()? {
             before = before.checked_add(reader.number()?).ok_or_else(damaged)?;
@@ -130,12 +138,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ledger, Undecodable> {
         }
         marks.passed = reader.ascending::<BTreeSet<Seq>>()?;
     }
+    let began = if version >= VERSION { reader.time()? } else { created };
     if !reader.rest.is_empty() {
         return Err(damaged());
     }
     marks.recount();
     let filters = parse_filters(&config);
-    Ok(Ledger { name, config, filters, created, incarnation, marks })
+    Ok(Ledger { name, config, filters, created, began, incarnation, marks })
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {

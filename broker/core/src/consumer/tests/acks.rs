@@ -145,6 +145,7 @@ fn marks_that_were_lost_with_a_leader_repeat_a_delivery_and_skip_none() {
 fn an_ack_of_a_delivery_that_only_the_dead_leader_knew_is_kept() {
     let mut world = World::with_six_messages();
     world.consumer(explicit());
+    world.now = world.now.plus(Nanos::from_secs(61));
     world.next(1);
     world.commit();
     world.next(3);
@@ -153,7 +154,6 @@ fn an_ack_of_a_delivery_that_only_the_dead_leader_knew_is_kept() {
         AckOutcome::default(),
         "never delivered, and there was no other leader"
     );
-    world.pass(Nanos::from_millis(1001));
     world.dispatch().close(Closed::LeadershipChange);
     world.lead();
 
@@ -282,7 +282,7 @@ fn a_stray_ack_after_a_takeover_takes_nothing_away() {
     for policy in [AckPolicy::Explicit, AckPolicy::All] {
         let mut world = World::with_six_messages();
         world.consumer(ConsumerConfig { ack_policy: policy, ..explicit() });
-        world.now = world.now.plus(Nanos::from_secs(2));
+        world.now = world.now.plus(Nanos::from_secs(61));
         world.lead();
         let (now, far) = (world.now, 1 << 20);
         let stray = AckReply {
@@ -299,6 +299,31 @@ fn a_stray_ack_after_a_takeover_takes_nothing_away() {
 
         assert_eq!(outcome.confirm, Confirm::No);
         assert_eq!(world.next(9).len(), 6, "{policy:?}");
+    }
+}
+
+#[test]
+fn after_a_takeover_acks_of_before_a_reset_or_of_an_earlier_consumer_take_nothing_away() {
+    for is_reset in [true, false] {
+        let mut world = World::with_six_messages();
+        world.consumer(explicit());
+        world.now = world.now.plus(Nanos::from_secs(61));
+        world.next(4);
+        world.commit();
+        let (now, name) = (world.now, world.name.clone());
+        if is_reset {
+            world.apply(StreamCommand::ResetConsumer { now, name, seq: Seq(1) });
+        } else {
+            world.apply(StreamCommand::DeleteConsumer { now, name, incarnation: None });
+            world.consumer(explicit());
+        }
+        world.now = world.now.plus(Nanos::from_secs(59));
+        let ledger = world.machine.consumer(&world.name).unwrap();
+        assert_eq!(&Ledger::decode(&ledger.encode()).unwrap(), ledger);
+        world.lead();
+
+        assert_eq!(world.ack(3, AckKind::Ack), AckOutcome::default());
+        assert_eq!(world.next(9).len(), 6, "is_reset: {is_reset}");
     }
 }
 

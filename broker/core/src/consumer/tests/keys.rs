@@ -131,6 +131,21 @@ fn the_wait_for_an_ack_does_not_end_before_the_message_is_sent() {
 }
 
 #[test]
+fn an_ack_of_what_nobody_has_yet_is_not_confirmed() {
+    let mut world = World::keyed();
+    world.next(9);
+    assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+
+    assert_eq!(
+        world.ack(4, AckKind::Ack),
+        AckOutcome::default(),
+        "it is of an earlier consumer of this name"
+    );
+    world.ack(1, AckKind::Ack);
+    assert_eq!(world.sent(), ["4/1"]);
+}
+
+#[test]
 fn the_floor_stays_below_what_was_passed_over() {
     let mut world = World::keyed();
     world.next(9);
