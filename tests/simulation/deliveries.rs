@@ -8,13 +8,17 @@
 //! | the marks only rise | at every entry |
 //! | nothing is settled that nobody acked | at every entry |
 //! | no more than `max_ack_pending` in clients' hands | at every sending |
-//! | none while the consumer is paused | at every sending by a leader that has heard of it |
+//! | none while the consumer is paused, none of before a reset | at every sending by a leader that has heard of it |
 //! | nobody waits while there is something to have | whenever a leader goes to sleep |
 //! | messages of one key one by one, in order | at every sending |
+//! | one that is deleted or reset forgets all, begins where it is told, and no other forgets anything | at every entry |
 //! | a dead letter is stored before its message is settled, once | at every entry, and at the end |
 //!
 //! A leader that is cut off and does not know it may send once more what others have settled: that is why terms matter,
 //! and why attempts are those that the log has heard of (decision 3).
+//!
+//! A consumer begins a new life when it is reset, and when it is made again after it was deleted. Each life has a book of
+//! its own. Acks carry nothing that says of which life they are, so one counts for whichever takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +27,7 @@ use levee_broker_core::consumer::{Delivery, Ledger};
 use levee_broker_core::stream::StreamMachine;
 use levee_protocol::api::{AckKind, AckPolicy, ConsumerConfig};
 use levee_protocol::command::progress::{DeathCause, Settlement};
-use levee_protocol::command::{ConsumerProgress, Progress};
+use levee_protocol::command::{ConsumerProgress, Progress, StreamCommand};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::subject::Filter;
 use parking_lot::Mutex;
@@ -36,7 +40,10 @@ pub(crate) type Letters = Arc<Mutex<BTreeMap<(String, u64, u64), u64>>>;
 /// What is known of all consumers.
 #[derive(Default)]
 pub(crate) struct Deliveries {
-    books: BTreeMap<ConsumerName, Book>,
+    books: BTreeMap<Life, Book>,
+    /// The consumers there are, and the incarnations that their lives began with.
+    living: BTreeMap<ConsumerName, u64>,
+    said: BTreeMap<ConsumerName, Said>,
     /// Leaders' halves, by number.
     working: BTreeMap<u64, Working>,
     letters: Letters,
@@ -44,18 +51,25 @@ pub(crate) struct Deliveries {
     repeated: u64,
 }
 
-/// One consumer.
+/// A consumer, and the incarnation that this life of it began with.
+type Life = (ConsumerName, u64);
+
+/// What clients of a consumer said.
 #[derive(Default)]
-struct Book {
-    incarnation: u64,
-    config: ConsumerConfig,
-    filters: Vec<Filter>,
-    /// What leaders sent.
-    sent: BTreeSet<Seq>,
-    received: BTreeSet<Seq>,
-    /// What clients said.
+struct Said {
     acked: BTreeSet<Seq>,
     terminated: BTreeSet<Seq>,
+}
+
+/// One life of one consumer.
+#[derive(Default)]
+struct Book {
+    config: ConsumerConfig,
+    filters: Vec<Filter>,
+    /// The first message that concerns it.
+    start: Seq,
+    /// What leaders sent.
+    sent: BTreeSet<Seq>,
     /// Settled, a client was told, by a leader of this term.
     confirmed: BTreeMap<Seq, u64>,
     log: Logged,
@@ -78,7 +92,7 @@ struct Logged {
 
 /// One leader's half of one consumer.
 struct Working {
-    consumer: ConsumerName,
+    life: Life,
     raft_term: u64,
     /// What the log had when it began, and what it has sent since.
     attempts: BTreeMap<Seq, u32>,
@@ -100,6 +114,11 @@ impl Logged {
 }
 
 impl Book {
+    fn of(config: ConsumerConfig) -> Self {
+        let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok()).collect();
+        Self { config, filters, ..Self::default() }
+    }
+
     fn wants(&self, subject: &[u8]) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| filter.matches(subject))
     }
@@ -142,14 +161,11 @@ impl Deliveries {
         config: ConsumerConfig,
         raft_term: u64,
     ) -> u64 {
-        let book = self.books.entry(name.clone()).or_default();
+        let life = (name.clone(), incarnation);
         let places = places(&config);
-        if book.incarnation != incarnation {
-            let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok()).collect();
-            *book = Book { incarnation, config, filters, ..Book::default() };
-        }
+        let book = self.books.entry(life.clone()).or_insert_with(|| Book::of(config));
         let working = Working {
-            consumer: name.clone(),
+            life,
             raft_term,
             places,
             attempts: book.log.attempts.clone(),
@@ -164,7 +180,7 @@ impl Deliveries {
     /// A leader has heard of another configuration.
     pub(crate) fn configured(&mut self, number: u64, config: &ConsumerConfig) {
         let Some(working) = self.working.get_mut(&number) else { return };
-        let is_keyed = self.books.get(&working.consumer).is_some_and(Book::is_keyed);
+        let is_keyed = self.books.get(&working.life).is_some_and(Book::is_keyed);
         // What waits for the log has its place already.
         let before = working.places.filter(|_| is_keyed);
         working.places = places(config).map(|now| before.map_or(now, |before| before.max(now)));
@@ -173,10 +189,9 @@ impl Deliveries {
     /// A leader sends a message.
     pub(crate) fn sends(&mut self, number: u64, delivery: &Delivery, model: &Model) -> Result<(), String> {
         let Some(working) = self.working.get_mut(&number) else { return Err(format!("nobody is {number}")) };
-        let Some(book) = self.books.get_mut(&working.consumer) else { return Err("no such consumer".into()) };
+        let Some(book) = self.books.get_mut(&working.life) else { return Err("no such consumer".into()) };
         let (seq, attempt) = (delivery.record.seq, u32::try_from(delivery.attempt).unwrap_or(u32::MAX));
-        let wrong =
-            |what: String| Err(format!("{} sends {seq} (attempt {attempt}): {what}", working.consumer));
+        let wrong = |what: String| Err(format!("{} sends {seq} (attempt {attempt}): {what}", working.life.0));
         self.sent += 1;
         self.repeated += u64::from(!book.sent.insert(seq));
         if book.max_deliver().is_some_and(|max| attempt > max) {
@@ -205,7 +220,8 @@ impl Deliveries {
         }
         if book.is_keyed() {
             let subject = &delivery.record.subject;
-            let earlier = model.live().range(..seq.0).filter(|(_, message)| message.subject == *subject);
+            let earlier = model.live().range(book.start.0.min(seq.0)..seq.0);
+            let earlier = earlier.filter(|(_, message)| message.subject == *subject);
             if let Some((open, _)) =
                 earlier.map(|(seq, it)| (Seq(*seq), it)).find(|(seq, _)| !book.log.is_done(*seq))
             {
@@ -221,7 +237,7 @@ impl Deliveries {
     /// An ack has come to a leader.
     pub(crate) fn hears(&mut self, number: u64, seq: Seq, kind: AckKind<'_>) {
         let Some(working) = self.working.get_mut(&number) else { return };
-        let Some(book) = self.books.get(&working.consumer) else { return };
+        let Some(book) = self.books.get(&working.life) else { return };
         match kind {
             AckKind::Ack | AckKind::Next(_) if book.config.ack_policy == AckPolicy::All => {
                 working.hands = working.hands.split_off(&seq.next());
@@ -262,36 +278,31 @@ impl Deliveries {
     /// A leader goes to sleep while somebody waits for messages.
     pub(crate) fn sleeps(&self, number: u64, pending: u64) -> Result<(), String> {
         let Some(working) = self.working.get(&number) else { return Ok(()) };
-        let Some(book) = self.books.get(&working.consumer) else { return Ok(()) };
+        let Some(book) = self.books.get(&working.life) else { return Ok(()) };
         let has_room = working.places.is_none_or(|max| working.hands.len() < max);
         if pending > 0 && has_room && !book.is_keyed() && !book.config.is_push() {
             return Err(format!(
                 "{} sleeps: {pending} messages could be had, {} are in clients' hands",
-                working.consumer,
+                working.life.0,
                 working.hands.len()
             ));
         }
         Ok(())
     }
 
-    /// A client got a message.
-    pub(crate) fn receives(&mut self, name: &ConsumerName, seq: Seq) {
-        self.books.entry(name.clone()).or_default().received.insert(seq);
-    }
-
     /// A client says how a message fared.
     pub(crate) fn acks(&mut self, name: &ConsumerName, seq: Seq, body: &[u8]) {
-        let Some(book) = self.books.get_mut(name) else { return };
+        let said = self.said.entry(name.clone()).or_default();
         match AckKind::parse(body) {
-            AckKind::Ack | AckKind::Next(_) => book.acked.insert(seq),
-            AckKind::Terminate(_) => book.terminated.insert(seq),
+            AckKind::Ack | AckKind::Next(_) => said.acked.insert(seq),
+            AckKind::Terminate(_) => said.terminated.insert(seq),
             AckKind::Nak(_) | AckKind::InProgress | AckKind::Unknown => false,
         };
     }
 
-    /// A leader confirms an ack.
-    pub(crate) fn confirmed(&mut self, name: &ConsumerName, seq: Seq, raft_term: u64) {
-        let Some(book) = self.books.get_mut(name) else { return };
+    /// A leader confirms an ack that it took in this life of the consumer.
+    pub(crate) fn confirmed(&mut self, name: &ConsumerName, incarnation: u64, seq: Seq, raft_term: u64) {
+        let Some(book) = self.books.get_mut(&(name.clone(), incarnation)) else { return };
         let settled: Vec<Seq> = if book.config.ack_policy == AckPolicy::All {
             book.sent.range(..=seq).copied().collect()
         } else {
@@ -311,20 +322,71 @@ impl Deliveries {
     ) -> Result<(), String> {
         let letters = self.letters.lock();
         for row in &progress.consumers {
-            let Some(book) = self.books.get_mut(&row.name) else { continue };
-            if row.incarnation != book.incarnation {
+            // What is said of an earlier life counts no more.
+            if self.living.get(&row.name) != Some(&row.incarnation) {
                 continue;
             }
-            book.follows(row, model, &letters).map_err(|what| format!("{}: {what}", row.name))?;
+            let Some(book) = self.books.get_mut(&(row.name.clone(), row.incarnation)) else { continue };
+            let said = self.said.entry(row.name.clone()).or_default();
+            book.follows(row, model, said, &letters).map_err(|what| format!("{}: {what}", row.name))?;
         }
         // One entry may have several rows of a consumer.
         let names: BTreeSet<&ConsumerName> = progress.consumers.iter().map(|row| &row.name).collect();
-        for name in names {
-            if let (Some(book), Some(ledger)) = (self.books.get_mut(name), machine.consumer(name)) {
-                book.compare(ledger, model).map_err(|what| format!("{name}: {what}"))?;
+        drop(letters);
+        names.into_iter().try_for_each(|name| self.compare(name, model, machine))
+    }
+
+    /// The log creates, changes, resets or deletes a consumer.
+    pub(crate) fn changes(
+        &mut self,
+        command: &StreamCommand,
+        model: &Model,
+        machine: &StreamMachine,
+    ) -> Result<(), String> {
+        let (name, start, ends) = match command {
+            StreamCommand::CreateConsumer { name, .. } => (name, machine.first_seq().max(Seq(1)), false),
+            StreamCommand::ResetConsumer { name, seq: Seq::NONE, .. } => {
+                (name, self.book(name).map_or(Seq::NONE, |book| book.log.floor.1.next()), true)
             }
+            StreamCommand::ResetConsumer { name, seq, .. } => (name, *seq, true),
+            StreamCommand::DeleteConsumer { name, .. } => (name, Seq::NONE, true),
+            _ => return Ok(()),
+        };
+        let before = self.living.get(name).copied();
+        let ledger = machine.consumer(name);
+        let now = ledger.map(Ledger::incarnation);
+        if ends && before.is_some() && now == before {
+            return Err(format!("{name} goes on as if it were neither reset nor deleted"));
         }
-        Ok(())
+        if !ends && before.is_some() && now != before {
+            return Err(format!("{name} was there and begins again"));
+        }
+        match ledger {
+            None => drop(self.living.remove(name)),
+            Some(ledger) if now != before => {
+                self.living.insert(name.clone(), ledger.incarnation());
+                let book = Book { start, ..Book::of(ledger.config().clone()) };
+                let book = self.books.entry((name.clone(), ledger.incarnation())).or_insert(book);
+                book.begins(ledger).map_err(|what| format!("{name}: {what}"))?;
+            }
+            Some(_) => {}
+        }
+        let names: Vec<ConsumerName> = self.living.keys().cloned().collect();
+        names.iter().try_for_each(|name| self.compare(name, model, machine))
+    }
+
+    fn book(&self, name: &ConsumerName) -> Option<&Book> {
+        self.books.get(&(name.clone(), *self.living.get(name)?))
+    }
+
+    /// Holds what the log says of a consumer against what this replica has of it.
+    fn compare(&mut self, name: &ConsumerName, model: &Model, machine: &StreamMachine) -> Result<(), String> {
+        let Some(incarnation) = self.living.get(name) else { return Ok(()) };
+        let Some(book) = self.books.get_mut(&(name.clone(), *incarnation)) else { return Ok(()) };
+        let Some(ledger) = machine.consumer(name) else {
+            return Err(format!("{name} is gone, and nobody deleted it"));
+        };
+        book.compare(ledger, model).map_err(|what| format!("{name}: {what}"))
     }
 
     /// Everything is delivered and settled, and every dead letter is there once.
@@ -335,8 +397,10 @@ impl Deliveries {
                 return Err(format!("the dead letter of {consumer} for {seq} is stored {count} times"));
             }
         }
-        for (name, book) in &self.books {
-            for (seq, message) in model.live().iter().filter(|(_, it)| book.wants(&it.subject)) {
+        for (name, incarnation) in &self.living {
+            let Some(book) = self.book(name) else { continue };
+            let concerns = model.live().range(book.start.0..);
+            for (seq, message) in concerns.filter(|(_, it)| book.wants(&it.subject)) {
                 let seq = Seq(*seq);
                 // A leader that died between mark and sending has used an attempt up (decision 23).
                 let used_up = book.is_keyed() && book.log.is_done(seq) && !book.log.is_settled(seq);
@@ -346,7 +410,7 @@ impl Deliveries {
                 if book.config.ack_policy != AckPolicy::None && !book.log.is_done(seq) {
                     return Err(format!("{name}: {seq} is not done"));
                 }
-                let key = (name.to_string(), book.incarnation, seq.0);
+                let key = (name.to_string(), *incarnation, seq.0);
                 if book.log.dead.contains(&seq) && !letters.contains_key(&key) {
                     return Err(format!("{name}: there is no dead letter for {seq}"));
                 }
@@ -360,11 +424,25 @@ impl Deliveries {
 }
 
 impl Book {
+    /// Its life begins: nothing is known of what was before.
+    fn begins(&mut self, ledger: &Ledger) -> Result<(), String> {
+        let marks = ledger.marks();
+        let position = (0, self.start.previous());
+        (self.log.delivered, self.log.floor) = (position, position);
+        let delivered = (marks.delivered().consumer, marks.delivered().stream);
+        let floor = (marks.floor().consumer, marks.floor().stream);
+        if (delivered, floor, marks.num_unacked()) != (position, position, 0) {
+            return Err(format!("it begins at {}, and has {marks:?}", self.start));
+        }
+        Ok(())
+    }
+
     /// Takes in one row, and says what is wrong with it.
     fn follows(
         &mut self,
         row: &ConsumerProgress,
         model: &Model,
+        said: &Said,
         letters: &BTreeMap<(String, u64, u64), u64>,
     ) -> Result<(), String> {
         let keyed = self.is_keyed();
@@ -391,7 +469,7 @@ impl Book {
         for message in &row.dead {
             let seq = message.seq;
             let is_so = match message.cause {
-                DeathCause::Terminated => self.terminated.contains(&seq),
+                DeathCause::Terminated => said.terminated.contains(&seq),
                 DeathCause::MaxDeliver => max == log.attempts.get(&seq).copied(),
             };
             if !is_so {
@@ -404,14 +482,14 @@ impl Book {
         for run in &row.settled {
             for seq in (run.first.0..=run.last.0).map(Seq) {
                 let is_so = match run.how {
-                    Settlement::Acked => self.acked.contains(&seq),
-                    Settlement::AckedAll => self.acked.contains(&seq) || self.terminated.contains(&seq),
+                    Settlement::Acked => said.acked.contains(&seq),
+                    Settlement::AckedAll => said.acked.contains(&seq) || said.terminated.contains(&seq),
                     Settlement::Terminated if log.dead.contains(&seq) => {
                         let key = (row.name.to_string(), row.incarnation, seq.0);
                         letters.contains_key(&key) || !model.live().contains_key(&seq.0)
                     }
                     Settlement::Terminated => {
-                        self.terminated.contains(&seq) || !model.live().contains_key(&seq.0)
+                        said.terminated.contains(&seq) || !model.live().contains_key(&seq.0)
                     }
                     Settlement::Exhausted => max == log.attempts.get(&seq).copied(),
                 };

@@ -2,6 +2,7 @@
 //! the oracle looking at everything that is sent.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,12 +34,14 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Driver {
     name: ConsumerName,
     leader: Arc<Leader>,
-    /// Tells it from all other drivers of the run.
-    number: u64,
+    /// Tells it from all other drivers of the run; another one from each reset on.
+    number: AtomicU64,
     inbox: Mutex<Inbox>,
     wake: Notify,
     dispatch: Mutex<Dispatch>,
     attention: Mutex<Attention>,
+    /// The incarnation that it has heard of.
+    heard: AtomicU64,
     /// Until when it is paused, as far as it has heard.
     paused: Mutex<Option<Timestamp>>,
 }
@@ -105,19 +108,24 @@ impl Driver {
                 return None;
             }
         };
-        let paused = config.pause_until;
-        let number = world.oracle.takes_over(name, dispatch.incarnation(), config, leader.raft_term);
+        let (paused, incarnation) = (config.pause_until, dispatch.incarnation());
+        let number = world.oracle.takes_over(name, incarnation, config, leader.raft_term);
         world.trace.note(format_args!("{} drives {name} ({number})", leader.host.id));
         Some(Arc::new(Self {
             name: name.clone(),
             leader: Arc::clone(leader),
-            number,
+            number: AtomicU64::new(number),
+            heard: AtomicU64::new(incarnation),
             inbox: Mutex::default(),
             wake: Notify::new(),
             dispatch: Mutex::new(dispatch),
             attention: Mutex::new(Attention::All),
             paused: Mutex::new(paused),
         }))
+    }
+
+    fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
     }
 
     /// Something arrived from a client.
@@ -227,6 +235,10 @@ impl Driver {
         }
         self.leader.stream.replica.read(|machine, view| {
             let Some(ledger) = machine.consumer(&self.name) else { return Ok(()) };
+            if dispatch.waits_for_commit() && dispatch.incarnation() != self.heard.load(Ordering::Relaxed) {
+                let name = &self.name;
+                world.oracle.violated(format!("{name} waits for marks of before, and has heard of a reset"));
+            }
             while let Some(delivery) = dispatch.committed(ledger) {
                 self.deliver(&delivery);
             }
@@ -257,15 +269,7 @@ impl Driver {
             dispatch.on_interest_changed();
         }
         if inbox.ledger_changed {
-            stream.replica.read(|machine, _| {
-                if let Some(ledger) = machine.consumer(&self.name) {
-                    if world.plan.breakage != Breakage::ChangesAreForgotten {
-                        dispatch.on_configured(ledger, now);
-                    }
-                    *self.paused.lock() = ledger.config().pause_until;
-                    world.oracle.configured(self.number, ledger.config());
-                }
-            });
+            self.look_at_ledger(&mut dispatch, now);
         }
         for request in inbox.requests {
             self.handle(&mut dispatch, request, now, &mut confirmations);
@@ -280,6 +284,10 @@ impl Driver {
                             let (name, seq) = (&self.name, delivery.record.seq);
                             world.oracle.violated(format!("{name} sends {seq} and is paused until {until}"));
                         }
+                        if dispatch.incarnation() != self.heard.load(Ordering::Relaxed) {
+                            let (name, seq) = (&self.name, delivery.record.seq);
+                            world.oracle.violated(format!("{name} sends {seq} and has heard of a reset"));
+                        }
                         self.deliver(&delivery);
                     }
                     Step::Notify(notice) => self.notify(notice),
@@ -290,7 +298,7 @@ impl Driver {
                         let waiting = dispatch.num_waiting();
                         if waiting > 0 && paused.is_none() {
                             let pending = dispatch.num_pending(machine, view)?;
-                            world.oracle.sleeps(self.number, pending);
+                            world.oracle.sleeps(self.number(), pending);
                         }
                         return Ok(Turn::Sleep(until));
                     }
@@ -308,6 +316,33 @@ impl Driver {
                 .read(|machine, _| machine.config().is_some_and(|config| retains(config.retention)));
         progress.report(dispatch.take_progress(), confirmations, urgent);
         turn
+    }
+
+    /// Takes in what was updated, paused or reset.
+    fn look_at_ledger(&self, dispatch: &mut Dispatch, now: Timestamp) {
+        let Leader { world, stream, raft_term, .. } = &*self.leader;
+        let before = dispatch.incarnation();
+        stream.replica.read(|machine, _| {
+            let Some(ledger) = machine.consumer(&self.name) else { return };
+            let is_heard = match world.plan.breakage {
+                Breakage::ChangesAreForgotten => ledger.incarnation() != before,
+                Breakage::ResetsAreForgotten => ledger.incarnation() == before,
+                _ => true,
+            };
+            if is_heard {
+                dispatch.on_configured(ledger, now);
+            }
+            self.heard.store(ledger.incarnation(), Ordering::Relaxed);
+            let config = ledger.config();
+            *self.paused.lock() = config.pause_until;
+            if dispatch.incarnation() == before {
+                world.oracle.configured(self.number(), config);
+            } else {
+                let (incarnation, config) = (dispatch.incarnation(), config.clone());
+                let number = world.oracle.takes_over(&self.name, incarnation, config, *raft_term);
+                self.number.store(number, Ordering::Relaxed);
+            }
+        });
     }
 
     fn handle(
@@ -343,7 +378,7 @@ impl Driver {
             self.name, self.leader.host.id, ack.stream_seq, ack.consumer_seq, outcome.confirm
         ));
         if outcome.confirm != Confirm::No || outcome.next.is_some() {
-            world.oracle.hears(self.number, ack.stream_seq, kind);
+            world.oracle.hears(self.number(), ack.stream_seq, kind);
         }
         for advice in &outcome.advisories {
             self.advise(advice);
@@ -351,7 +386,9 @@ impl Driver {
         let Some(to) = confirm else { return };
         match outcome.confirm {
             Confirm::AfterProgress => {
-                confirmations.push(Confirmation { consumer: self.name.clone(), seq: ack.stream_seq, to });
+                let incarnation = dispatch.incarnation();
+                let (consumer, seq) = (self.name.clone(), ack.stream_seq);
+                confirmations.push(Confirmation { consumer, incarnation, seq, to });
             }
             Confirm::Now => world.post.send(&to, Parcel::Confirmed),
             Confirm::No | Confirm::Nobody => {}
@@ -379,8 +416,8 @@ impl Driver {
             "{} of {} sends {seq} as {} (attempt {})",
             self.name, host.id, delivery.consumer_seq, delivery.attempt
         ));
-        world.oracle.sends(self.number, delivery);
-        world.post.send(&delivery.to, Parcel::Message { seq, ack });
+        world.oracle.sends(self.number(), delivery);
+        world.post.send(&delivery.to, Parcel::Message { ack });
     }
 
     fn notify(&self, notice: Notice) {
@@ -390,7 +427,7 @@ impl Driver {
 
     fn advise(&self, advice: &Advisory) {
         if let Advisory::MaxDeliveries { stream_seq, .. } | Advisory::Terminated { stream_seq, .. } = advice {
-            self.leader.world.oracle.lets_go(self.number, *stream_seq);
+            self.leader.world.oracle.lets_go(self.number(), *stream_seq);
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::copies;
 use crate::driver::Driver;
 use crate::progress::Collector;
+use crate::schedules;
 use crate::streams::Stream;
 use crate::world::{Host, World};
 
@@ -110,6 +111,7 @@ impl Leader {
         });
         stream.replica.set_leader(Some(Arc::clone(&leader)));
         copies::start(&leader);
+        schedules::start(&leader);
         let names: Vec<ConsumerName> =
             stream.replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
         for name in names {

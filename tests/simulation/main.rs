@@ -14,14 +14,18 @@
 //! every answer that a client got in them, once. The oracle looks on all the time.
 #![allow(clippy::disallowed_methods, reason = "everything here runs in virtual time and in one thread")]
 
+mod batches;
+mod chains;
 mod chance;
 mod clients;
 mod consumers;
 mod copies;
+mod counters;
 mod deliveries;
 mod driver;
 mod entropy;
 mod faults;
+mod keeper;
 mod leading;
 mod letters;
 mod model;
@@ -34,6 +38,7 @@ mod progress;
 mod replica;
 mod restores;
 mod run;
+mod schedules;
 mod streams;
 mod subscribers;
 mod trace;
@@ -166,6 +171,34 @@ fn the_oracle_notices_a_consumer_that_does_not_keep_to_its_configuration() {
 #[test]
 fn the_oracle_notices_a_consumer_that_is_not_told_of_its_pause() {
     must_notice(Breakage::ChangesAreForgotten, &["is paused until", "in clients' hands", "could be had"]);
+}
+
+#[test]
+fn the_oracle_notices_a_consumer_that_is_not_told_of_its_reset() {
+    must_notice(
+        Breakage::ResetsAreForgotten,
+        &["has heard of a reset", "after everything healed", "in clients' hands", "could be had"],
+    );
+}
+
+#[test]
+fn the_oracle_notices_an_increment_that_counts_twice() {
+    must_notice(Breakage::RetriesCountAgain, &["shows"]);
+}
+
+#[test]
+fn the_oracle_notices_a_part_of_a_batch() {
+    must_notice(Breakage::BatchesAreTorn, &["only part of", "part of it must not be"]);
+}
+
+#[test]
+fn the_oracle_notices_a_hole_in_a_fast_batch() {
+    must_notice(Breakage::ChainsAreLoose, &["there is a hole in"]);
+}
+
+#[test]
+fn the_oracle_notices_a_schedule_that_is_not_kept() {
+    must_notice(Breakage::SchedulesAreForgotten, &["nothing comes of what is scheduled"]);
 }
 
 #[test]

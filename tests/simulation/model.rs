@@ -2,20 +2,25 @@
 //! commands and says which answers and which messages every replica must have.
 //!
 //! It covers what the workload uses: limits, message ids, times to live, rollups, purge, removal of single messages,
+//! counters, atomic batches, schedules,
 //! changed limits, duplicate windows that end, work queues with one consumer, and interest of several that ack one by
-//! one. What consumers promise is in [`deliveries`](crate::deliveries).
+//! one and are reset, deleted and made again. What consumers promise is in [`deliveries`](crate::deliveries).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use levee_protocol::api::{DiscardPolicy, RetentionPolicy, StreamConfig};
+use levee_protocol::api::{ConsumerCreateAction, DiscardPolicy, RetentionPolicy, StreamConfig};
 use levee_protocol::command::progress::Settlement;
 use levee_protocol::command::{ConsumerProgress, StreamCommand};
 use levee_protocol::ids::ConsumerName;
-use levee_protocol::record::{Block, RecordRef, stored_bytes};
+use levee_protocol::record::{Block, RecordFlags, RecordRef, stored_bytes};
 use levee_protocol::subject::Filter;
 use levee_protocol::time::{Nanos, Timestamp};
 use levee_protocol::wire::headers::HeaderBlock;
+
+use crate::counters;
+use crate::schedules::Timetable;
 
 /// One message as it must be read back.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -90,6 +95,13 @@ pub(crate) enum Verdict {
     Refused,
 }
 
+/// What one consumer wants.
+struct Wanting {
+    /// The log index of its creation or last reset.
+    incarnation: u64,
+    filters: Vec<Filter>,
+}
+
 /// The stream, as it must be.
 #[derive(Default)]
 pub(crate) struct Model {
@@ -104,7 +116,8 @@ pub(crate) struct Model {
     /// When messages leave that said so.
     ends: BTreeMap<u64, Timestamp>,
     /// What consumers want.
-    wanted: BTreeMap<ConsumerName, Vec<Filter>>,
+    wanted: BTreeMap<ConsumerName, Wanting>,
+    timetable: Timetable,
     /// What consumers are done with.
     done: BTreeSet<(ConsumerName, u64)>,
     bytes: u64,
@@ -144,8 +157,13 @@ impl Model {
         }
     }
 
-    /// Follows one committed command. `Err` when what was committed breaks a promise by itself.
-    pub(crate) fn apply(&mut self, command: &StreamCommand, clock: Timestamp) -> Result<Expected, String> {
+    /// Follows the command that was committed at this index. `Err` when what was committed breaks a promise by itself.
+    pub(crate) fn apply(
+        &mut self,
+        index: u64,
+        command: &StreamCommand,
+        clock: Timestamp,
+    ) -> Result<Expected, String> {
         match command {
             StreamCommand::Configure { config, .. } => {
                 self.configure((**config).clone(), clock);
@@ -171,9 +189,29 @@ impl Model {
                 self.enforce(clock);
                 Ok(Expected::Anything)
             }
-            StreamCommand::CreateConsumer { name, config, .. } => {
-                let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok());
-                self.wanted.insert(name.clone(), filters.collect());
+            StreamCommand::CreateConsumer { name, config, action, .. } => {
+                if *action != ConsumerCreateAction::Update {
+                    let filters = config.filters().filter_map(|filter| Filter::parse(filter).ok());
+                    let wanting = || Wanting { incarnation: index, filters: filters.collect() };
+                    self.wanted.entry(name.clone()).or_insert_with(wanting);
+                }
+                Ok(Expected::Anything)
+            }
+            StreamCommand::DeleteConsumer { name, .. } => {
+                if !self.wanted.contains_key(name) {
+                    return Ok(Expected::Refused);
+                }
+                self.release(name, |model| {
+                    model.wanted.remove(name);
+                    model.done.retain(|(of, _)| of != name);
+                });
+                Ok(Expected::Anything)
+            }
+            StreamCommand::ResetConsumer { name, seq, .. } => {
+                if !self.wanted.contains_key(name) {
+                    return Ok(Expected::Refused);
+                }
+                self.release(name, |model| model.begins_again(name, (seq.0, index)));
                 Ok(Expected::Anything)
             }
             StreamCommand::Progress(progress) => {
@@ -182,9 +220,7 @@ impl Model {
                 }
                 Ok(Expected::Anything)
             }
-            StreamCommand::DeleteConsumer { .. }
-            | StreamCommand::PauseConsumer { .. }
-            | StreamCommand::ResetConsumer { .. } => Ok(Expected::Anything),
+            StreamCommand::PauseConsumer { .. } => Ok(Expected::Anything),
             // No simulated client restores a stream.
             StreamCommand::RestoreBegin { .. }
             | StreamCommand::RestoreConsumer { .. }
@@ -211,71 +247,158 @@ impl Model {
         if window < WINDOW_BEYOND_RETRIES {
             self.ids.retain(|_, (_, at)| clock.since(*at) < window);
         }
-        for position in 0..block.count() {
-            let record = block.record_owned(position, levee_protocol::ids::Seq::NONE);
-            let id = HeaderBlock(&record.header).get_str("Nats-Msg-Id").map(str::to_owned);
-            if let Some((seq, _)) = id.as_ref().and_then(|id| self.ids.get(id)) {
-                verdicts.push(Verdict::Duplicate(*seq));
-                continue;
-            }
-            let expected = HeaderBlock(&record.header).get_str("Nats-Expected-Last-Sequence");
-            if expected.is_some_and(|expected| expected.parse() != Ok(self.last)) {
-                verdicts.push(Verdict::Refused);
-                continue;
-            }
-            let config = self.config.clone().unwrap_or_default();
-            let message = Message {
-                bytes: stored_bytes(
-                    config.storage,
-                    record.subject.len(),
-                    record.header.len(),
-                    record.payload.len(),
-                ),
-                subject: record.subject,
-                header: record.header,
-                payload: record.payload,
-                at: block.timestamp(),
-            };
-            if config.discard == DiscardPolicy::New && !self.has_room(&config, &message) {
-                verdicts.push(Verdict::Refused);
-                continue;
-            }
-            self.last += 1;
-            if let Some(id) = id {
-                self.ids.insert(id, (self.last, clock));
-            }
-            if self.retention() == RetentionPolicy::Interest && !self.is_wanted(&message.subject) {
-                verdicts.push(Verdict::Stored(self.last));
-                if self.live.is_empty() {
-                    self.empty_first = self.last + 1;
+        let mut broken = BTreeSet::new();
+        let mut position = 0;
+        while position < block.count() {
+            let (flags, chain) = (block.flags(position), block.chain(position));
+            let last = match flags {
+                _ if chain > 0 && broken.contains(&chain) => {
+                    verdicts.push(Verdict::Refused);
+                    position
                 }
-                continue;
-            }
-            let word = identity(&message.header, &message.payload);
-            // Who tries again after the window is told nothing of the first time.
-            if let Some(before) = self.stored.insert(word.clone(), self.last)
-                && window >= WINDOW_BEYOND_RETRIES
-            {
-                let word = String::from_utf8_lossy(&word).into_owned();
-                return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
-            }
-            verdicts.push(Verdict::Stored(self.last));
-            self.bytes += message.bytes;
-            let header = HeaderBlock(&message.header);
-            if let Some(ttl) = header.get_str("Nats-TTL") {
-                self.ends.insert(self.last, end(block.timestamp(), ttl));
-            }
-            let rollup = header.get_str("Nats-Rollup").map(str::to_owned);
-            let subject = message.subject.clone();
-            self.ever.insert(self.last, message.clone());
-            self.live.insert(self.last, message);
-            match rollup {
-                None => self.enforce_subject(&subject),
-                Some(scope) => self.roll_up((scope == "sub").then_some(&subject)),
-            }
+                RecordFlags::CLAIM => {
+                    verdicts.push(Verdict::Refused);
+                    verdicts.push(self.fire(block, position)?);
+                    position + 1
+                }
+                _ if flags.contains(RecordFlags::IN_BATCH) => {
+                    let last = end_of(block, position);
+                    self.publish_batch(block, position..=last, clock, &mut verdicts)?;
+                    last
+                }
+                _ => {
+                    let message = self.message(block, position);
+                    let verdict = match self.judge(&message) {
+                        Some(verdict) => verdict,
+                        None => self.store(message, clock)?,
+                    };
+                    if verdict == Verdict::Refused {
+                        broken.insert(chain);
+                    }
+                    verdicts.push(verdict);
+                    position
+                }
+            };
+            position = last + 1;
         }
         self.enforce(clock);
         Ok(verdicts)
+    }
+
+    /// All of it, or nothing.
+    fn publish_batch(
+        &mut self,
+        block: &Block,
+        positions: RangeInclusive<u32>,
+        clock: Timestamp,
+        verdicts: &mut Vec<Verdict>,
+    ) -> Result<(), String> {
+        let messages: Vec<Message> = positions.map(|position| self.message(block, position)).collect();
+        let is_stored = messages.iter().all(|message| self.judge(message).is_none());
+        for message in messages {
+            verdicts.push(if is_stored { self.store(message, clock)? } else { Verdict::Refused });
+        }
+        Ok(())
+    }
+
+    /// A message of a schedule, and in front of it what the leader says of that.
+    fn fire(&mut self, block: &Block, position: u32) -> Result<Verdict, String> {
+        let live = &self.live;
+        let is_live = |seq| live.contains_key(&seq);
+        let claim = block.record(position);
+        let Some(gone) = self.timetable.claimed(&claim, block.timestamp(), is_live)? else {
+            return Ok(Verdict::Refused);
+        };
+        let verdict = self.store(self.message(block, position + 1), block.timestamp())?;
+        if let Some(seq) = gone {
+            self.remove(seq);
+        }
+        Ok(verdict)
+    }
+
+    fn message(&self, block: &Block, position: u32) -> Message {
+        let record = block.record_owned(position, levee_protocol::ids::Seq::NONE);
+        let storage = self.config.as_ref().map(|config| config.storage).unwrap_or_default();
+        Message {
+            bytes: stored_bytes(storage, record.subject.len(), record.header.len(), record.payload.len()),
+            subject: record.subject,
+            header: record.header,
+            payload: record.payload,
+            at: block.timestamp(),
+        }
+    }
+
+    /// Why a message is not stored, if it is not.
+    fn judge(&self, message: &Message) -> Option<Verdict> {
+        let header = HeaderBlock(&message.header);
+        let config = self.config.clone().unwrap_or_default();
+        if header.get("Nats-TTL").is_some() && !config.allow_msg_ttl {
+            return Some(Verdict::Refused);
+        }
+        if let Some((seq, _)) = header.get_str("Nats-Msg-Id").and_then(|id| self.ids.get(id)) {
+            return Some(Verdict::Duplicate(*seq));
+        }
+        let expected = header.get_str("Nats-Expected-Last-Sequence");
+        if expected.is_some_and(|expected| expected.parse() != Ok(self.last)) {
+            return Some(Verdict::Refused);
+        }
+        if config.allow_msg_counter && !self.adds_up(message) {
+            return Some(Verdict::Refused);
+        }
+        let refused = config.discard == DiscardPolicy::New && !self.has_room(&config, message);
+        refused.then_some(Verdict::Refused)
+    }
+
+    /// Whether the sum in an increment is that of the message before it and itself.
+    fn adds_up(&self, message: &Message) -> bool {
+        let before = self.live.values().rev().find(|other| other.subject == message.subject);
+        let before = before.map_or(Some(0), |other| counters::shown(&other.payload));
+        let increment = HeaderBlock(&message.header).get_str("Nats-Incr").and_then(|text| text.parse().ok());
+        let sum = before.zip(increment).map(|(before, increment): (i64, i64)| before + increment);
+        sum.is_some() && sum == counters::shown(&message.payload)
+    }
+
+    fn store(&mut self, message: Message, clock: Timestamp) -> Result<Verdict, String> {
+        self.last += 1;
+        let header = HeaderBlock(&message.header);
+        if let Some(id) = header.get_str("Nats-Msg-Id") {
+            self.ids.insert(id.to_owned(), (self.last, clock));
+        }
+        let stored = Ok(Verdict::Stored(self.last));
+        if self.retention() == RetentionPolicy::Interest && !self.is_wanted(&message.subject) {
+            if self.live.is_empty() {
+                self.empty_first = self.last + 1;
+            }
+            return stored;
+        }
+        let word = identity(&message.header, &message.payload);
+        let window = self.config.as_ref().map_or(Nanos::ZERO, |config| config.duplicate_window);
+        // Who tries again after the window is told nothing of the first time.
+        if let Some(before) = self.stored.insert(word.clone(), self.last)
+            && window >= WINDOW_BEYOND_RETRIES
+        {
+            let word = String::from_utf8_lossy(&word).into_owned();
+            return Err(format!("{word} is stored twice, as {before} and as {}", self.last));
+        }
+        self.bytes += message.bytes;
+        if let Some(ttl) = header.get_str("Nats-TTL") {
+            self.ends.insert(self.last, end(message.at, ttl));
+        }
+        self.timetable.stored(&message.subject, self.last, &message.header, message.at);
+        let rollup = header.get_str("Nats-Rollup").map(str::to_owned);
+        let subject = message.subject.clone();
+        self.ever.insert(self.last, message.clone());
+        self.live.insert(self.last, message);
+        match rollup {
+            None => self.enforce_subject(&subject),
+            Some(scope) => self.roll_up((scope == "sub").then_some(&subject)),
+        }
+        stored
+    }
+
+    /// Whether no schedule is left whose time will come.
+    pub(crate) fn nothing_is_scheduled(&self) -> bool {
+        self.timetable.is_done(|seq| self.live.contains_key(&seq))
     }
 
     /// The last message stands for all before it, or for those of its subject.
@@ -293,19 +416,49 @@ impl Model {
     }
 
     fn is_wanted(&self, subject: &[u8]) -> bool {
-        self.wanted.values().any(|filters| wants(filters, subject))
+        self.wanted.values().any(|wanting| wants(&wanting.filters, subject))
+    }
+
+    /// Whether a consumer is not done with a message that it wants.
+    fn needs(&self, name: &ConsumerName, seq: u64) -> bool {
+        let Some((wanting, message)) = self.wanted.get(name).zip(self.live.get(&seq)) else { return false };
+        wants(&wanting.filters, &message.subject) && !self.done.contains(&(name.clone(), seq))
+    }
+
+    /// It wants everything from this message on, or what was not removed when that is none, and nothing before.
+    fn begins_again(&mut self, name: &ConsumerName, (start, index): (u64, u64)) {
+        self.done.retain(|(of, _)| of != name);
+        self.done.extend(self.live.range(..start).map(|(seq, _)| (name.clone(), *seq)));
+        if let Some(wanting) = self.wanted.get_mut(name) {
+            wanting.incarnation = index;
+        }
+    }
+
+    /// A consumer changes: under interest retention that leaves which only it needed.
+    fn release(&mut self, name: &ConsumerName, change: impl FnOnce(&mut Self)) {
+        let needed: Vec<u64> = self.live.keys().copied().filter(|seq| self.needs(name, *seq)).collect();
+        change(self);
+        if self.retention() == RetentionPolicy::Interest {
+            for seq in needed {
+                if !self.wanted.keys().any(|name| self.needs(name, seq)) {
+                    self.remove(seq);
+                }
+            }
+        }
     }
 
     /// A message leaves when all consumers that want it are done with it.
     fn progress(&mut self, row: &ConsumerProgress) {
+        // What is said of before a reset, or of another consumer that had the name, counts no more.
+        if self.wanted.get(&row.name).is_none_or(|wanting| wanting.incarnation != row.incarnation) {
+            return;
+        }
         for run in row.settled.iter().filter(|run| run.how != Settlement::Exhausted) {
             for seq in run.first.0..=run.last.0 {
                 self.done.insert((row.name.clone(), seq));
                 let Some(message) = self.live.get(&seq) else { continue };
-                let mut wanting =
-                    self.wanted.iter().filter(|(_, filters)| wants(filters, &message.subject)).peekable();
-                let is_wanted = wanting.peek().is_some();
-                if is_wanted && wanting.all(|(name, _)| self.done.contains(&(name.clone(), seq))) {
+                let is_wanted = wants(&self.wanted[&row.name].filters, &message.subject);
+                if is_wanted && !self.wanted.keys().any(|name| self.needs(name, seq)) {
                     self.remove(seq);
                 }
             }
@@ -393,13 +546,26 @@ fn wants(filters: &[Filter], subject: &[u8]) -> bool {
     filters.is_empty() || filters.iter().any(|filter| filter.matches(subject))
 }
 
-/// What no other message has: the id of a dead letter, the first word of another message's body.
+/// Names a message whose body has no word of its own.
+pub(crate) const WORD_HEADER: &str = "Sim-Word";
+
+/// What no other message has: the id of a dead letter, the word in the header, or the first one of the body, of a message
+/// of a schedule with the time that follows.
 pub(crate) fn identity(header: &[u8], payload: &Bytes) -> Bytes {
     let header = HeaderBlock(header);
-    match header.get("Levee-Dead-Sequence").and_then(|_| header.get("Nats-Msg-Id")) {
-        Some(id) => Bytes::copy_from_slice(id),
-        None => first_word(payload),
+    let named = header.get("Levee-Dead-Sequence").and_then(|_| header.get("Nats-Msg-Id"));
+    let word =
+        named.or_else(|| header.get(WORD_HEADER)).map_or_else(|| first_word(payload), Bytes::copy_from_slice);
+    match (header.get("Nats-Scheduler"), header.get("Nats-Schedule-Next")) {
+        (Some(scheduler), Some(next)) => [&word, scheduler, next].join(&b" "[..]).into(),
+        _ => word,
     }
+}
+
+/// Where the batch that begins at `first` ends.
+fn end_of(block: &Block, first: u32) -> u32 {
+    let ends = |position: &u32| block.flags(*position).contains(RecordFlags::ENDS_BATCH);
+    (first..block.count()).find(ends).expect("the workload ends its batches")
 }
 
 /// What identifies a body.

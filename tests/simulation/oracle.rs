@@ -169,19 +169,14 @@ impl Oracle {
         self.judge(looked);
     }
 
-    /// A client got a message.
-    pub(crate) fn receives(&self, name: &ConsumerName, seq: Seq) {
-        self.deliveries.lock().receives(name, seq);
-    }
-
     /// A client says how a message fared.
     pub(crate) fn acks(&self, name: &ConsumerName, seq: Seq, body: &[u8]) {
         self.deliveries.lock().acks(name, seq, body);
     }
 
-    /// A leader confirms an ack.
-    pub(crate) fn confirmed(&self, name: &ConsumerName, seq: Seq, raft_term: u64) {
-        self.deliveries.lock().confirmed(name, seq, raft_term);
+    /// A leader confirms an ack that it took in this life of the consumer.
+    pub(crate) fn confirmed(&self, name: &ConsumerName, incarnation: u64, seq: Seq, raft_term: u64) {
+        self.deliveries.lock().confirmed(name, incarnation, seq, raft_term);
     }
 
     /// Everything came to rest: what consumers must have done by now.
@@ -249,6 +244,12 @@ impl Oracle {
             (Place::First, StreamCommand::Progress(progress)) => {
                 self.deliveries.lock().progresses(progress, &self.state.lock().model, machine)
             }
+            (
+                Place::First,
+                StreamCommand::CreateConsumer { .. }
+                | StreamCommand::ResetConsumer { .. }
+                | StreamCommand::DeleteConsumer { .. },
+            ) => self.deliveries.lock().changes(seen.command, &self.state.lock().model, machine),
             (Place::First, StreamCommand::Publish(block)) if self.which == Which::Dead => {
                 self.note_letters(block, &outcome.reply);
                 Ok(())
@@ -410,7 +411,7 @@ impl State {
         let expected = if self.is_copy {
             Ok(Expected::Anything)
         } else {
-            self.model.apply(seen.command, machine.clock())
+            self.model.apply(index, seen.command, machine.clock())
         };
         let reply = outcome.reply.clone();
         let entry = Entry { raft_term: seen.entry.raft_term, payload, reply, changes, totals };

@@ -41,6 +41,16 @@ pub(crate) enum Breakage {
     LeadersForgetOptions,
     /// Leaders do not hear of pauses and updates.
     ChangesAreForgotten,
+    /// Leaders do not hear of resets.
+    ResetsAreForgotten,
+    /// A client of a counter that tries again says that it is another increment.
+    RetriesCountAgain,
+    /// Leaders take a part of a batch for all of it.
+    BatchesAreTorn,
+    /// Leaders do not say that messages of a batch depend on those before them.
+    ChainsAreLoose,
+    /// Leaders do not look at schedules.
+    SchedulesAreForgotten,
     /// Leaders have one message in clients' hands at a time, whatever is configured.
     LeadersAreMean,
     /// Origins leave messages out of what they answer.
@@ -51,7 +61,7 @@ pub(crate) enum Breakage {
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
@@ -63,6 +73,11 @@ impl Breakage {
         Self::LettersAreLost,
         Self::LeadersForgetOptions,
         Self::ChangesAreForgotten,
+        Self::ResetsAreForgotten,
+        Self::RetriesCountAgain,
+        Self::BatchesAreTorn,
+        Self::ChainsAreLoose,
+        Self::SchedulesAreForgotten,
         Self::LeadersAreMean,
         Self::OriginForgets,
         Self::RestoreLeavesOut,
@@ -82,6 +97,11 @@ impl Breakage {
             Self::LettersAreLost => "letters-are-lost",
             Self::LeadersForgetOptions => "leaders-forget-options",
             Self::ChangesAreForgotten => "changes-are-forgotten",
+            Self::ResetsAreForgotten => "resets-are-forgotten",
+            Self::RetriesCountAgain => "retries-count-again",
+            Self::BatchesAreTorn => "batches-are-torn",
+            Self::ChainsAreLoose => "chains-are-loose",
+            Self::SchedulesAreForgotten => "schedules-are-forgotten",
             Self::LeadersAreMean => "leaders-are-mean",
             Self::OriginForgets => "origin-forgets",
             Self::RestoreLeavesOut => "restore-leaves-out",
@@ -96,12 +116,18 @@ pub(crate) struct Plan {
     pub(crate) stream: StreamConfig,
     /// Its consumers.
     pub(crate) consumers: Vec<ConsumerConfig>,
+    /// Whether they are reset, and deleted and made again.
+    pub(crate) begins_again: bool,
     /// Clients of each consumer.
     pub(crate) subscribers: u64,
     /// Percent of what is sent to and by clients of consumers that is lost, while there is trouble.
     pub(crate) client_loss: u64,
     /// Whether there are streams that mirror and source others.
     pub(crate) copies: bool,
+    /// Streams with publishers of their own.
+    pub(crate) further: Vec<Which>,
+    /// Increments of each counter that are kept.
+    counted: i64,
     /// Whether one is filled from an archive.
     pub(crate) restores: bool,
     /// Percent of the messages that ask for an end of their own, or for the end of those before them.
@@ -181,6 +207,9 @@ impl Plan {
             stamps_run_back: chance.percent(25),
             repeats_exactly: !snapshots,
             consumers: consumers::draw(&mut chance),
+            begins_again: false,
+            further: Vec::new(),
+            counted: -1,
             subscribers: chance.between(1, 3),
             client_loss: chance.pick(&[0, 0, 2, 10]),
             asking: 0,
@@ -189,6 +218,26 @@ impl Plan {
             breakage,
         }
         .varied(&mut chance)
+        .extended(&mut Chance::new(seed, "what else is in the plan"))
+    }
+
+    /// What else there is, in some runs.
+    fn extended(mut self, chance: &mut Chance) -> Self {
+        self.begins_again = chance.percent(40) || self.breakage == Breakage::ResetsAreForgotten;
+        let kinds = [
+            (Which::Counters, Breakage::RetriesCountAgain),
+            (Which::Batches, Breakage::BatchesAreTorn),
+            (Which::Batches, Breakage::ChainsAreLoose),
+            (Which::Schedules, Breakage::SchedulesAreForgotten),
+        ];
+        for (which, breakage) in kinds {
+            let is_drawn = chance.percent(25) && self.breakage == Breakage::None;
+            if (is_drawn || self.breakage == breakage) && !self.further.contains(&which) {
+                self.further.push(which);
+            }
+        }
+        self.counted = chance.pick(&[-1, 1, 5]);
+        self
     }
 
     /// Further rules of the stream, in some runs.
@@ -223,7 +272,8 @@ impl Plan {
         let dead = self.consumers.iter().any(dies).then_some(Which::Dead);
         let copies = [Which::Mirror, Which::Sourced].into_iter().filter(|_| self.copies);
         let restored = self.restores.then_some(Which::Restored);
-        [Which::Origin].into_iter().chain(dead).chain(copies).chain(restored).collect()
+        let first = [Which::Origin].into_iter().chain(dead).chain(copies).chain(restored);
+        first.chain(self.further.iter().copied()).collect()
     }
 
     /// A stream as it is created.
@@ -252,7 +302,40 @@ impl Plan {
             Which::Sourced => StreamConfig {
                 name: which.name().to_owned(),
                 num_replicas: 3,
-                sources: self.streams().into_iter().filter(|it| !it.is_copy()).map(source).collect(),
+                sources: self
+                    .streams()
+                    .into_iter()
+                    .filter(|it| which.may_copy().contains(it))
+                    .map(source)
+                    .collect(),
+                ..unlimited()
+            },
+            Which::Counters => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: vec!["count.*".to_owned()],
+                num_replicas: 3,
+                duplicate_window: WINDOW_BEYOND_RETRIES,
+                allow_msg_counter: true,
+                max_msgs_per_subject: self.counted,
+                ..unlimited()
+            },
+            Which::Batches => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: vec!["batch.*".to_owned()],
+                num_replicas: 3,
+                duplicate_window: WINDOW_BEYOND_RETRIES,
+                allow_atomic: true,
+                allow_batched: true,
+                ..unlimited()
+            },
+            Which::Schedules => StreamConfig {
+                name: which.name().to_owned(),
+                subjects: vec!["plan.>".to_owned(), "fired.>".to_owned()],
+                num_replicas: 3,
+                duplicate_window: WINDOW_BEYOND_RETRIES,
+                allow_msg_schedules: true,
+                allow_msg_ttl: true,
+                allow_rollup_hdrs: true,
                 ..unlimited()
             },
         }

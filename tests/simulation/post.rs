@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use levee_protocol::ids::Seq;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -18,8 +17,6 @@ use crate::chance::Chance;
 pub(crate) enum Parcel {
     /// A message of a consumer.
     Message {
-        /// The message.
-        seq: Seq,
         /// Where its ack goes.
         ack: Vec<u8>,
     },

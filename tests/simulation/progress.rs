@@ -27,6 +27,8 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Confirmation {
     /// Of which consumer.
     pub(crate) consumer: ConsumerName,
+    /// In which life of it.
+    pub(crate) incarnation: u64,
     /// Of which message.
     pub(crate) seq: Seq,
     /// Where to.
@@ -132,8 +134,8 @@ fn is_there(outcome: Result<(u64, Reply), ProposeError>) -> bool {
 }
 
 fn confirm(leader: &Leader, confirmations: &[Confirmation]) {
-    for Confirmation { consumer, seq, to } in confirmations {
-        leader.world.oracle.confirmed(consumer, *seq, leader.raft_term);
+    for Confirmation { consumer, incarnation, seq, to } in confirmations {
+        leader.world.oracle.confirmed(consumer, *incarnation, *seq, leader.raft_term);
         leader.world.post.send(to, Parcel::Confirmed);
     }
 }

@@ -9,20 +9,31 @@ use std::time::Duration;
 use levee_broker_core::rows::StateRow;
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::Seq;
+use levee_protocol::time::{Nanos, Timestamp};
 
+use crate::batches;
+use crate::chains;
 use crate::clients;
 use crate::consumers;
 use crate::copies;
+use crate::counters;
 use crate::faults;
+use crate::keeper;
 use crate::oracle::totals;
 use crate::plan::Plan;
 use crate::restores;
+use crate::schedules;
 use crate::streams::{Stream, Which};
 use crate::subscribers;
 use crate::world::{Loss, Process, World};
 
 /// How long the cluster may take to come to rest when nothing is wrong any more.
 const REST_WITHIN: Duration = Duration::from_secs(60);
+/// How long consumers may take to finish, while something moves.
+const DRAINED_WITHIN: Duration = Duration::from_secs(1200);
+
+/// How old the streams and the consumers are when a run begins. Leaders believe less of younger consumers' acks.
+const AGE: Nanos = Nanos::from_secs(120);
 
 /// The trace, and what happened in a few words or the first promise that was broken.
 pub(crate) fn run(seed: u64, plan: Plan) -> (String, Result<String, String>) {
@@ -58,8 +69,30 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
         working.spawn(restores::restorer(Arc::clone(world)));
     }
     working.spawn(clients::operator(Arc::clone(world)));
+    if world.plan.begins_again {
+        working.spawn(keeper::keeper(Arc::clone(world)));
+    }
     working.spawn(clients::reader(Arc::clone(world)));
     working.spawn(clients::reader(Arc::clone(world)));
+    for which in &world.plan.further {
+        for number in 0..2 {
+            match which {
+                Which::Counters => working.spawn(counters::adder(Arc::clone(world), number)),
+                Which::Batches => working.spawn(batches::batcher(Arc::clone(world), number)),
+                Which::Schedules => working.spawn(schedules::planner(Arc::clone(world), number)),
+                Which::Origin | Which::Dead | Which::Mirror | Which::Sourced | Which::Restored => continue,
+            };
+        }
+        match which {
+            Which::Counters => drop(working.spawn(counters::summer(Arc::clone(world)))),
+            Which::Batches => {
+                working.spawn(batches::reader(Arc::clone(world)));
+                working.spawn(chains::chainer(Arc::clone(world)));
+                working.spawn(chains::reader(Arc::clone(world)));
+            }
+            _ => {}
+        }
+    }
     let mut subscribing = tokio::task::JoinSet::new();
     for config in &world.plan.consumers {
         let clients = if config.is_push() { 1 } else { world.plan.subscribers };
@@ -90,6 +123,7 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
     resume(world).await?;
     drain(world).await?;
     catch_up(world).await?;
+    fire(world).await?;
     world.end();
     while subscribing.join_next().await.is_some() {}
     rest(world).await?;
@@ -120,14 +154,15 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
         for which in world.plan.streams() {
             let config = world.plan.config(which);
             clients::insist(world, which, |now| StreamCommand::Configure {
-                now,
+                now: now.plus(Nanos(-AGE.0)),
                 created,
                 config: Box::new(config.clone()),
             })
             .await;
         }
         for config in &world.plan.consumers {
-            clients::insist(world, Which::Origin, |now| consumers::creation(config, now)).await;
+            let long_ago = |now: Timestamp| now.plus(Nanos(-AGE.0));
+            clients::insist(world, Which::Origin, |now| consumers::creation(config, long_ago(now))).await;
         }
     };
     if tokio::time::timeout(REST_WITHIN, work).await.is_err() {
@@ -136,10 +171,12 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
     rest(world).await
 }
 
-/// No consumer is paused from here on.
+/// Every consumer is there from here on, and none is paused.
 async fn resume(world: &Arc<World>) -> Result<(), String> {
     let work = async {
         for config in &world.plan.consumers {
+            // What became of the last deletion is not known to everybody who asked for one.
+            clients::insist(world, Which::Origin, |now| consumers::creation(config, now)).await;
             clients::insist(world, Which::Origin, |now| consumers::pause(config, None, now)).await;
         }
     };
@@ -150,7 +187,8 @@ async fn resume(world: &Arc<World>) -> Result<(), String> {
 
 /// Waits until consumers have delivered everything and all of it is settled. It may take long; it must not stop.
 async fn drain(world: &Arc<World>) -> Result<(), String> {
-    let mut moved = (tokio::time::Instant::now(), 0);
+    let began = tokio::time::Instant::now();
+    let mut moved = (began, 0);
     loop {
         let done = world.leading(Which::Origin).and_then(|(_, process)| {
             let leader = process.stream(Which::Origin).replica.leader()?;
@@ -169,7 +207,12 @@ async fn drain(world: &Arc<World>) -> Result<(), String> {
             return Err(violation);
         }
         let last = world.oracle.last_index();
-        if last > moved.1 {
+        if began.elapsed() > DRAINED_WITHIN {
+            return Err(format!(
+                "consumers {left:?} come to no end after everything healed: {}",
+                standing(world)
+            ));
+        } else if last > moved.1 {
             moved = (tokio::time::Instant::now(), last);
         } else if moved.0.elapsed() > REST_WITHIN {
             return Err(format!("consumers {left:?} stall after everything healed: {}", standing(world)));
@@ -184,6 +227,18 @@ async fn catch_up(world: &Arc<World>) -> Result<(), String> {
         let at_the_end = || copies::has_caught_up(world, which).then_some(());
         if world.until(REST_WITHIN, at_the_end).await.is_none() {
             let stalls = || format!("{} lags behind its origins: {}", which.name(), standing(world));
+            return Err(world.oracle.violation().unwrap_or_else(stalls));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until nothing is scheduled any more.
+async fn fire(world: &Arc<World>) -> Result<(), String> {
+    for oracle in world.plan.further.iter().map(|which| &world.oracles[which]) {
+        let is_done = || oracle.model().nothing_is_scheduled().then_some(());
+        if world.until(REST_WITHIN, is_done).await.is_none() {
+            let stalls = || format!("nothing comes of what is scheduled: {}", standing(world));
             return Err(world.oracle.violation().unwrap_or_else(stalls));
         }
     }
@@ -255,10 +310,17 @@ fn inspect_stream(world: &World, which: Which) -> Result<(), String> {
             Some(_) => {}
         }
         let inspected = match which {
-            Which::Origin | Which::Dead => inspect_messages(stream, model.live()),
+            Which::Origin | Which::Dead | Which::Counters | Which::Batches | Which::Schedules => {
+                inspect_messages(stream, model.live())
+            }
             Which::Mirror | Which::Sourced => copies::inspect(world, stream),
             Which::Restored => restores::inspect(world, stream),
         };
+        let inspected = inspected.and_then(|()| match which {
+            Which::Counters => counters::inspect(world, stream),
+            Which::Batches => batches::inspect(stream).and_then(|()| chains::inspect(world, stream)),
+            _ => Ok(()),
+        });
         inspected.map_err(|problem| format!("{of}: {problem}"))?;
     }
     Ok(())

@@ -21,6 +21,12 @@ pub(crate) enum Which {
     Sourced,
     /// One that is filled from an archive of the first.
     Restored,
+    /// One whose messages are increments of counters.
+    Counters,
+    /// One that takes atomic batches.
+    Batches,
+    /// One whose messages may be scheduled.
+    Schedules,
 }
 
 impl Which {
@@ -32,6 +38,9 @@ impl Which {
             Self::Mirror => 22,
             Self::Sourced => 23,
             Self::Restored => 24,
+            Self::Counters => 25,
+            Self::Batches => 26,
+            Self::Schedules => 27,
         })
     }
 
@@ -43,13 +52,16 @@ impl Which {
             Self::Mirror => "MIRROR",
             Self::Sourced => "SOURCED",
             Self::Restored => "RESTORED",
+            Self::Counters => "COUNTERS",
+            Self::Batches => "BATCHES",
+            Self::Schedules => "SCHEDULES",
         }
     }
 
     /// Whether all that it has comes from other streams.
     pub(crate) fn is_copy(self) -> bool {
         match self {
-            Self::Origin | Self::Dead => false,
+            Self::Origin | Self::Dead | Self::Counters | Self::Batches | Self::Schedules => false,
             Self::Mirror | Self::Sourced | Self::Restored => true,
         }
     }
@@ -60,9 +72,12 @@ impl Which {
         self.may_copy().iter().filter(exists).copied().collect()
     }
 
-    fn may_copy(self) -> &'static [Self] {
+    /// Which streams it copies where they exist.
+    pub(crate) fn may_copy(self) -> &'static [Self] {
         match self {
-            Self::Origin | Self::Dead | Self::Restored => &[],
+            Self::Origin | Self::Dead | Self::Restored | Self::Counters | Self::Batches | Self::Schedules => {
+                &[]
+            }
             Self::Mirror => &[Self::Origin],
             Self::Sourced => &[Self::Origin, Self::Dead],
         }

@@ -76,9 +76,9 @@ impl Subscriber {
             let mut left = batch;
             while left > 0 {
                 match tokio::time::timeout_at(deadline, parcels.recv()).await {
-                    Ok(Some(Parcel::Message { seq, ack })) => {
+                    Ok(Some(Parcel::Message { ack })) => {
                         left -= 1;
-                        self.work_on(seq, ack).await;
+                        self.work_on(ack).await;
                     }
                     Ok(Some(Parcel::Confirmed)) => {}
                     Ok(Some(Parcel::Status { .. }) | None) | Err(_) => break,
@@ -96,7 +96,7 @@ impl Subscriber {
             let until = tokio::time::Instant::now() + stays;
             loop {
                 match tokio::time::timeout_at(until, parcels.recv()).await {
-                    Ok(Some(Parcel::Message { seq, ack })) => self.work_on(seq, ack).await,
+                    Ok(Some(Parcel::Message { ack })) => self.work_on(ack).await,
                     Ok(Some(Parcel::Status { header, reply })) => {
                         let stalled = HeaderBlock(&header).get("Nats-Consumer-Stalled").map(<[u8]>::to_vec);
                         if let Some(subject) = reply.map(|reply| reply.to_vec()).or(stalled) {
@@ -127,8 +127,7 @@ impl Subscriber {
     }
 
     /// Takes a message in, and begins to work on it.
-    async fn work_on(&mut self, seq: Seq, ack: Vec<u8>) {
-        self.world.oracle.receives(&self.consumer, seq);
+    async fn work_on(&mut self, ack: Vec<u8>) {
         if self.policy == AckPolicy::None {
             return;
         }

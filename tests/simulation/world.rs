@@ -12,7 +12,9 @@ use levee_storage::{MemoryDisk, Options, Storage, Sync};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::chains::Acknowledged;
 use crate::chance::Chance;
+use crate::counters::Tallies;
 use crate::deliveries::{Deliveries, Letters};
 use crate::leading;
 use crate::network::{BadTransport, Odds, Weather};
@@ -39,6 +41,10 @@ pub(crate) struct World {
     pub(crate) oracle: Arc<Oracle>,
     /// What must be so of each stream.
     pub(crate) oracles: BTreeMap<Which, Arc<Oracle>>,
+    /// How far fast batches were acknowledged.
+    pub(crate) acknowledged: Acknowledged,
+    /// What was added to counters.
+    pub(crate) tallies: Tallies,
     /// What is restored.
     pub(crate) restore: Restore,
     /// Between nodes and clients.
@@ -119,6 +125,8 @@ impl World {
             seed,
             oracle: Arc::clone(&oracles[&Which::Origin]),
             oracles,
+            acknowledged: Acknowledged::default(),
+            tallies: Tallies::default(),
             restore: Restore::default(),
             post: Arc::new(Post::new(seed, plan.client_loss, plan.delay.1)),
             plan,
