@@ -65,7 +65,7 @@ impl Reader {
     async fn run(mut self) {
         let mut ahead = None;
         let mut is_attached = false;
-        loop {
+        while !self.leader.world.is_over() {
             let answer = match ahead.take() {
                 Some(answer) => answer,
                 None => {
@@ -107,6 +107,9 @@ impl Reader {
 
     async fn store(&mut self, answer: &FetchAnswer, is_attached: bool) -> Result<(), NotStored> {
         let Leader { world, host, stream, .. } = &*self.leader;
+        if world.is_over() {
+            return Err(NotStored);
+        }
         let messages = answer.messages().map_err(|_| NotStored)?;
         let Some(block) = messages else {
             let now = world.stamp(host, stream);

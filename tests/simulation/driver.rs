@@ -183,7 +183,8 @@ impl Driver {
             loop {
                 *driver.attention.lock() = Attention::All;
                 let inbox = std::mem::take(&mut *driver.inbox.lock());
-                if inbox.ended || !driver.leader.is_alive() {
+                let is_broken = driver.leader.world.oracle.violation().is_some();
+                if inbox.ended || is_broken || !driver.leader.is_alive() {
                     return;
                 }
                 let caught_up = driver.after_commits(&letters);
@@ -235,7 +236,7 @@ impl Driver {
         }
         self.leader.stream.replica.read(|machine, view| {
             let Some(ledger) = machine.consumer(&self.name) else { return Ok(()) };
-            if dispatch.waits_for_commit() && dispatch.incarnation() != self.heard.load(Ordering::Relaxed) {
+            if dispatch.incarnation() != self.heard.load(Ordering::Relaxed) {
                 let name = &self.name;
                 world.oracle.violated(format!("{name} waits for marks of before, and has heard of a reset"));
             }
