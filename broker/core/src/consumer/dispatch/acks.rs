@@ -42,9 +42,9 @@ impl Dispatch {
         if self.marks.dead.contains_key(&seq) {
             return answer_only(kind, Confirm::AfterProgress);
         }
-        if self.marks.passed.contains(&seq) {
-            // Its turn has not come. Nobody has it yet, so this is of before a reset, or meant for an earlier consumer
-            // of the same name; the message is still to be delivered, and nothing is to be promised about it.
+        if self.marks.passed.contains(&seq) || self.is_held_first(seq) {
+            // Nobody has it yet, so this is of before a reset, or meant for an earlier consumer of the same name; the
+            // message is still to be delivered, and nothing is to be promised about it.
             return answer_only(kind, Confirm::No);
         }
         if seq > self.marks.delivered.stream
@@ -173,6 +173,10 @@ impl Dispatch {
             stream_seq: seq,
             deliveries: ack.attempt,
         });
+        if self.is_held(seq) {
+            // Of the delivery before: the next one is on its way, and has its place.
+            return;
+        }
         if delay > Nanos::ZERO {
             if self.extensions.nak_delay_frees_slot {
                 self.slots.delay(seq);

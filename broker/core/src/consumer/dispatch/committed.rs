@@ -91,6 +91,13 @@ impl Dispatch {
         self.held.iter().any(|held| held.delivery.record.seq == seq)
     }
 
+    /// Whether no client has got this message: its first delivery waits for its mark. Those that wait are the last ones.
+    pub(super) fn is_held_first(&self, seq: Seq) -> bool {
+        let Some(held) = self.held.front() else { return false };
+        let unacked = self.marks.unacked.get(&seq);
+        unacked.is_some_and(|it| it.attempt == 1 && it.consumer_seq >= held.delivery.consumer_seq)
+    }
+
     /// Dead letters to publish now, as this ledger knows them. What became of each is to be said to
     /// [`Dispatch::on_dead_letter`].
     pub fn dead_letters(

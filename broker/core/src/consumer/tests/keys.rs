@@ -146,6 +146,40 @@ fn an_ack_of_what_nobody_has_yet_is_not_confirmed() {
 }
 
 #[test]
+fn an_ack_of_what_waits_for_its_first_mark_takes_nothing_away() {
+    for kind in [AckKind::Ack, AckKind::Terminate(b""), AckKind::Nak(Nanos::ZERO)] {
+        let mut world = World::keyed();
+        world.next(9);
+
+        let outcome = world.ack(2, kind);
+
+        assert_eq!(outcome, AckOutcome::default(), "it is of an earlier consumer of this name");
+        assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    }
+}
+
+#[test]
+fn a_nak_of_a_delivery_before_the_one_that_waits_for_its_mark_changes_nothing() {
+    for delay in [Nanos::ZERO, Nanos::from_secs(2)] {
+        let mut world = World::with_six_messages();
+        world.publish("c1.other", "");
+        let mut config = ConsumerConfig { max_deliver: 2, max_ack_pending: 3, ..config() };
+        config.metadata.insert("levee.nak_delay_frees_slot".into(), "true".into());
+        world.consumer(config);
+        world.next(3);
+        assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+        world.now = world.now.plus(Nanos::from_secs(1));
+        world.next(9);
+        assert!(world.dispatch().waits_for_commit(), "second attempts of the three");
+
+        world.ack(1, AckKind::Nak(delay));
+
+        assert_eq!(world.sent(), ["1/2", "2/2", "3/2"], "nak with {delay:?}");
+        assert_eq!(world.sent(), [""; 0], "no more than three are in clients' hands");
+    }
+}
+
+#[test]
 fn the_floor_stays_below_what_was_passed_over() {
     let mut world = World::keyed();
     world.next(9);
