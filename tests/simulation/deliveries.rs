@@ -186,8 +186,14 @@ impl Deliveries {
         working.places = places(config).map(|now| before.map_or(now, |before| before.max(now)));
     }
 
-    /// A leader sends a message.
-    pub(crate) fn sends(&mut self, number: u64, delivery: &Delivery, model: &Model) -> Result<(), String> {
+    /// A leader sends a message. `has` says whether its replica of the stream has one: it may be behind others'.
+    pub(crate) fn sends(
+        &mut self,
+        number: u64,
+        delivery: &Delivery,
+        has: impl Fn(Seq) -> bool,
+        model: &Model,
+    ) -> Result<(), String> {
         let Some(working) = self.working.get_mut(&number) else { return Err(format!("nobody is {number}")) };
         let Some(book) = self.books.get_mut(&working.life) else { return Err("no such consumer".into()) };
         let (seq, attempt) = (delivery.record.seq, u32::try_from(delivery.attempt).unwrap_or(u32::MAX));
@@ -212,7 +218,7 @@ impl Deliveries {
             working.delayed.remove(&seq);
             let takes_a_place = working.hands.insert(seq);
             if takes_a_place && working.hands.len() > max {
-                working.hands.retain(|seq| model.live().contains_key(&seq.0));
+                working.hands.retain(|seq| has(*seq));
             }
             if takes_a_place && working.hands.len() > max {
                 return wrong(format!("{} are in clients' hands, {max} may be", working.hands.len()));

@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use levee_broker_core::consumer::{
     AckOutcome, Advisory, Attention, Closed, Confirm, Delivery, Dispatch, Ledger, Notice, Posted, Step,
 };
-use levee_broker_core::stream::{Event, ReadFailed};
+use levee_broker_core::stream::{Event, ReadFailed, StreamMachine};
 use levee_protocol::api::{AckKind, AckReply, PullRequest, RetentionPolicy};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
@@ -241,7 +241,7 @@ impl Driver {
                 world.oracle.violated(format!("{name} waits for marks of before, and has heard of a reset"));
             }
             while let Some(delivery) = dispatch.committed(ledger) {
-                self.deliver(&delivery);
+                self.deliver(&delivery, machine);
             }
             for letter in dispatch.dead_letters(ledger, machine, view, now)? {
                 let world = Arc::clone(world);
@@ -289,7 +289,7 @@ impl Driver {
                             let (name, seq) = (&self.name, delivery.record.seq);
                             world.oracle.violated(format!("{name} sends {seq} and has heard of a reset"));
                         }
-                        self.deliver(&delivery);
+                        self.deliver(&delivery, machine);
                     }
                     Step::Notify(notice) => self.notify(notice),
                     Step::Advisory(advice) => self.advise(&advice),
@@ -396,7 +396,7 @@ impl Driver {
         }
     }
 
-    fn deliver(&self, delivery: &Delivery) {
+    fn deliver(&self, delivery: &Delivery, machine: &StreamMachine) {
         let Leader { world, host, .. } = &*self.leader;
         let seq = delivery.record.seq;
         if world.plan.breakage == Breakage::DeliveriesAreSkipped && seq.0.is_multiple_of(17) {
@@ -417,7 +417,7 @@ impl Driver {
             "{} of {} sends {seq} as {} (attempt {})",
             self.name, host.id, delivery.consumer_seq, delivery.attempt
         ));
-        world.oracle.sends(self.number(), delivery);
+        world.oracle.sends(self.number(), delivery, machine);
         world.post.send(&delivery.to, Parcel::Message { ack });
     }
 

@@ -148,8 +148,9 @@ impl Oracle {
     }
 
     /// A leader sends a message to a client.
-    pub(crate) fn sends(&self, number: u64, delivery: &Delivery) {
-        let looked = self.deliveries.lock().sends(number, delivery, &self.state.lock().model);
+    pub(crate) fn sends(&self, number: u64, delivery: &Delivery, machine: &StreamMachine) {
+        let has = |seq| machine.is_live(seq);
+        let looked = self.deliveries.lock().sends(number, delivery, has, &self.state.lock().model);
         self.judge(looked);
     }
 

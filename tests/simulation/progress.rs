@@ -105,7 +105,8 @@ impl Collector {
                 }
             }
             while let Some(entry) = outbox.take() {
-                let mut proposal = leader.stream.group.propose(INLINE, entry.entry.bytes.clone());
+                let mut proposal =
+                    leader.stream.group.propose_in(leader.raft_term, INLINE, entry.entry.bytes.clone());
                 match (&mut proposal).now_or_never() {
                     Some(outcome) if fate(&outcome) == Fate::NotTaken => {
                         let settled = outbox.settle(entry, Fate::NotTaken);
