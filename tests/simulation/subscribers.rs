@@ -21,6 +21,8 @@ use crate::world::World;
 const ACK_ATTEMPTS: u32 = 4;
 /// Messages of a client that are worked on at one time; the others wait.
 const AT_ONCE: usize = 8;
+/// When a run closes: a client that is slower than its ack wait gets everything many times, and comes to no end.
+const AT_ONCE_CLOSING: usize = 128;
 
 /// One client of one consumer.
 struct Subscriber {
@@ -131,7 +133,8 @@ impl Subscriber {
         if self.policy == AckPolicy::None {
             return;
         }
-        while self.work.len() >= AT_ONCE {
+        let at_once = if self.world.is_closing() { AT_ONCE_CLOSING } else { AT_ONCE };
+        while self.work.len() >= at_once {
             let _ = self.work.join_next().await;
         }
         let (confirm_to, confirmed) = self.open();
