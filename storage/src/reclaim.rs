@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use crate::background::Background;
 use crate::engine::{Engine, WriteSet};
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
@@ -28,10 +28,7 @@ const VALUES_INTERVAL: Duration = Duration::from_secs(2);
 /// Share of the time that cleaning of values may take: one part of this many.
 const VALUES_SHARE: u32 = 20;
 
-pub(crate) struct Reclaimer {
-    requests: Option<SyncSender<Vec<KeyRange>>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct Reclaimer(Background<Vec<KeyRange>>);
 
 impl Reclaimer {
     pub(crate) fn start(
@@ -39,52 +36,35 @@ impl Reclaimer {
         queue: Arc<Queue>,
         exports: Arc<AtomicUsize>,
     ) -> Result<Self, Error> {
-        let (requests, receiver) = sync_channel::<Vec<KeyRange>>(REQUESTS_MAX);
-        let thread = std::thread::Builder::new()
-            .name("storage-reclaim".into())
-            .spawn(move || {
-                let mut dropped = Vec::new();
-                let mut next_values = now() + VALUES_INTERVAL;
-                loop {
-                    match receiver.recv_timeout(next_values.saturating_duration_since(now())) {
-                        Ok(ranges) => reclaim(engine.as_ref(), &exports, ranges, &mut dropped),
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    }
-                    let started = now();
-                    if started >= next_values {
-                        clean_values(engine.as_ref(), &queue);
-                        next_values = now() + VALUES_INTERVAL.max(started.elapsed() * VALUES_SHARE);
-                    }
+        let thread = Background::start("storage-reclaim", REQUESTS_MAX, move |requests| {
+            let mut dropped = Vec::new();
+            let mut next_values = now() + VALUES_INTERVAL;
+            loop {
+                match requests.recv_timeout(next_values.saturating_duration_since(now())) {
+                    Ok(ranges) => reclaim(engine.as_ref(), &exports, ranges, &mut dropped),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
-            })
-            .map_err(|error| Error::Engine(format!("reclaim thread: {error}")))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread) })
+                let started = now();
+                if started >= next_values {
+                    clean_values(engine.as_ref(), &queue);
+                    next_values = now() + VALUES_INTERVAL.max(started.elapsed() * VALUES_SHARE);
+                }
+            }
+        })?;
+        Ok(Self(thread))
     }
 
     /// These ranges of `blocks` hold nothing anymore.
     pub(crate) fn request(&self, ranges: Vec<KeyRange>) {
-        if let Some(requests) = &self.requests
-            && !ranges.is_empty()
-        {
-            let _ = requests.try_send(ranges);
+        if !ranges.is_empty() {
+            self.0.request(ranges);
         }
     }
 
     /// Lets it end by itself.
-    pub(crate) fn detach(mut self) {
-        self.thread = None;
-    }
-}
-
-impl Drop for Reclaimer {
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+    pub(crate) fn detach(self) {
+        self.0.detach();
     }
 }
 
