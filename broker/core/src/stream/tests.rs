@@ -199,16 +199,7 @@ fn progress(
     deliver: u64,
     settle: u8,
 ) -> ConsumerProgress {
-    let position = ledger.marks().delivered();
-    let first = position.stream.next().max(machine.first_seq());
-    let count = deliver.min((machine.last_seq().0 + 1).saturating_sub(first.0));
-    let delivered = DeliveredRun {
-        first_consumer_seq: position.consumer + 1,
-        first_seq: first,
-        count: u32::try_from(count).unwrap(),
-        attempt: 1,
-        at: now,
-    };
+    let (first, count, delivering) = delivering(machine, ledger, now, deliver);
     let settled = (0..8)
         .filter(|bit| settle & (1 << bit) != 0)
         .map(|bit| Seq(first.0.saturating_sub(3) + bit))
@@ -222,7 +213,27 @@ fn progress(
     if settle & 2 != 0 && !settled.is_empty() {
         settled.rotate_left(1);
     }
-    ConsumerProgress {
+    ConsumerProgress { settled, ..delivering }
+}
+
+/// Delivers so many of the messages that come next, or as many as there are: the first of them, how many, and the report.
+fn delivering(
+    machine: &StreamMachine,
+    ledger: &Ledger,
+    now: Timestamp,
+    deliver: u64,
+) -> (Seq, u64, ConsumerProgress) {
+    let position = ledger.marks().delivered();
+    let first = position.stream.next().max(machine.first_seq());
+    let count = deliver.min((machine.last_seq().0 + 1).saturating_sub(first.0));
+    let delivered = DeliveredRun {
+        first_consumer_seq: position.consumer + 1,
+        first_seq: first,
+        count: u32::try_from(count).unwrap(),
+        attempt: 1,
+        at: now,
+    };
+    let progress = ConsumerProgress {
         name: ledger.name().clone(),
         incarnation: ledger.incarnation(),
         delivered: if count > 0 { vec![delivered] } else { Vec::new() },
@@ -230,8 +241,9 @@ fn progress(
         through: Seq::NONE,
         waits: Vec::new(),
         dead: Vec::new(),
-        settled,
-    }
+        settled: Vec::new(),
+    };
+    (first, count, progress)
 }
 
 fn subject(which: u8) -> String {

@@ -70,27 +70,9 @@ fn command(bench: &Bench, entry: &Entry, now: Timestamp) -> StreamCommand {
 
 /// Everything is delivered, and these are acked one by one.
 fn settled(machine: &StreamMachine, ledger: &Ledger, acked: &[Seq], now: Timestamp) -> ConsumerProgress {
-    let position = ledger.marks().delivered();
-    let first = position.stream.next().max(machine.first_seq());
-    let count = u32::try_from((machine.last_seq().0 + 1).saturating_sub(first.0)).unwrap();
-    let delivered = DeliveredRun {
-        first_consumer_seq: position.consumer + 1,
-        first_seq: first,
-        count,
-        attempt: 1,
-        at: now,
-    };
+    let (_, _, delivering) = delivering(machine, ledger, now, u64::MAX);
     let one = |seq: &Seq| SettledRun { first: *seq, last: *seq, how: Settlement::Acked };
-    ConsumerProgress {
-        name: ledger.name().clone(),
-        incarnation: ledger.incarnation(),
-        delivered: if count > 0 { vec![delivered] } else { Vec::new() },
-        passed: Vec::new(),
-        through: Seq::NONE,
-        waits: Vec::new(),
-        dead: Vec::new(),
-        settled: acked.iter().map(one).collect(),
-    }
+    ConsumerProgress { settled: acked.iter().map(one).collect(), ..delivering }
 }
 
 proptest! {
