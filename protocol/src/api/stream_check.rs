@@ -43,6 +43,12 @@ pub struct ServerLimits {
     pub default_max_consumers: i64,
 }
 
+/// The bound that [`ServerLimits::default_max_consumers`] means.
+#[must_use]
+pub const fn consumers_max(default_max_consumers: i64) -> i64 {
+    if default_max_consumers == 0 { CONSUMERS_MAX_DEFAULT } else { default_max_consumers }
+}
+
 /// What to do with values that can be made right.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Adjust {

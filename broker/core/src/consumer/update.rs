@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use levee_protocol::api::stream_check::{Adjust, CONSUMERS_MAX_DEFAULT, ServerLimits};
+use levee_protocol::api::stream_check::{Adjust, ServerLimits, consumers_max};
 use levee_protocol::api::{ApiError, ConsumerConfig, ConsumerCreateAction, RetentionPolicy, StreamConfig};
 use levee_protocol::ids::ConsumerName;
 use levee_protocol::subject::Filter;
@@ -186,11 +186,7 @@ fn check_room(
     if config.direct {
         return Ok(());
     }
-    let max = match (stream.max_consumers, default_max) {
-        (own @ 1.., _) => own,
-        (_, 0) => CONSUMERS_MAX_DEFAULT,
-        (_, default) => default,
-    };
+    let max = if stream.max_consumers > 0 { stream.max_consumers } else { consumers_max(default_max) };
     let Ok(max) = usize::try_from(max) else { return Ok(()) };
     let count = consumers.values().filter(|ledger| !ledger.config.direct).count();
     if count >= max { Err(ApiError::maximum_consumers_reached()) } else { Ok(()) }

@@ -1,6 +1,6 @@
 //! `/jsz`: streams and what they use.
 
-use levee_protocol::api::stream_check::CONSUMERS_MAX_DEFAULT;
+use levee_protocol::api::stream_check::consumers_max;
 use serde_json::{Map, Value, json};
 
 use super::varz::nanos;
@@ -132,11 +132,7 @@ pub(super) fn limits(server: &ServerFacts) -> Value {
     put("max_batch_inflight_total", json!(total), total != usual.atomic_on_node_max);
     put("max_batch_size", json!(batches.messages_max), batches.messages_max != usual.messages_max);
     put("max_batch_timeout", json!(nanos(batches.idle_max)), batches.idle_max != usual.idle_max);
-    let consumers = match limits.default_max_consumers {
-        0 => CONSUMERS_MAX_DEFAULT,
-        max => max,
-    };
-    put("default_max_consumers", json!(consumers), true);
+    put("default_max_consumers", json!(consumers_max(limits.default_max_consumers)), true);
     Value::Object(out)
 }
 
