@@ -443,7 +443,7 @@ impl Dispatch {
         self.backlog.reset();
         self.ready.clear();
         self.slots.clear();
-        self.held.clear();
+        self.leave_out_all();
         self.dead_letters = Outgoing::default();
         if let Some(keyed) = &mut self.keyed {
             keyed.clear();

@@ -3,6 +3,8 @@
 //! Other deliveries leave before their mark is committed. One of a keyed consumer does not: if its leader died, the next
 //! one would not know that the message is in flight, and might deliver the one behind it while a client still works.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use levee_protocol::ids::Seq;
 use levee_protocol::time::{Nanos, Timestamp};
@@ -83,6 +85,25 @@ impl Dispatch {
         match self.held.iter_mut().rfind(|held| held.delivery.to == to) {
             Some(last) => last.follows = last.follows.take().or(Some(ends)),
             None => self.outbox.push_back(ends),
+        }
+    }
+
+    /// Nothing that waits for its mark is sent. Requests that took some of it wait for other messages; those that are over
+    /// are told so.
+    pub(super) fn leave_out_all(&mut self) {
+        let mut unserved: BTreeMap<Bytes, u64> = BTreeMap::new();
+        for Held { delivery, size, follows } in std::mem::take(&mut self.held) {
+            if follows.is_some() {
+                // What follows ends the request.
+                unserved.remove(&delivery.to);
+                self.outbox.extend(follows);
+            } else if self.push.is_none() && !self.waiting.give_back(&delivery.to, size) {
+                *unserved.entry(delivery.to).or_default() += 1;
+            }
+        }
+        for (inbox, messages) in unserved {
+            let left = Left { messages, bytes: 0 };
+            self.outbox.push_back(Step::Notify(Notice::request_timeout(inbox, left)));
         }
     }
 

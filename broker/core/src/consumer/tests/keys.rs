@@ -117,6 +117,27 @@ fn a_request_that_was_filled_ends_after_what_it_still_gets() {
 }
 
 #[test]
+fn requests_whose_messages_wait_for_their_marks_outlive_a_reset_or_end() {
+    for (batch, ended) in [(2, true), (9, false)] {
+        let mut world = World::keyed();
+        world.next(batch);
+        world.run();
+        assert!(world.dispatch().waits_for_commit());
+        let (now, name) = (world.now, world.name.clone());
+
+        world.apply(StreamCommand::ResetConsumer { now, name, seq: Seq(0) });
+
+        let lines = world.run();
+        assert_eq!(lines.iter().any(|line| line.contains("408")), ended, "{lines:?}");
+        if ended {
+            assert!(lines[0].contains("Nats-Pending-Messages: 2"), "{lines:?}");
+            world.next(3);
+        }
+        assert_eq!(world.sent(), ["1/1", "2/1", "3/1"]);
+    }
+}
+
+#[test]
 fn the_wait_for_an_ack_does_not_end_before_the_message_is_sent() {
     let mut world = World::empty(StreamConfig::default());
     world.publish("c1.0", "0");
