@@ -1,9 +1,11 @@
-//! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only.
+//! Events become advisories on `$JS.EVENT`: published in the account of what they are about, on the leader only. Those of
+//! leaders and of nodes are (also) in the system account.
 
 use levee_broker_core::consumer::{Advisory as Advice, UnpinReason};
 use levee_protocol::api::PeerInfo;
 use levee_protocol::api::advisory::{Abandoned, Action, Advisory, ApiAudit, ClientInfo, Delivered, Stamp};
 use levee_protocol::ids::{AccountName, ConsumerName};
+use levee_raft::Group;
 
 use crate::api::stream_info;
 use crate::jetstream::JetStream;
@@ -12,8 +14,6 @@ use crate::router::{self, MessageRef, RouteBatch};
 use crate::stream::Replica;
 
 const ID_CHARS: usize = 22;
-/// Advisories of leaders name the account only to the system account; to itself it goes without saying.
-const HERE: String = String::new();
 
 /// Something happened to a message or to a priority group of a consumer.
 pub fn consumer(
@@ -66,43 +66,70 @@ pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str,
 /// Who leads a stream, or that nobody can.
 pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) {
     let assignment = replica.assignment();
-    let stream = assignment.config.name.clone();
-    let advisory = if leads {
-        let leader = jetstream.identity().name.clone();
-        Advisory::StreamLeaderElected { account: HERE, stream, leader, replicas: peers(jetstream, replica) }
-    } else {
-        Advisory::StreamQuorumLost { account: HERE, stream, replicas: peers(jetstream, replica) }
-    };
-    publish_one(jetstream, &assignment.account, &advisory);
+    let replicas = peers(jetstream, replica.group());
+    tell_both(jetstream, &assignment.account, |account| {
+        let (stream, replicas) = (assignment.config.name.clone(), replicas.clone());
+        if leads {
+            let leader = jetstream.identity().name.clone();
+            Advisory::StreamLeaderElected { account, stream, leader, replicas }
+        } else {
+            Advisory::StreamQuorumLost { account, stream, replicas }
+        }
+    });
 }
 
-/// The same for one of its consumers. Costs next to nothing if nobody wants to hear it: there may be many.
+/// The same for one of its consumers.
 pub fn consumer_leadership(jetstream: &JetStream, replica: &Replica, consumer: &str, leads: bool) {
     let assignment = replica.assignment();
-    let mut advisory = {
-        let (account, stream) = (HERE, assignment.config.name.clone());
-        let (consumer, replicas) = (consumer.to_owned(), Vec::new());
+    tell_both(jetstream, &assignment.account, |account| {
+        let (stream, consumer) = (assignment.config.name.clone(), consumer.to_owned());
+        let replicas = peers(jetstream, replica.group());
         if leads {
             let leader = jetstream.identity().name.clone();
             Advisory::ConsumerLeaderElected { account, stream, consumer, leader, replicas }
         } else {
             Advisory::ConsumerQuorumLost { account, stream, consumer, replicas }
         }
-    };
-    if !is_wanted(jetstream, &assignment.account, advisory.subject().as_bytes()) {
-        return;
-    }
-    if let Advisory::ConsumerLeaderElected { replicas, .. } | Advisory::ConsumerQuorumLost { replicas, .. } =
-        &mut advisory
-    {
-        *replicas = peers(jetstream, replica);
-    }
-    publish_one(jetstream, &assignment.account, &advisory);
+    });
 }
 
-/// All nodes that hold a stream, this one among them.
-fn peers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
-    let mut peers = stream_info::followers(jetstream, replica);
+/// This node leads the meta group.
+pub fn meta_leadership(jetstream: &JetStream, group: &Group) {
+    let identity = jetstream.identity();
+    let advisory = Advisory::DomainLeaderElected {
+        leader: identity.name.clone(),
+        replicas: peers(jetstream, group),
+        cluster: identity.cluster.clone(),
+    };
+    publish_one(jetstream, jetstream.accounts().system(), &advisory);
+}
+
+/// This node can store nothing more.
+pub fn out_of_storage(jetstream: &JetStream) {
+    let identity = jetstream.identity();
+    let advisory = Advisory::ServerOutOfStorage {
+        server: identity.name.clone(),
+        server_id: identity.server_id.clone(),
+        stream: String::new(),
+        cluster: identity.cluster.clone(),
+    };
+    publish_one(jetstream, jetstream.accounts().system(), &advisory);
+}
+
+/// Tells the account of what it is about, and the system account, which is told the account, too. Costs next to nothing
+/// if nobody wants to hear it: there may be many.
+fn tell_both(jetstream: &JetStream, account: &AccountName, advisory: impl Fn(String) -> Advisory) {
+    let subject = advisory(String::new()).subject();
+    for (to, named) in [(account, String::new()), (jetstream.accounts().system(), account.to_string())] {
+        if is_wanted(jetstream, to, subject.as_bytes()) {
+            publish_one(jetstream, to, &advisory(named));
+        }
+    }
+}
+
+/// All nodes of a group, this one among them.
+fn peers(jetstream: &JetStream, group: &Group) -> Vec<PeerInfo> {
+    let mut peers = stream_info::followers(jetstream, group);
     peers.push(PeerInfo {
         name: jetstream.identity().name.clone(),
         current: true,

@@ -2,18 +2,19 @@
 //! what. The message path meets it through [`crate::router::Services`], the API handlers through `Arc`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::{ApiError, PubAck, ServerLimits};
 use levee_protocol::command::meta::NodeRegistration;
-use levee_protocol::ids::{GroupId, NodeId};
+use levee_protocol::ids::{AccountName, GroupId, NodeId};
 use levee_raft::{Groups, Leadership};
 use levee_storage::Storage;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
+use crate::accounts::Accounts;
 use crate::api;
 use crate::limits::Limits;
 use crate::meta::Meta;
@@ -23,7 +24,7 @@ use crate::router::{Inbound, MessageRef, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
 use crate::stream::directory::Directory;
-use crate::stream::quota::Quota;
+use crate::stream::quota::{self, Quota};
 use crate::stream::{Replica, forward};
 use crate::transfer::{self, FORWARD_TRANSFER, Transfers};
 
@@ -35,6 +36,8 @@ pub const FORWARD_ACK: u8 = 2;
 pub const FORWARD_REQUEST: u8 = 4;
 /// A node says that it leads a group now.
 pub const FORWARD_LEADS: u8 = 6;
+/// What the streams of accounts hold that a node leads.
+pub const FORWARD_USAGE: u8 = 7;
 /// An API call, answered by the leader it needs.
 pub const CALL_API: u8 = 1;
 
@@ -48,6 +51,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Its server name.
     pub name: String,
+    /// Its server id.
+    pub server_id: String,
     /// The cluster's name, or empty for a node that runs alone.
     pub cluster: String,
     /// The JetStream domain, or empty.
@@ -78,6 +83,7 @@ pub struct JetStream {
     bootstrap: Arc<Bootstrap>,
     directory: Directory,
     replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    accounts: Accounts,
     quota: Quota,
     limits: Limits,
     transfers: Transfers,
@@ -85,8 +91,16 @@ pub struct JetStream {
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
     open_fast_batches: Arc<AtomicUsize>,
-    api_total: AtomicU64,
-    api_errors: AtomicU64,
+    api_calls: Mutex<BTreeMap<AccountName, ApiCalls>>,
+}
+
+/// Calls since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ApiCalls {
+    /// All of them.
+    pub total: u64,
+    /// Those that were answered with an error.
+    pub errors: u64,
 }
 
 impl JetStream {
@@ -101,6 +115,7 @@ impl JetStream {
         peers: Arc<Peers>,
         meta: Arc<Meta>,
         bootstrap: Arc<Bootstrap>,
+        accounts: Accounts,
         quota: Quota,
         limits: Limits,
     ) -> Arc<Self> {
@@ -114,6 +129,7 @@ impl JetStream {
             peers,
             meta,
             bootstrap,
+            accounts,
             quota,
             limits,
             transfers: Transfers::default(),
@@ -121,8 +137,7 @@ impl JetStream {
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             open_fast_batches: Arc::default(),
             replicas: RwLock::new(BTreeMap::new()),
-            api_total: AtomicU64::new(0),
-            api_errors: AtomicU64::new(0),
+            api_calls: Mutex::default(),
         });
         jetstream.listen_to_peers();
         jetstream
@@ -167,6 +182,12 @@ impl JetStream {
     #[must_use]
     pub fn groups(&self) -> &Arc<Groups> {
         self.groups.get().expect("groups are attached before anything opens one")
+    }
+
+    /// Who may have streams.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// What the streams of this node may hold.
@@ -283,17 +304,22 @@ impl JetStream {
     }
 
     /// Counts an API call.
-    pub fn count_api(&self, failed: bool) {
-        self.api_total.fetch_add(1, Ordering::Relaxed);
-        if failed {
-            self.api_errors.fetch_add(1, Ordering::Relaxed);
-        }
+    pub fn count_api(&self, account: &AccountName, failed: bool) {
+        let mut calls = self.api_calls.lock();
+        let calls = calls.entry(account.clone()).or_default();
+        calls.total += 1;
+        calls.errors += u64::from(failed);
     }
 
-    /// API calls and failed API calls since the start.
+    /// API calls since the start, of one account or of all.
     #[must_use]
-    pub fn api_counts(&self) -> (u64, u64) {
-        (self.api_total.load(Ordering::Relaxed), self.api_errors.load(Ordering::Relaxed))
+    pub fn api_counts(&self, account: Option<&AccountName>) -> ApiCalls {
+        let calls = self.api_calls.lock();
+        let counted = calls.iter().filter(|(name, _)| account.is_none_or(|account| account == *name));
+        counted.fold(ApiCalls::default(), |sum, (_, calls)| ApiCalls {
+            total: sum.total + calls.total,
+            errors: sum.errors + calls.errors,
+        })
     }
 
     /// The leadership of a local replica moved.
@@ -324,9 +350,10 @@ impl JetStream {
         }
     }
 
-    /// A peer connected: tell it what we lead.
+    /// A peer connected: tell it what we lead, and how much that holds.
     pub fn greet(&self, node: NodeId) {
         self.announce(&self.led(), Some(node));
+        quota::greet(self, node);
     }
 
     /// Tells everybody what we lead.
@@ -392,6 +419,7 @@ impl JetStream {
     /// A peer went away.
     pub fn farewell(&self, node: NodeId) {
         self.directory.node_down(node);
+        self.quota.forget(node);
         if let Some(groups) = self.groups.get() {
             groups.peer_down(node);
         }
@@ -429,6 +457,11 @@ impl JetStream {
             Ok((account, _, batch)) => transfer::take_forwarded(jetstream, &account, &batch),
             Err(error) => tracing::error!("from server {}: {error}", jetstream.node_name(node)),
         });
+        on(FORWARD_USAGE, |jetstream, node, frame| {
+            if let Err(error) = jetstream.quota.take_report(node, &frame) {
+                tracing::error!("from server {}: what accounts use: {error}", jetstream.node_name(node));
+            }
+        });
         on(FORWARD_LEADS, |jetstream, node, mut frame| {
             while frame.remaining() >= 16 {
                 let (group, raft_term) = (GroupId(frame.get_u64_le()), frame.get_u64_le());
@@ -437,7 +470,7 @@ impl JetStream {
         });
     }
 
-    fn take_forwarded(&self, account: &levee_protocol::ids::AccountName, group: GroupId, batch: Inbound) {
+    fn take_forwarded(&self, account: &AccountName, group: GroupId, batch: Inbound) {
         // Not leading any more: silence, and the publisher retries with its message id.
         let Some(replica) = self.replica(group) else { return };
         let Some(leader) = replica.leader() else { return };

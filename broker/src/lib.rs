@@ -1,6 +1,7 @@
 //! The Levee node: connections, routing, leaders, the JetStream API.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod accounts;
 pub mod advisory;
 pub mod api;
 pub mod config;

@@ -143,12 +143,12 @@ impl MonitoringSource for Monitor {
     fn jetstream(&self) -> Option<JetStreamFacts> {
         let jetstream = self.jetstream.as_ref()?;
         let limits = self.config.jetstream.as_ref()?;
-        let (api_total, api_errors) = jetstream.api_counts();
+        let calls = jetstream.api_counts(None);
         let mut facts = JetStreamFacts {
             max_memory: limits.max_memory_bytes(),
             max_storage: limits.max_storage_bytes(),
-            api_total,
-            api_errors,
+            api_total: calls.total,
+            api_errors: calls.errors,
             api_level: level::API_LEVEL,
             meta: meta_facts(jetstream),
             ..JetStreamFacts::default()

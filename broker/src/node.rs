@@ -20,6 +20,7 @@ use levee_protocol::wire::ServerInfo;
 use levee_raft::{Birth, Groups, GrpcTransport};
 use levee_storage::Storage;
 
+use crate::accounts::Accounts;
 use crate::api::{self, stream_info};
 use crate::config::{Addresses, Authorization, Config, LEVEE_VERSION, Listen, NATS_VERSION};
 use crate::frontend::nats::NatsListener;
@@ -37,7 +38,7 @@ use crate::router::peers::{self, PeerEvent, Peers, PeersConfig};
 use crate::runtime::chance::Chance;
 use crate::runtime::clock::Clock;
 use crate::runtime::{net, tasks};
-use crate::session::{AuthConfig, Secret, SessionLimits, Sessions, User};
+use crate::session::{self, AuthConfig, Secret, SessionLimits, Sessions, User};
 use crate::sinks::StreamServices;
 use crate::stream::quota::{self, Quota};
 use crate::stream::single;
@@ -183,6 +184,7 @@ impl Node {
                     Identity {
                         node,
                         name: name.clone(),
+                        server_id: server_id.clone(),
                         cluster: cluster_name.clone().unwrap_or_default(),
                         domain: config
                             .jetstream
@@ -302,6 +304,8 @@ async fn start_jetstream(
     }));
     let bootstrap = Bootstrap::open(identity.node, identity.name.clone(), Arc::clone(&storage))?;
     let meta = Meta::load(&storage)?;
+    let accounts = Accounts::of(config);
+    let quota = quota(config, &accounts);
     let jetstream = JetStream::new(
         identity,
         clock.clone(),
@@ -310,7 +314,8 @@ async fn start_jetstream(
         Arc::clone(peers),
         meta,
         Arc::clone(&bootstrap),
-        quota(config),
+        accounts,
+        quota,
         Limits::of(config),
     );
     router.attach_services(StreamServices::new(Arc::clone(&jetstream)));
@@ -481,11 +486,12 @@ fn node_id(storage: Option<&Storage>, config: &Config) -> Result<NodeId, StartEr
 }
 
 /// Without `max_file` the disk is the bound; without `max_mem` it is most of the memory.
-fn quota(config: &Config) -> Quota {
+fn quota(config: &Config, accounts: &Accounts) -> Quota {
     let jetstream = config.jetstream.as_ref();
     Quota::new(
         jetstream.and_then(|jetstream| jetstream.max_storage),
         jetstream.map(crate::config::JetStream::max_memory_bytes),
+        accounts.with_streams(),
     )
 }
 
@@ -577,20 +583,25 @@ fn session_limits(config: &Config) -> SessionLimits {
 }
 
 fn auth(config: &Config) -> AuthConfig {
-    match &config.authorization {
-        Authorization::Open => AuthConfig::default(),
-        Authorization::User { user, password } => AuthConfig {
-            users: vec![User {
-                name: user.clone(),
-                password: Secret::new(password.clone()),
-                account: AccountName::global(),
-            }],
-            ..AuthConfig::default()
-        },
-        Authorization::Token(token) => {
-            AuthConfig { token: Some(Secret::new(token.clone())), ..AuthConfig::default() }
+    let users = config.logins().map(|(login, account)| User {
+        name: login.user.clone(),
+        password: Secret::new(login.password.clone()),
+        account,
+    });
+    let users: Vec<User> = users.collect();
+    let guest = match &config.no_auth_user {
+        Some(name) => users.iter().find(|user| user.name == *name).map(User::identity),
+        // Naming a system account alone changes nothing for clients.
+        None if config.authorization == Authorization::Open && config.has_global_account_only() => {
+            Some(session::Identity { account: AccountName::global(), user: String::new() })
         }
-    }
+        None => None,
+    };
+    let token = match &config.authorization {
+        Authorization::Token(token) => Some(Secret::new(token.clone())),
+        Authorization::Open | Authorization::User(_) | Authorization::Users(_) => None,
+    };
+    AuthConfig { users, token, guest }
 }
 
 fn server_info(

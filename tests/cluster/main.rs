@@ -3,6 +3,7 @@
 //!
 //! Claims that only Levee makes (what it refuses at start) are skipped when another server is tested.
 
+mod accounts;
 mod advisories;
 mod copies;
 mod cut;

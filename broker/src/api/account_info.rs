@@ -1,9 +1,10 @@
 //! `$JS.API.INFO`: what the account uses, from all streams' leaders.
 
-use levee_protocol::api::{AccountInfo, AccountLimits, ApiStats, StorageType, level};
+use levee_protocol::api::{AccountInfo, ApiStats, StorageType, level};
 
 use crate::api::context::{Answer, Context};
 use crate::api::stream_info;
+use crate::jetstream::ApiCalls;
 
 pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let wanted = cx
@@ -11,9 +12,9 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         .meta()
         .read(|machine| machine.streams(cx.account).map(|stream| (stream.group, 0)).collect());
     let infos = stream_info::settled(cx.jetstream, wanted, stream_info::LIST_PATIENCE).await;
-    let (total, errors) = cx.jetstream.api_counts();
+    let ApiCalls { total, errors } = cx.jetstream.api_counts(Some(cx.account));
     let mut account = AccountInfo {
-        limits: AccountLimits::default(),
+        limits: cx.account_limits(),
         domain: cx.jetstream.domain().to_owned(),
         api: ApiStats { level: level::API_LEVEL, total, errors, ..ApiStats::default() },
         ..AccountInfo::default()

@@ -33,7 +33,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     let stream =
         led.replica.read(|machine, _| machine.config().cloned()).ok_or_else(ApiError::not_available)?;
     let adjust = Adjust::from_pedantic(request.pedantic);
-    config.apply_defaults_and_validate(&stream, &cx.jetstream.identity().limits, adjust)?;
+    config.apply_defaults_and_validate(&stream, &cx.limits(), adjust)?;
     if let Some(feature) = config.unsupported_yet() {
         return Err(ApiError::consumer_create_failed(format!("{feature} is not supported by Levee yet")));
     }
@@ -61,7 +61,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         name: name.clone(),
         config: Box::new(config),
         action: request.action,
-        default_max: cx.jetstream.identity().limits.default_max_consumers,
+        default_max: cx.limits().default_max_consumers,
     };
     let info = match led.replica.propose(&command).await {
         Ok(Reply::Consumer(consumer)) if consumer.created => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use levee_protocol::api::advisory::ClientInfo;
-use levee_protocol::api::{ApiError, Request};
+use levee_protocol::api::{AccountLimits, ApiError, Request, ServerLimits};
 use levee_protocol::ids::AccountName;
 use levee_raft::ProposeError;
 
@@ -36,6 +36,18 @@ pub struct Led {
 }
 
 impl Context<'_> {
+    /// What the account's streams may use.
+    #[must_use]
+    pub fn account_limits(&self) -> AccountLimits {
+        self.jetstream.accounts().limits(self.account).unwrap_or_default()
+    }
+
+    /// The bounds that this node sets for the account's streams and consumers.
+    #[must_use]
+    pub fn limits(&self) -> ServerLimits {
+        self.account_limits().within(&self.jetstream.identity().limits)
+    }
+
     /// The stream the call names. The dispatcher has brought the call to its leader; leadership may have moved
     /// since, and then the caller tries again.
     pub fn led(&self) -> Result<Led, ApiError> {

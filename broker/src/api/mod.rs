@@ -6,6 +6,7 @@
 //! leader sends what they ask for straight to the reply subject.
 
 mod account_info;
+mod account_purge;
 mod consumer_create;
 mod consumer_delete;
 pub(crate) mod consumer_info;
@@ -33,7 +34,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::advisory::ClientInfo;
 use levee_protocol::api::endpoint::{Endpoint, Request, Scope};
-use levee_protocol::api::{ApiError, envelope, level};
+use levee_protocol::api::{ApiError, endpoint, envelope, level};
 use levee_protocol::ids::{AccountName, NodeId};
 use levee_protocol::wire::headers::HeaderBlock;
 
@@ -74,21 +75,20 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<router::ClientInfo>, batch:
         match parse(jetstream, batch.subject(item)).map(|request| request.endpoint) {
             Some(Endpoint::ConsumerNext | Endpoint::DirectGet) => messages.items.push(*item),
             Some(_) if batch.reply(item).is_empty() => {}
-            Some(_) => {
+            Some(endpoint) if !jetstream.accounts().may_call(&from.account, endpoint) => {}
+            Some(endpoint) => {
                 let (jetstream, from) = (Arc::clone(jetstream), Arc::clone(from));
                 let call = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
                 tasks::spawn("api call", async move {
                     let item = &call.items[0];
                     let subject = call.subject(item);
                     let client = advisory::client(&jetstream, &from);
-                    let answer = match required_level(call.header(item)) {
-                        Ok(()) => {
+                    let answer = match refusal(&jetstream, &from.account, endpoint, call.header(item)) {
+                        None => {
                             let caller = Caller { account: &from.account, client: &client };
                             answer(&jetstream, caller, subject, call.payload(item)).await
                         }
-                        Err(error) => {
-                            parse(&jetstream, subject).map(|request| request.endpoint.failure(&error))
-                        }
+                        refusal => refusal,
                     };
                     if let Some(answer) = answer {
                         send(&jetstream, &from.account, call.reply(item), &answer);
@@ -122,6 +122,26 @@ fn send(jetstream: &JetStream, account: &AccountName, to: &[u8], payload: &[u8])
     route.send(account, to, MessageRef { subject: to, reply: &[], header: &[], payload });
 }
 
+/// What a call is answered with that the account can't make, or this server can't understand.
+fn refusal(
+    jetstream: &JetStream,
+    account: &AccountName,
+    endpoint: Endpoint,
+    header: &[u8],
+) -> Option<Vec<u8>> {
+    if let Err(error) = required_level(header) {
+        return Some(endpoint.failure(&error));
+    }
+    let accounts = jetstream.accounts();
+    if endpoint.caller() == endpoint::Caller::System || accounts.limits(account).is_some() {
+        return None;
+    }
+    let error = ApiError::not_enabled_for_account();
+    // nats-server tells the system account before it looks what it is asked.
+    let is_system = account == accounts.system() && endpoint != Endpoint::AccountInfo;
+    Some(if is_system { envelope::failure("system_response", &error, "") } else { endpoint.failure(&error) })
+}
+
 /// Who calls.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
@@ -147,7 +167,7 @@ async fn answer(
         return Some(match answer {
             Ok(answer) => answer,
             Err(error) => {
-                jetstream.count_api(true);
+                jetstream.count_api(caller.account, true);
                 parse(jetstream, subject)?.endpoint.failure(&error)
             }
         });
@@ -181,7 +201,7 @@ async fn try_once(
     if nobody_can(&answer) {
         return Some(answer);
     }
-    jetstream.count_api(answer.is_err());
+    jetstream.count_api(account, answer.is_err());
     Some(Ok(answer.unwrap_or_else(|error| endpoint.failure(&error))))
 }
 
@@ -280,6 +300,7 @@ async fn handle(cx: &Context<'_>) -> Answer {
     }
     match cx.request.endpoint {
         Endpoint::AccountInfo => account_info::handle(cx).await,
+        Endpoint::AccountPurge => account_purge::handle(cx).await,
         Endpoint::StreamCreate => stream_create::handle(cx).await,
         Endpoint::StreamUpdate => stream_update::handle(cx).await,
         Endpoint::StreamDelete => stream_delete::handle(cx).await,
@@ -313,7 +334,6 @@ async fn handle(cx: &Context<'_>) -> Answer {
         | Endpoint::ServerRemove
         | Endpoint::ServerEvacuate
         | Endpoint::MetaRescue
-        | Endpoint::AccountPurge
         | Endpoint::AccountStreamMove
         | Endpoint::AccountStreamCancelMove => Err(not_supported_yet(cx.request.endpoint)),
     }

@@ -33,7 +33,7 @@ pub(super) fn checked_config(
         return Err(stream_check::name_required());
     }
     config.check_subject_name(cx.request.stream)?;
-    let limits = cx.jetstream.identity().limits;
+    let limits = cx.limits();
     match cx.request.endpoint {
         Endpoint::StreamUpdate => stream_check::validate_update(&mut config, &limits, adjust)?,
         // A sealed stream is never created as such, but it may have been when it was archived.
@@ -43,6 +43,7 @@ pub(super) fn checked_config(
     if let Some(feature) = stream_check::unsupported_yet(&config) {
         return Err(ApiError::stream_invalid_config(format!("{feature} is not supported by Levee yet")));
     }
+    cx.account_limits().check_stream(&config)?;
     check_origins(cx, &mut config)?;
     check_replicas(cx, config.num_replicas)?;
     config.store_metadata();
@@ -113,6 +114,7 @@ pub(super) async fn propose(
         account: cx.account.clone(),
         config: Box::new(config),
         alive: cx.jetstream.alive_nodes(),
+        limits: cx.account_limits(),
         restoring,
     };
     match cx.jetstream.meta().propose(&command).await {

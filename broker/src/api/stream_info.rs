@@ -10,6 +10,7 @@ use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
 use levee_protocol::api::{ClusterInfo, PeerInfo, StreamAlternate, StreamInfo, StreamInfoRequest};
 use levee_protocol::ids::{GroupId, NodeId, StreamName};
 use levee_protocol::subject::Filter;
+use levee_raft::Group;
 use serde::{Deserialize, Serialize};
 
 use crate::api::context::{Answer, Context};
@@ -32,8 +33,6 @@ const REACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Removed sequences that are listed at most; nats-server lists all. Their number is told in any case.
 const DELETED_DETAILS_MAX: usize = 100_000;
-/// nats-server's name for it.
-const SYSTEM_ACCOUNT: &str = "$SYS";
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const REACHABLE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -141,16 +140,16 @@ pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterI
         cluster.leader_since = replica.leader().map(|leader| leader.since());
         // Where nats-server's nodes exchange log entries; clients expect to be told.
         cluster.system_account = true;
-        SYSTEM_ACCOUNT.clone_into(&mut cluster.traffic_account);
-        cluster.replicas = followers(jetstream, replica);
+        jetstream.accounts().system().as_str().clone_into(&mut cluster.traffic_account);
+        cluster.replicas = followers(jetstream, replica.group());
     }
     Some(cluster)
 }
 
-/// The nodes that hold a stream, without this one. Only its leader knows.
+/// The nodes of a group, without this one. Only its leader knows.
 #[must_use]
-pub fn followers(jetstream: &JetStream, replica: &Replica) -> Vec<PeerInfo> {
-    let status = replica.group().status();
+pub fn followers(jetstream: &JetStream, group: &Group) -> Vec<PeerInfo> {
+    let status = group.status();
     let mut followers: Vec<PeerInfo> = status
         .replicas
         .iter()

@@ -27,6 +27,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         account: cx.account.clone(),
         config: Box::new(config),
         alive: cx.jetstream.alive_nodes(),
+        limits: cx.account_limits(),
     };
     let assignment = match cx.jetstream.meta().propose(&command).await {
         Ok(MetaReply::Updated { assignment, .. }) => {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::options::{host_port, port_number, route};
-use super::{Authorization, Config, ConfigError, Draft, Listen};
+use super::{Authorization, Config, ConfigError, Draft, Listen, Login};
 
 /// The flags of one command line.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -279,14 +279,14 @@ fn authorization(config: &mut Config, flags: &Flags) -> Result<(), ConfigError> 
         (None, None, None) => {}
         (None, None, Some(token)) => config.authorization = Authorization::Token(token.clone()),
         (user, pass, None) => {
-            let (before_user, before_password) = match &config.authorization {
-                Authorization::User { user, password } => (Some(user), Some(password)),
-                Authorization::Open | Authorization::Token(_) => (None, None),
+            let before = match &config.authorization {
+                Authorization::User(login) => Some(login),
+                Authorization::Open | Authorization::Users(_) | Authorization::Token(_) => None,
             };
-            let user = user.as_ref().or(before_user);
+            let user = user.as_ref().or(before.map(|login| &login.user));
             let user = user.ok_or_else(|| flag_error("--pass needs --user".to_owned()))?.clone();
-            let password = pass.as_ref().or(before_password).cloned().unwrap_or_default();
-            config.authorization = Authorization::User { user, password };
+            let password = pass.as_ref().or(before.map(|login| &login.password)).cloned().unwrap_or_default();
+            config.authorization = Authorization::User(Login { user, password });
         }
         (_, _, Some(_)) => return Err(flag_error("Cannot have a user/pass and token".to_owned())),
     }

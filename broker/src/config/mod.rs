@@ -12,6 +12,7 @@
 //! `tls` or `accounts` is worse than one that does not start. The few that are skipped because they change
 //! nothing here are listed in `options.rs`, and a node says so when it starts.
 
+mod accounts;
 mod digest;
 mod duration;
 pub mod flags;
@@ -24,7 +25,9 @@ use std::time::Duration;
 
 use crate::limits::BatchLimits;
 use levee_protocol::api::ServerLimits;
+use levee_protocol::ids::AccountName;
 
+pub use self::accounts::{Account, Login};
 pub use self::duration::{InvalidDuration, format_duration, parse_duration};
 pub use self::flags::{Flags, Signal, SignalTarget};
 pub use self::grammar::{Problem, Source};
@@ -56,6 +59,12 @@ pub struct Config {
     pub http_base_path: String,
     /// Who may connect. Default: everybody.
     pub authorization: Authorization,
+    /// Accounts besides the global one, `$G`. Default: none, everybody shares the global one.
+    pub accounts: Vec<Account>,
+    /// The account of those who operate the cluster. Default: none, `$SYS`.
+    pub system_account: Option<AccountName>,
+    /// The user of clients that bring no credentials. Default: none, they are turned away if there are users.
+    pub no_auth_user: Option<String>,
     /// How long a client may take to send CONNECT when credentials are asked for. Default: 2 s.
     pub auth_timeout: Duration,
     /// Largest payload with headers, bytes. Default: 1 MiB. Larger ones cost memory on every node.
@@ -128,19 +137,16 @@ pub struct Addresses {
     pub cluster: Option<Listen>,
 }
 
-/// Who may connect.
+/// Who may connect to the global account.
 #[derive(Clone, Default, Eq, PartialEq)]
 pub enum Authorization {
-    /// Everybody.
+    /// Everybody, unless there are accounts with users: then nobody.
     #[default]
     Open,
     /// Who knows this name and password.
-    User {
-        /// The name.
-        user: String,
-        /// The password.
-        password: String,
-    },
+    User(Login),
+    /// These users.
+    Users(Vec<Login>),
     /// Who knows this token.
     Token(String),
 }
@@ -150,7 +156,8 @@ impl std::fmt::Debug for Authorization {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Open => out.write_str("Open"),
-            Self::User { user, .. } => out.debug_struct("User").field("user", user).finish_non_exhaustive(),
+            Self::User(login) => out.debug_tuple("User").field(login).finish(),
+            Self::Users(logins) => out.debug_tuple("Users").field(logins).finish(),
             Self::Token(_) => out.write_str("Token"),
         }
     }
@@ -264,6 +271,9 @@ impl Default for Config {
             http: None,
             http_base_path: String::new(),
             authorization: Authorization::Open,
+            accounts: Vec::new(),
+            system_account: None,
+            no_auth_user: None,
             auth_timeout: Duration::from_secs(2),
             max_payload: 1024 * 1024,
             max_control_line: 4096,
@@ -428,9 +438,42 @@ impl Config {
         Self { jetstream: Some(JetStream { store_dir, ..JetStream::default() }), ..Self::default() }
     }
 
+    /// All users, each with its account.
+    pub fn logins(&self) -> impl Iterator<Item = (&Login, AccountName)> {
+        let global = match &self.authorization {
+            Authorization::User(login) => std::slice::from_ref(login),
+            Authorization::Users(logins) => logins,
+            Authorization::Open | Authorization::Token(_) => &[],
+        };
+        let global = global.iter().map(|login| (login, AccountName::global()));
+        let others = self.accounts.iter();
+        global
+            .chain(others.flat_map(|account| account.users.iter().map(|login| (login, account.name.clone()))))
+    }
+
+    /// Whether there are users or a token.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        matches!(self.authorization, Authorization::Token(_)) || self.logins().next().is_some()
+    }
+
+    /// The account of those who operate the cluster, the default filled in.
+    #[must_use]
+    pub fn system_account(&self) -> AccountName {
+        self.system_account.clone().unwrap_or_else(AccountName::system)
+    }
+
+    /// Whether everybody has the global account to share: there are no others, but for the system's.
+    #[must_use]
+    pub fn has_global_account_only(&self) -> bool {
+        let system = self.system_account();
+        self.accounts.iter().all(|account| account.name == system)
+    }
+
     /// Whether the options fit together.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |message: String| Err(ConfigError::Invalid(message));
+        accounts::validate(self)?;
         if self.lame_duck_grace_period >= self.lame_duck_duration {
             return refuse(format!(
                 "lame duck grace period ({}) should be strictly lower than lame duck duration ({})",

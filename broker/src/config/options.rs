@@ -11,7 +11,10 @@ use levee_protocol::api::ServerLimits;
 use levee_protocol::time::Nanos;
 
 use super::grammar::{Block, Entry, Problem, Value};
-use super::{Authorization, Draft, JetStream, Listen, SyncInterval, format_duration, parse_duration};
+use super::{
+    Authorization, Config, Draft, JetStream, Listen, Login, SyncInterval, accounts, format_duration,
+    parse_duration,
+};
 use crate::limits::BatchLimits;
 
 /// Accepted at the top level without effect, each with the reason.
@@ -30,7 +33,6 @@ const NO_EFFECT: &[(&str, &str)] = &[
 
 /// Known to nats-server at the top level, refused here.
 const UNSUPPORTED: &[&str] = &[
-    "accounts",
     "allow_non_tls",
     "default_js_domain",
     "default_sentinel",
@@ -46,7 +48,6 @@ const UNSUPPORTED: &[&str] = &[
     "mappings",
     "maps",
     "mqtt",
-    "no_auth_user",
     "no_system_account",
     "ocsp",
     "ocsp_cache",
@@ -65,8 +66,6 @@ const UNSUPPORTED: &[&str] = &[
     "root_operator",
     "root_operators",
     "syslog",
-    "system",
-    "system_account",
     "tls",
     "trusted",
     "trusted_keys",
@@ -117,7 +116,7 @@ const JETSTREAM_UNSUPPORTED: &[&str] = &[
 const LIMITS_UNSUPPORTED: &[&str] = &["max_ha_assets"];
 
 const AUTHORIZATION_UNSUPPORTED: &[&str] =
-    &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required", "users"];
+    &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required"];
 
 /// nats-server's floor; shorter ones would move all clients at once.
 const LAME_DUCK_MIN: Duration = Duration::from_secs(30);
@@ -127,9 +126,12 @@ pub(super) fn apply(draft: &mut Draft, block: &Block) -> Vec<Problem> {
     each(block, |entry, key| top(draft, entry, key))
 }
 
-type Read<T> = Result<T, Problem>;
+pub(super) type Read<T> = Result<T, Problem>;
 
-fn each(block: &Block, mut apply: impl FnMut(&Entry, &str) -> Result<(), Vec<Problem>>) -> Vec<Problem> {
+pub(super) fn each(
+    block: &Block,
+    mut apply: impl FnMut(&Entry, &str) -> Result<(), Vec<Problem>>,
+) -> Vec<Problem> {
     block
         .entries()
         .filter_map(|entry| apply(entry, &entry.key.to_ascii_lowercase()).err())
@@ -142,6 +144,7 @@ fn top(draft: &mut Draft, entry: &Entry, key: &str) -> Result<(), Vec<Problem>> 
         "cluster" => return cluster(draft, entry),
         "jetstream" => return jetstream(draft, entry),
         "authorization" => return authorization(draft, entry),
+        "accounts" => return accounts::read(&mut draft.config, entry),
         _ => {}
     }
     top_value(draft, entry, key).map_err(|problem| vec![problem])
@@ -200,13 +203,18 @@ fn top_value(draft: &mut Draft, entry: &Entry, key: &str) -> Read<()> {
         "lame_duck_grace_period" => {
             config.lame_duck_grace_period = duration(&mut config.warnings, entry, key)?
         }
+        "system_account" | "system" => {
+            let name = accounts::account_name(&text(entry)?).map_err(|message| entry.problem(message))?;
+            config.system_account = Some(name);
+        }
+        "no_auth_user" => config.no_auth_user = Some(text(entry)?),
         "store_dir" => draft.store_dir = Some(text(entry)?.into()),
         "no_header_support" => {
             if boolean(entry)? {
                 return Err(not_supported(key, entry));
             }
         }
-        _ => return other(draft, entry, key, NO_EFFECT, UNSUPPORTED, ""),
+        _ => return other(&mut draft.config, entry, key, NO_EFFECT, UNSUPPORTED, ""),
     }
     Ok(())
 }
@@ -231,7 +239,7 @@ fn cluster(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
             "routes" => routes(entry).map(|routes| cluster.routes = routes),
             "cluster_advertise" | "advertise" => text(entry).map(|to| cluster.advertise = Some(to)),
             "no_advertise" => boolean(entry).map(|no| cluster.no_advertise = no),
-            _ => other(draft, entry, key, CLUSTER_NO_EFFECT, CLUSTER_UNSUPPORTED, "cluster."),
+            _ => other(&mut draft.config, entry, key, CLUSTER_NO_EFFECT, CLUSTER_UNSUPPORTED, "cluster."),
         };
         done.map_err(|problem| vec![problem])
     }))
@@ -272,7 +280,9 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
             "strict" => boolean(entry).and_then(|strict| {
                 if strict { Ok(()) } else { Err(not_supported("jetstream.strict: false", entry)) }
             }),
-            _ => other(draft, entry, key, JETSTREAM_NO_EFFECT, JETSTREAM_UNSUPPORTED, "jetstream."),
+            _ => {
+                other(&mut draft.config, entry, key, JETSTREAM_NO_EFFECT, JETSTREAM_UNSUPPORTED, "jetstream.")
+            }
         };
         done.map_err(one)
     });
@@ -301,7 +311,7 @@ fn limits(draft: &mut Draft, limits: &mut ServerLimits, entry: &Entry) -> Result
                 "timeout" => {
                     duration(&mut draft.config.warnings, entry, key).map(|idle| batches.idle_max = idle)
                 }
-                _ => other(draft, entry, key, &[], &[], "jetstream.limits.batch."),
+                _ => other(&mut draft.config, entry, key, &[], &[], "jetstream.limits.batch."),
             };
             done.map_err(|problem| vec![problem])
         })),
@@ -313,7 +323,7 @@ fn limits(draft: &mut Draft, limits: &mut ServerLimits, entry: &Entry) -> Result
                 "duplicate_window" => duration(&mut draft.config.warnings, entry, key).map(|window| {
                     limits.duplicate_window_max = Nanos(i64::try_from(window.as_nanos()).unwrap_or(i64::MAX));
                 }),
-                _ => other(draft, entry, key, &[], LIMITS_UNSUPPORTED, "jetstream.limits."),
+                _ => other(&mut draft.config, entry, key, &[], LIMITS_UNSUPPORTED, "jetstream.limits."),
             };
             done.map_err(|problem| vec![problem])
         }
@@ -336,7 +346,7 @@ fn bound(entry: &Entry) -> Read<Option<usize>> {
     Ok(usize::try_from(integer(entry)?).ok().filter(|max| *max > 0))
 }
 
-fn jetstream_switch(entry: &Entry) -> Read<bool> {
+pub(super) fn jetstream_switch(entry: &Entry) -> Read<bool> {
     match &entry.value {
         Value::Bool(on) => Ok(*on),
         Value::Text(text) if matches!(text.to_ascii_lowercase().as_str(), "enabled" | "enable") => Ok(true),
@@ -360,36 +370,46 @@ fn authorization(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
             entry.value.kind()
         ))]);
     };
-    let (mut user, mut password, mut token) = (None, None, None);
+    let (mut user, mut password, mut token, mut users) = (None, None, None, None);
     let problems = each(block, |entry, key| {
         let done = match key {
+            "users" => {
+                users = Some(accounts::users(&mut draft.config, entry)?);
+                return Ok(());
+            }
             "user" | "username" => text(entry).map(|text| user = Some(text)),
             "pass" | "password" => text(entry).map(|text| password = Some(text)),
             "token" => text(entry).map(|text| token = Some(text)),
             "timeout" => {
                 seconds(&mut draft.config.warnings, entry).map(|timeout| draft.config.auth_timeout = timeout)
             }
-            _ => other(draft, entry, key, &[], AUTHORIZATION_UNSUPPORTED, "authorization."),
+            _ => other(&mut draft.config, entry, key, &[], AUTHORIZATION_UNSUPPORTED, "authorization."),
         };
         done.map_err(|problem| vec![problem])
     });
     all_or_problems(problems)?;
-    draft.config.authorization = match (user, password, token) {
-        (None, None, None) => Authorization::Open,
-        (None, None, Some(token)) => Authorization::Token(token),
-        (Some(user), password, None) => Authorization::User { user, password: password.unwrap_or_default() },
-        (None, Some(_), None) => return Err(vec![entry.problem("a password needs a user")]),
-        (_, _, Some(_)) => return Err(vec![entry.problem("Cannot have a user/pass and token")]),
+    let refuse = |message: &str| Err(vec![entry.problem(message)]);
+    draft.config.authorization = match (user, password, token, users) {
+        (None, None, None, None) => Authorization::Open,
+        (None, None, None, Some(users)) => Authorization::Users(users),
+        (None, None, Some(token), None) => Authorization::Token(token),
+        (Some(user), password, None, None) => {
+            Authorization::User(Login { user, password: password.unwrap_or_default() })
+        }
+        (None, Some(_), None, None) => return refuse("a password needs a user"),
+        (None, None, Some(_), Some(_)) => return refuse("Can not have a token and a users array"),
+        (_, _, None, Some(_)) => return refuse("Can not have a single user/pass and a users array"),
+        (_, _, Some(_), _) => return refuse("Cannot have a user/pass and token"),
     };
     Ok(())
 }
 
-fn all_or_problems(problems: Vec<Problem>) -> Result<(), Vec<Problem>> {
+pub(super) fn all_or_problems(problems: Vec<Problem>) -> Result<(), Vec<Problem>> {
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
-fn other(
-    draft: &mut Draft,
+pub(super) fn other(
+    config: &mut Config,
     entry: &Entry,
     key: &str,
     no_effect: &[(&str, &str)],
@@ -397,7 +417,7 @@ fn other(
     block: &str,
 ) -> Read<()> {
     if let Some((_, reason)) = no_effect.iter().find(|(known, _)| *known == key) {
-        draft.config.notes.push(format!("{}: {block}{key} changes nothing here: {reason}", entry.at));
+        config.notes.push(format!("{}: {block}{key} changes nothing here: {reason}", entry.at));
         return Ok(());
     }
     if unsupported.contains(&key) {
@@ -423,7 +443,7 @@ fn mismatch(entry: &Entry, wanted: &str) -> Problem {
     entry.problem(format!("{} must be {wanted}, but it is {}{quotes}", entry.key, entry.value.kind()))
 }
 
-fn text(entry: &Entry) -> Read<String> {
+pub(super) fn text(entry: &Entry) -> Read<String> {
     match &entry.value {
         Value::Text(text) => Ok(text.clone()),
         _ => Err(mismatch(entry, "a string")),
@@ -446,14 +466,14 @@ fn host(entry: &Entry) -> Read<String> {
     Ok(host.trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
-fn boolean(entry: &Entry) -> Read<bool> {
+pub(super) fn boolean(entry: &Entry) -> Read<bool> {
     match entry.value {
         Value::Bool(value) => Ok(value),
         _ => Err(mismatch(entry, "true or false")),
     }
 }
 
-fn integer(entry: &Entry) -> Read<i64> {
+pub(super) fn integer(entry: &Entry) -> Read<i64> {
     match entry.value {
         Value::Integer(value) => Ok(value),
         _ => Err(mismatch(entry, "an integer")),
@@ -594,7 +614,7 @@ fn seconds(warnings: &mut Vec<String>, entry: &Entry) -> Read<Duration> {
 }
 
 /// Bytes as a number, or as text ending in K, M, G or T (of 1024). Negative: the default.
-fn storage_size(entry: &Entry) -> Read<Option<u64>> {
+pub(super) fn storage_size(entry: &Entry) -> Read<Option<u64>> {
     match &entry.value {
         Value::Integer(bytes) => Ok(u64::try_from(*bytes).ok()),
         Value::Text(text) if text.is_empty() => Ok(None),

@@ -32,6 +32,10 @@ fn refuses(text: &str, expected: &str) {
     assert_eq!(load(text, &[]).map(drop), Err(expected.to_owned()), "{text}");
 }
 
+fn login(user: &str, password: &str) -> Authorization {
+    Authorization::User(Login { user: user.into(), password: password.into() })
+}
+
 #[test]
 fn without_a_file_and_flags_the_defaults_are_those_of_nats_server() {
     let config = load("", &[]).unwrap();
@@ -81,7 +85,7 @@ fn a_file_with_every_option_of_this_release_is_read() {
     let routes: Vec<String> = cluster.routes.iter().map(ToString::to_string).collect();
     assert_eq!(routes, ["127.0.0.1:6333", "[::1]:6334", "other:6222"]);
     assert!(cluster.no_advertise);
-    assert_eq!(config.authorization, Authorization::User { user: "a".into(), password: "s3cret".into() });
+    assert_eq!(config.authorization, login("a", "s3cret"));
     assert_eq!(config.auth_timeout, Duration::from_millis(1500));
     assert_eq!(config.max_payload, 2 << 20);
     assert_eq!(config.max_connections, Some(100));
@@ -112,7 +116,10 @@ fn a_key_that_is_only_a_variable_is_not_unknown() {
 fn known_options_that_are_missing_here_are_refused_with_a_sentence() {
     refuses("tls { cert_file: a }", "c.conf:1:0: \"tls\" is not supported yet");
     refuses("LeafNodes: {}", "c.conf:1:0: \"leafnodes\" is not supported yet");
-    refuses("authorization { users: [] }", "c.conf:1:16: \"authorization.users\" is not supported yet");
+    refuses(
+        "authorization { permissions: {} }",
+        "c.conf:1:16: \"authorization.permissions\" is not supported yet",
+    );
     refuses("cluster { tls: {} }", "c.conf:1:10: \"cluster.tls\" is not supported yet");
     refuses("jetstream { key: x }", "c.conf:1:12: \"jetstream.key\" is not supported yet");
     refuses("write_timeout: retry", "c.conf:1:0: \"write_timeout: retry\" is not supported yet");
@@ -208,7 +215,7 @@ fn flags_win_over_the_file_in_all_of_gos_spellings() {
     }
     let config = load(file, &["-D=false", "--pass", "q"]).unwrap();
     assert!(!config.log.debug);
-    assert_eq!(config.authorization, Authorization::User { user: "u".into(), password: "q".into() });
+    assert_eq!(config.authorization, login("u", "q"));
 }
 
 #[test]
@@ -390,4 +397,82 @@ fn requests_have_bounds_from_the_configuration() {
     assert_eq!((limits.max_request_batch, limits.max_ack_pending), (100, 7));
     assert_eq!(limits.default_max_consumers, -1);
     assert_eq!(limits.duplicate_window_max, levee_protocol::time::Nanos::from_secs(60));
+}
+
+#[test]
+fn accounts_have_users_and_what_their_streams_may_use() {
+    let config = load(
+        r#"
+        accounts {
+          A {
+            users [{ user: a, password: p }, { username: b }]
+            jetstream { max_mem: 1M, max_store: "10G", max_streams: 3, max_bytes_required: true, cluster_traffic: owner }
+          }
+          B: { jetstream: enabled }
+          OPS { users = [{ user: ops, pass: "$2a$04$hash" }] }
+        }
+        authorization { users: [{ user: g, password: q }] }
+        system_account: OPS
+        no_auth_user: g
+        "#,
+        &[],
+    )
+    .unwrap();
+
+    let logins: Vec<_> =
+        config.logins().map(|(login, account)| (login.user.as_str(), account.to_string())).collect();
+    let expected = [("g", "$G"), ("a", "A"), ("b", "A"), ("ops", "OPS")];
+    assert_eq!(logins, expected.map(|(user, account)| (user, account.to_owned())));
+    let limits = config.accounts[0].jetstream.unwrap();
+    assert_eq!((limits.max_memory, limits.max_storage, limits.max_streams), (1_000_000, 10 << 30, 3));
+    assert_eq!((limits.max_consumers, limits.max_bytes_required), (-1, true));
+    assert_eq!(config.accounts[1].jetstream, Some(levee_protocol::api::AccountLimits::default()));
+    assert_eq!(config.accounts[2].jetstream, None);
+    assert_eq!(config.system_account().as_str(), "OPS");
+    assert!(!config.has_global_account_only());
+    assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
+
+    let short = load("accounts: [A, B]", &[]).unwrap();
+    assert_eq!(short.accounts.len(), 2);
+    let operators_only = load("accounts { $SYS { users: [{ user: s, password: s }] } }", &[]).unwrap();
+    assert!(operators_only.has_global_account_only());
+}
+
+#[test]
+fn accounts_that_do_not_fit_together_are_refused() {
+    let a = "accounts { A { users: [{ user: a, password: a }] } }\n";
+
+    refuses(
+        &format!("{a}authorization {{ user: x, password: y }}"),
+        "Can not have a single user/pass and accounts",
+    );
+    refuses(&format!("{a}authorization {{ token: t }}"), "Can not have a token and accounts");
+    refuses(&format!("{a}authorization {{ users: [{{ user: a }}] }}"), "Duplicate user \"a\" detected");
+    refuses(
+        &format!("{a}no_auth_user: z"),
+        "no_auth_user: \"z\" not present as user or nkey in authorization block or account configuration",
+    );
+    refuses(&format!("{a}system_account: S"), "system_account \"S\" is not one of the accounts");
+    refuses("accounts { $G { } }", "c.conf:1:11: \"$G\" is a Reserved Account");
+    refuses("accounts: [A, A]", "c.conf:1:0: Duplicate Account Entry: A");
+    refuses("accounts { A: 5 }", "c.conf:1:11: Expected map entries for accounts");
+    refuses("accounts { A { users: [{ password: x }] } }", "c.conf:1:23: User entry requires a user");
+    refuses(
+        "accounts { A { users: 7 } }",
+        "c.conf:1:15: Expected users field to be an array, got an integer",
+    );
+    refuses("accounts { A { exports: [] } }", "c.conf:1:15: \"accounts.exports\" is not supported yet");
+    refuses(
+        "accounts { A { users: [{ user: a, permissions: {} }] } }",
+        "c.conf:1:34: \"users.permissions\" is not supported yet",
+    );
+    refuses("accounts { A { jetstream { R1: {} } } }", "c.conf:1:27: unknown field \"R1\"");
+    refuses(
+        "accounts { S { jetstream: enabled } }, system_account: S",
+        "system account \"S\" can not have JetStream: give it to another account",
+    );
+    refuses(
+        "authorization { users: [{ user: a }], user: b }",
+        "c.conf:1:0: Can not have a single user/pass and a users array",
+    );
 }

@@ -22,10 +22,12 @@ use axum::extract::{Query, State};
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use levee_protocol::ids::AccountName;
 use levee_protocol::time::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::accounts::Accounts;
 use crate::config::{Config, Listen};
 
 /// What a node knows about itself. All calls are cheap enough to be made every second: they copy counters and take
@@ -430,29 +432,33 @@ async fn accountz(
     monitoring.count("/accountz");
     let server = monitoring.source.server();
     let connections = monitoring.source.connections();
-    let mut accounts: Vec<&str> = vec![GLOBAL_ACCOUNT];
-    accounts.extend(connections.iter().map(|connection| connection.account.as_str()));
-    accounts.sort_unstable();
-    accounts.dedup();
+    let accounts = Accounts::of(&server.config);
+    let mut document =
+        json!({ "server_id": server.id, "now": server.now, "system_account": accounts.system() });
     if let Some(account) = parameters.get("acc") {
-        if !accounts.contains(&account.as_str()) {
+        let Some(account) = accounts.names().find(|name| name.as_str() == account) else {
             return (StatusCode::BAD_REQUEST, format!("Account {account} does not exist")).into_response();
-        }
+        };
         let subscriptions = monitoring.source.subscriptions();
-        let detail = json!({
+        let is_here = |name: &str| name == account.as_str();
+        let has_streams = monitoring.source.jetstream().is_some() && accounts.limits(account).is_some();
+        let mut detail = json!({
             "account_name": account,
             "update_time": server.start,
             "expired": false,
             "complete": true,
-            "jetstream_enabled": monitoring.source.jetstream().is_some(),
+            "jetstream_enabled": has_streams,
             "leafnode_connections": 0,
-            "client_connections": connections.iter().filter(|known| known.account == *account).count(),
-            "subscriptions": subscriptions.iter().filter(|known| known.account == *account).count(),
+            "client_connections": connections.iter().filter(|known| is_here(&known.account)).count(),
+            "subscriptions": subscriptions.iter().filter(|known| is_here(&known.account)).count(),
         });
-        let document = json!({ "server_id": server.id, "now": server.now, "account_detail": detail });
-        return document_response(&parameters, StatusCode::OK, &document);
+        if account == accounts.system() {
+            detail["is_system"] = json!(true);
+        }
+        document["account_detail"] = detail;
+    } else {
+        document["accounts"] = accounts.names().map(AccountName::as_str).collect();
     }
-    let document = json!({ "server_id": server.id, "now": server.now, "accounts": accounts });
     document_response(&parameters, StatusCode::OK, &document)
 }
 
@@ -500,9 +506,6 @@ async fn metrics(State(monitoring): State<Arc<Monitoring>>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, monitoring.source.metrics()).into_response()
 }
-
-/// The account of clients when no accounts are configured.
-const GLOBAL_ACCOUNT: &str = "$G";
 
 /// JSON, indented, readable from any page; wrapped in a call if `callback` names a function.
 fn document_response(parameters: &Parameters, status: StatusCode, document: &impl Serialize) -> Response {

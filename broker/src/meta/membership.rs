@@ -12,6 +12,7 @@ use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::NodeId;
 use levee_raft::Group;
 
+use crate::advisory;
 use crate::jetstream::JetStream;
 use crate::meta::bootstrap::{CALL_INVITE, Standing};
 
@@ -24,13 +25,19 @@ const INVITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Looks after the membership for as long as the node runs.
 pub async fn run(jetstream: Arc<JetStream>, uid: String) {
     let mut refused = BTreeSet::new();
+    let mut led = false;
     loop {
         let Some(group) = jetstream.meta().group() else {
             tokio::time::sleep(LOOK_INTERVAL).await;
             continue;
         };
         let mut leadership = group.leadership();
-        if leadership.borrow_and_update().leading {
+        let leads = leadership.borrow_and_update().leading;
+        if leads && !led && jetstream.identity().has_cluster_name() {
+            advisory::meta_leadership(&jetstream, group);
+        }
+        led = leads;
+        if leads {
             look_once(&jetstream, group, &uid, &mut refused).await;
         }
         // A node that has just founded a cluster registers itself at once: nothing can be created before.

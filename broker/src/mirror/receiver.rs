@@ -22,6 +22,7 @@ use crate::runtime::chance::Chance;
 use crate::runtime::tasks;
 use crate::stream::Replica;
 use crate::stream::compose::republish;
+use crate::stream::quota;
 
 /// For how long an origin may wait for a message. Its answer also says that it is there.
 const WAIT_MS: u64 = 1000;
@@ -249,9 +250,8 @@ impl Receiver {
         let _turn = if counts { Some(self.turn.lock().await) } else { None };
         let mut attempts = 0;
         loop {
-            if jetstream.quota().is_reached(replica.assignment().config.storage) {
-                return Err(NotStored(Some(ApiError::insufficient_resources())));
-            }
+            let admitted = quota::admit(&jetstream, &replica.assignment(), block.as_bytes().len());
+            admitted.map_err(|error| NotStored(Some(error)))?;
             let now = replica.now(jetstream.clock());
             let next = replica.read(|machine, view| {
                 if let Some(error) = copied.seqs.first().and_then(|seq| self.copier.check_gap(machine, *seq))

@@ -12,8 +12,8 @@ pub struct AuthConfig {
     pub users: Vec<User>,
     /// A token that anybody may use.
     pub token: Option<Secret>,
-    /// The user of clients that bring no credentials.
-    pub no_auth_user: Option<String>,
+    /// Who clients are that bring no credentials, where others do.
+    pub guest: Option<Identity>,
 }
 
 /// A user of the configuration.
@@ -25,6 +25,14 @@ pub struct User {
     pub password: Secret,
     /// Where its subjects are.
     pub account: AccountName,
+}
+
+impl User {
+    /// Who a client is that is believed to be this user.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity { account: self.account.clone(), user: self.name.clone() }
+    }
 }
 
 /// A password or token, as configured. It does not show up in logs.
@@ -83,15 +91,19 @@ impl AuthConfig {
         !self.users.is_empty() || self.token.is_some()
     }
 
+    /// Whether a client without credentials is turned away.
+    #[must_use]
+    pub fn turns_strangers_away(&self) -> bool {
+        self.is_required() && self.guest.is_none()
+    }
+
     /// Who a client is that did not send CONNECT, or sent one without credentials.
     #[must_use]
     pub fn anonymous(&self) -> Option<Identity> {
         if !self.is_required() {
             return Some(Identity { account: AccountName::global(), user: String::new() });
         }
-        let name = self.no_auth_user.as_deref()?;
-        let user = self.users.iter().find(|user| user.name == name)?;
-        Some(Identity { account: user.account.clone(), user: user.name.clone() })
+        self.guest.clone()
     }
 
     /// Whether checking these credentials takes long.
@@ -120,9 +132,7 @@ impl AuthConfig {
         let nobody = Secret::new("no user has this name");
         let secret = known.map_or(&nobody, |user| &user.password);
         let believed = secret.is(&options.pass);
-        known
-            .filter(|_| believed)
-            .map(|user| Identity { account: user.account.clone(), user: user.name.clone() })
+        known.filter(|_| believed).map(User::identity)
     }
 }
 
@@ -184,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn clients_without_credentials_are_the_no_auth_user_if_there_is_one() {
+    fn clients_without_credentials_are_guests_if_those_are_let_in() {
         let auth = AuthConfig {
             users: vec![user("guest", "g", "G")],
-            no_auth_user: Some("guest".into()),
+            guest: Some(Identity { account: AccountName::parse("G").unwrap(), user: "guest".into() }),
             ..AuthConfig::default()
         };
 

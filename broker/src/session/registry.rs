@@ -81,7 +81,7 @@ impl Sessions {
         mut info: ServerInfo,
     ) -> Arc<Self> {
         info.max_payload = limits.max_payload as u64;
-        info.auth_required = auth.is_required();
+        info.auth_required = auth.turns_strangers_away();
         let sessions = Arc::new(Self {
             router,
             clock,
@@ -134,7 +134,7 @@ impl Sessions {
         let jitter = first_ping.mul_f64(Chance::new().below(1000) as f64 / 5000.0);
         handle.pulse.next_ping.store(now + nanos(first_ping + jitter), Ordering::Relaxed);
         handle.pulse.accepted.store(now, Ordering::Relaxed);
-        if self.auth.is_required() {
+        if self.auth.turns_strangers_away() {
             handle.pulse.auth_due.store(now + nanos(self.limits.auth_timeout), Ordering::Relaxed);
         }
         self.alive.write().insert(cid, Arc::clone(&handle));

@@ -19,6 +19,7 @@ use crate::router::{Inbound, InboundItem, MessageRef};
 use crate::runtime::chance::Chance;
 use crate::stream::compose::republish;
 use crate::stream::forward;
+use crate::stream::quota;
 
 /// Peer call: a message for a stream that the peer leads.
 pub const CALL_PUBLISH: u8 = 7;
@@ -93,9 +94,8 @@ async fn store(
     let led = jetstream.replica(group).filter(|replica| replica.leader().is_some());
     let replica = led.ok_or_else(|| NotStored::because("the stream is led by another server now"))?;
     let [item] = batch.items[..] else { return Err(NotStored::because("not one message")) };
-    if jetstream.quota().is_reached(replica.assignment().config.storage) {
-        return Err(NotStored(ApiError::insufficient_resources().to_string()));
-    }
+    let admitted = quota::admit_messages(jetstream, &replica.assignment(), [batch]);
+    admitted.map_err(|error| NotStored(error.to_string()))?;
     let mut chance = Chance::new();
     let composition = replica.read(|machine, _| machine.composition().cloned());
     let now = replica.now(jetstream.clock());

@@ -40,8 +40,7 @@ use crate::api::stream_info;
 use crate::jetstream::JetStream;
 use crate::router::MessageRef;
 use crate::runtime::{clock, tasks};
-use crate::stream::Replica;
-use crate::stream::quota::Quota;
+use crate::stream::{Replica, quota};
 use crate::transfer::placing::Placing;
 use crate::transfer::{Message, Open};
 
@@ -402,9 +401,8 @@ impl Restore {
     /// Proposes a block, after the one before it was applied.
     async fn place(&mut self, block: Bytes) -> Result<(), Failed> {
         self.placed().await?;
-        if self.jetstream.quota().is_reached(self.storage) {
-            return Err(Failed::Refused(Quota::exceeded(self.storage)));
-        }
+        let admitted = quota::admit(&self.jetstream, &self.replica.assignment(), block.len());
+        admitted.map_err(|_| Failed::Refused(self.storage.exceeded()))?;
         let proposal = self.replica.group().propose(BLOCK, block.clone());
         self.proposed = Some((block, proposal));
         Ok(())

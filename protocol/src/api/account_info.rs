@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::stream_config::is_zero;
+use crate::api::error::ApiError;
+use crate::api::stream_check::ServerLimits;
+use crate::api::stream_config::{StorageType, StreamConfig, is_zero};
 
 /// The answer to `$JS.API.INFO`.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -67,6 +69,59 @@ impl Default for AccountLimits {
             memory_max_stream_bytes: -1,
             storage_max_stream_bytes: -1,
             max_bytes_required: false,
+        }
+    }
+}
+
+impl AccountLimits {
+    /// Whether an account may have such a stream, whatever else it has.
+    pub fn check_stream(&self, config: &StreamConfig) -> Result<(), ApiError> {
+        let bytes_max = match config.storage {
+            StorageType::File => self.storage_max_stream_bytes,
+            StorageType::Memory => self.memory_max_stream_bytes,
+        };
+        if self.max_bytes_required && config.max_bytes <= 0 {
+            return Err(ApiError::max_bytes_required());
+        }
+        if bytes_max > 0 && config.max_bytes > bytes_max {
+            return Err(ApiError::stream_max_bytes_exceeded());
+        }
+        Ok(())
+    }
+
+    /// Whether an account may have a stream with so many consumers.
+    pub fn check_consumers(&self, config: &StreamConfig) -> Result<(), ApiError> {
+        let is_over = self.max_consumers > 0 && i64::from(config.max_consumers) > self.max_consumers;
+        if is_over { Err(ApiError::maximum_consumers_reached()) } else { Ok(()) }
+    }
+
+    /// Whether an account may have another stream besides so many.
+    pub fn check_count(&self, streams: usize) -> Result<(), ApiError> {
+        let max = usize::try_from(self.max_streams).unwrap_or(0);
+        if max > 0 && streams >= max { Err(ApiError::maximum_streams_reached()) } else { Ok(()) }
+    }
+
+    /// Whether an account's streams of one kind may be promised so many bytes in all, replicas counted.
+    pub fn check_reserved(&self, storage: StorageType, reserved: i64) -> Result<(), ApiError> {
+        let max = match storage {
+            StorageType::File => self.max_storage,
+            StorageType::Memory => self.max_memory,
+        };
+        if max >= 0 && reserved > max { Err(storage.exceeded()) } else { Ok(()) }
+    }
+
+    /// The bounds of a server as they are for this account.
+    #[must_use]
+    pub fn within(&self, server: &ServerLimits) -> ServerLimits {
+        let smaller = |of_server: i64, own: i64| match (of_server > 0, own > 0) {
+            (true, true) => of_server.min(own),
+            (false, true) => own,
+            (_, false) => of_server,
+        };
+        ServerLimits {
+            max_ack_pending: smaller(server.max_ack_pending, self.max_ack_pending),
+            default_max_consumers: smaller(server.default_max_consumers, self.max_consumers),
+            ..*server
         }
     }
 }

@@ -304,7 +304,7 @@ impl ConsumerConfig {
     fn check_bounds(&self, stream: &StreamConfig, limits: &ServerLimits) -> Result<(), ApiError> {
         let bounds = stream.consumer_limits;
         for bound in [limits.max_ack_pending, bounds.max_ack_pending] {
-            if bound > 0 && (self.max_ack_pending > bound || self.max_ack_pending == -1) {
+            if bound > 0 && self.max_ack_pending > bound {
                 return Err(ApiError::max_ack_pending_exceeded(bound));
             }
         }

@@ -29,6 +29,13 @@ impl Done {
     pub const OK: Self = Self { success: true };
 }
 
+/// The answer to the purge of an account.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PurgeInitiated {
+    /// Whether the account's streams go.
+    pub initiated: bool,
+}
+
 /// The answer to unpin, which says nothing.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Unpinned {}

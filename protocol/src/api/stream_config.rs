@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::api::envelope::json_words;
+use crate::api::error::ApiError;
 use crate::time::{Nanos, Timestamp};
 
 /// What the owner of a stream asked for. Also the stored form: it round-trips through JSON.
@@ -146,6 +147,17 @@ json_words! {
         File = "file",
         /// In memory; lost when all replicas stop.
         Memory = "memory",
+    }
+}
+
+impl StorageType {
+    /// What is said when there is no room for what a stream of this kind asks for.
+    #[must_use]
+    pub fn exceeded(self) -> ApiError {
+        match self {
+            Self::File => ApiError::storage_exceeded(),
+            Self::Memory => ApiError::memory_exceeded(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::StreamConfig;
+use crate::api::{AccountLimits, StreamConfig};
 use crate::ids::{AccountName, GroupId, NodeId, StreamName};
 use crate::time::Timestamp;
 
@@ -33,6 +33,9 @@ pub enum MetaCommand {
         config: Box<StreamConfig>,
         /// Nodes that were alive when the leader looked; replicas are placed on these only.
         alive: Vec<NodeId>,
+        /// What the owner may use, as the leader is configured.
+        #[serde(default)]
+        limits: AccountLimits,
         /// Whether an archive is to fill it: then it must not exist, and is hidden until `EndRestore`.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         restoring: bool,
@@ -47,6 +50,9 @@ pub enum MetaCommand {
         config: Box<StreamConfig>,
         /// Nodes that were alive when the leader looked.
         alive: Vec<NodeId>,
+        /// What the owner may use, as the leader is configured.
+        #[serde(default)]
+        limits: AccountLimits,
     },
     /// Delete a stream and everything in it.
     DeleteStream {

@@ -68,13 +68,13 @@ impl MetaMachine {
                 self.advance_clock(*now);
                 Ok(self.remove_node(*node))
             }
-            MetaCommand::CreateStream { now, account, config, alive, restoring } => {
+            MetaCommand::CreateStream { now, account, config, alive, limits, restoring } => {
                 let now = self.advance_clock(*now);
-                self.create_stream(now, account, config, alive, *restoring)
+                self.create_stream(now, account, config, (alive, limits), *restoring)
             }
-            MetaCommand::UpdateStream { now, account, config, alive } => {
+            MetaCommand::UpdateStream { now, account, config, alive, limits } => {
                 self.advance_clock(*now);
-                self.update_stream(account, config, alive)
+                self.update_stream(account, config, (alive, limits))
             }
             MetaCommand::DeleteStream { now, account, name } => {
                 self.advance_clock(*now);

@@ -87,6 +87,14 @@ impl MetaMachine {
         streams.filter(|stream| !stream.restoring)
     }
 
+    /// The same with those that are being filled.
+    pub(super) fn streams_of(
+        &self,
+        account: &AccountName,
+    ) -> impl Iterator<Item = (&StreamName, &StreamAssignment)> {
+        self.streams.get(account).into_iter().flatten()
+    }
+
     /// The streams of all accounts, and those that are being filled from an archive.
     pub fn all_streams(&self) -> impl Iterator<Item = &StreamAssignment> {
         self.streams.values().flat_map(BTreeMap::values)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use levee_protocol::api::{ApiError, Placement, StreamConfig};
+use levee_protocol::api::{AccountLimits, ApiError, Placement, StreamConfig};
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
 use levee_protocol::time::Timestamp;
@@ -17,7 +17,7 @@ impl MetaMachine {
         now: Timestamp,
         account: &AccountName,
         config: &StreamConfig,
-        alive: &[NodeId],
+        (alive, limits): (&[NodeId], &AccountLimits),
         restoring: bool,
     ) -> Result<MetaReply, ApiError> {
         let name = parse_name(config)?;
@@ -34,6 +34,9 @@ impl MetaMachine {
             };
         }
         self.check_overlap(account, &name, &config)?;
+        limits.check_count(self.others(account, &name).count())?;
+        limits.check_consumers(&config)?;
+        self.check_reserved(account, &name, &config, limits)?;
         let count = replica_count(&config);
         let candidates = self.candidates(config.placement.as_ref(), alive)?;
         let replicas = placement::choose(count, &candidates, &self.load).ok_or_else(no_suitable_peers)?;
@@ -55,7 +58,7 @@ impl MetaMachine {
         &mut self,
         account: &AccountName,
         config: &StreamConfig,
-        alive: &[NodeId],
+        (alive, limits): (&[NodeId], &AccountLimits),
     ) -> Result<MetaReply, ApiError> {
         let name = parse_name(config)?;
         let existing = self.stream(account, &name).filter(|existing| !existing.restoring);
@@ -64,6 +67,10 @@ impl MetaMachine {
         check_update(&existing.config, &mut config)?;
         config.store_metadata();
         self.check_overlap(account, &name, &config)?;
+        limits.check_consumers(&config)?;
+        if promised(&config) > promised(&existing.config) {
+            self.check_reserved(account, &name, &config, limits)?;
+        }
         let replicas_before = existing.replicas.clone();
         let mut assignment = existing.clone();
         let scaled = assignment.config.num_replicas != config.num_replicas;
@@ -123,6 +130,26 @@ impl MetaMachine {
         if config.subjects.iter().any(is_taken) { Err(ApiError::stream_subject_overlap()) } else { Ok(()) }
     }
 
+    /// The account's streams but for the one of this name.
+    fn others(&self, account: &AccountName, name: &StreamName) -> impl Iterator<Item = &StreamAssignment> {
+        self.streams_of(account).filter(move |(other, _)| *other != name).map(|(_, stream)| stream)
+    }
+
+    /// Whether what the account's streams of this kind are promised is within its limits.
+    fn check_reserved(
+        &self,
+        account: &AccountName,
+        name: &StreamName,
+        config: &StreamConfig,
+        limits: &AccountLimits,
+    ) -> Result<(), ApiError> {
+        let others = self.others(account, name).filter(|other| other.config.storage == config.storage);
+        let others = others.map(|other| promised(&other.config));
+        // A stream without a promise takes something, too.
+        let reserved = others.fold(promised(config).max(1), i64::saturating_add);
+        limits.check_reserved(config.storage, reserved)
+    }
+
     /// Nodes that a stream may be placed on. Nodes have no tags yet, so asking for one finds none.
     fn candidates(
         &self,
@@ -139,6 +166,11 @@ impl MetaMachine {
         }
         Ok(alive.iter().copied().filter(|node| self.nodes.contains_key(node)).collect())
     }
+}
+
+/// Bytes that a stream's limit promises to it, replicas counted.
+fn promised(config: &StreamConfig) -> i64 {
+    config.max_bytes.max(0).saturating_mul(config.num_replicas.max(1).into())
 }
 
 /// How many nodes are to hold the stream.

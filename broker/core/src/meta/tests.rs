@@ -1,6 +1,6 @@
 //! The meta machine as its users see it.
 
-use levee_protocol::api::{Placement, StreamConfig, StreamSource};
+use levee_protocol::api::{AccountLimits, Placement, StorageType, StreamConfig, StreamSource};
 use levee_protocol::command::MetaCommand;
 use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
@@ -43,6 +43,7 @@ fn create(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaR
             account: AccountName::global(),
             config,
             alive: alive(nodes),
+            limits: AccountLimits::default(),
             restoring: false,
         },
     )
@@ -50,8 +51,14 @@ fn create(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaR
 
 fn restore(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaReply {
     let (account, config) = (AccountName::global(), Box::new(config.clone()));
-    let command =
-        MetaCommand::CreateStream { now: NOW, account, config, alive: alive(nodes), restoring: true };
+    let command = MetaCommand::CreateStream {
+        now: NOW,
+        account,
+        config,
+        alive: alive(nodes),
+        limits: AccountLimits::default(),
+        restoring: true,
+    };
     meta.apply(9, &command)
 }
 
@@ -88,7 +95,13 @@ fn update(meta: &mut MetaMachine, config: &StreamConfig, nodes: &[u64]) -> MetaR
     let config = Box::new(config.clone());
     meta.apply(
         9,
-        &MetaCommand::UpdateStream { now: NOW, account: AccountName::global(), config, alive: alive(nodes) },
+        &MetaCommand::UpdateStream {
+            now: NOW,
+            account: AccountName::global(),
+            config,
+            alive: alive(nodes),
+            limits: AccountLimits::default(),
+        },
     )
 }
 
@@ -313,4 +326,48 @@ fn the_mirrors_of_a_stream_are_known_while_they_mirror_it() {
     delete(&mut meta, "M");
     created(create(&mut meta, &mirror(Some("B")), &[1]));
     assert_eq!(names(&meta), [""; 0]);
+}
+
+#[test]
+fn an_account_is_promised_no_more_than_it_may_have() {
+    let mut meta = cluster(3);
+    let limits = AccountLimits { max_streams: 3, max_storage: 1000, ..AccountLimits::default() };
+    let with = |name: &str, max_bytes, num_replicas| {
+        Box::new(StreamConfig { max_bytes, ..config(name, &[name], num_replicas) })
+    };
+    let mut create = |account: &str, config: Box<StreamConfig>| {
+        let account = AccountName::parse(account).unwrap();
+        let alive = alive(&[1, 2, 3]);
+        match meta.apply(
+            9,
+            &MetaCommand::CreateStream { now: NOW, account, config, alive, limits, restoring: false },
+        ) {
+            MetaReply::Rejected(error) => Some(error.err_code),
+            _ => None,
+        }
+    };
+
+    assert_eq!(create("A", with("a", 200, 3)), None);
+    assert_eq!(create("A", with("b", 401, 1)), Some(10047), "600 of 1000 are promised");
+    assert_eq!(create("B", with("b", 401, 1)), None, "an account of its own");
+    assert_eq!(create("A", with("b", 400, 1)), None);
+    assert_eq!(create("A", with("c", -1, 1)), Some(10047), "a stream without a bound takes something, too");
+    assert_eq!(create("A", with("a", 200, 3)), None, "it exists");
+    let in_memory = Box::new(StreamConfig { storage: StorageType::Memory, ..*with("m", 9999, 1) });
+    assert_eq!(create("A", in_memory), None, "memory is not bounded");
+    assert_eq!(create("A", with("d", 1, 1)), Some(10027));
+
+    let mut update = |max_bytes, num_replicas| {
+        let (account, config) = (AccountName::parse("A").unwrap(), with("a", max_bytes, num_replicas));
+        match meta.apply(
+            9,
+            &MetaCommand::UpdateStream { now: NOW, account, config, alive: alive(&[1, 2, 3]), limits },
+        ) {
+            MetaReply::Rejected(error) => Some(error.err_code),
+            _ => None,
+        }
+    };
+    assert_eq!(update(201, 3), Some(10047));
+    assert_eq!(update(100, 3), None);
+    assert_eq!(update(200, 3), None);
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::process::Process;
 use super::{MonitoringSource, ServerFacts, uptime};
-use crate::config::{Authorization, LEVEE_VERSION, NATS_VERSION};
+use crate::config::{LEVEE_VERSION, NATS_VERSION};
 
 pub(super) fn document(
     source: &dyn MonitoringSource,
@@ -28,9 +28,10 @@ pub(super) fn document(
     put("proto", json!(1));
     put("host", json!(server.listen.host));
     put("port", json!(server.listen.port));
-    if config.authorization != Authorization::Open {
+    if config.has_credentials() {
         put("auth_required", json!(true));
     }
+    put("system_account", json!(config.system_account().as_str()));
     if !server.connect_urls.is_empty() {
         put("connect_urls", json!(server.connect_urls));
     }

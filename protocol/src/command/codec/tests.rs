@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::{ConsumerConfig, StreamConfig, StreamSource};
+use crate::api::{AccountLimits, ConsumerConfig, StreamConfig, StreamSource};
 use crate::archive::consumer::{ArchivedConsumer, ConsumerState};
 use crate::command::meta::NodeRegistration;
 use crate::ids::{AccountName, GroupId, NodeId, StreamName};
@@ -161,6 +161,7 @@ fn meta_commands() -> impl Strategy<Value = MetaCommand> {
             account: account(),
             config,
             alive,
+            limits: AccountLimits::default(),
             restoring: now == Timestamp::ZERO,
         }),
         (times(), any::<(u64, bool)>()).prop_map(|(now, (group, complete))| MetaCommand::EndRestore {
@@ -172,7 +173,8 @@ fn meta_commands() -> impl Strategy<Value = MetaCommand> {
             now,
             account: account(),
             config,
-            alive
+            alive,
+            limits: AccountLimits { max_streams: now.0, ..AccountLimits::default() },
         }),
         (times(), "[a-zA-Z0-9_-]{1,20}").prop_map(move |(now, name)| MetaCommand::DeleteStream {
             now,
