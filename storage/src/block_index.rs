@@ -12,7 +12,8 @@
 //!              | 3 first_seq  -> (empty)                       a block worth cleaning
 //! ```
 //!
-//! Never seeks from the start of a deleted range: scans start at `Meta::floor`, below which no row is left.
+//! Never seeks from the start of a deleted range: scans start at `Meta::floor`, below which no row is left, and leave out
+//! what is known to be vacant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use levee_protocol::record::Block;
 use levee_protocol::time::Timestamp;
+use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::block_row::{BlockRow, Runs};
@@ -28,6 +30,7 @@ use crate::engine::{Scan, View};
 use crate::error::Error;
 use crate::keys::{self, KeyRange, Space, Table};
 use crate::sealed::{Fields, seal, unseal};
+use crate::vacancies::Vacancies;
 
 /// Tags of keys. Persisted: never renumber, add at the end.
 pub(crate) const TAG_META: u8 = 0;
@@ -51,6 +54,8 @@ pub(crate) struct Index {
     meta_dirty: bool,
     pub(crate) kept: KeptBounds,
     rows: BTreeMap<u64, Slot>,
+    /// Below `complete_from`. Readers add to it, too.
+    vacant: Mutex<Vacancies>,
     /// Every row that ends here or later is in `rows`.
     complete_from: u64,
     dirty: BTreeSet<u64>,
@@ -163,6 +168,7 @@ impl Index {
             meta_dirty: false,
             kept,
             rows: BTreeMap::new(),
+            vacant: Mutex::default(),
             complete_from: meta.last_seq + 1,
             dirty: BTreeSet::new(),
             dropped: BTreeMap::new(),
@@ -241,11 +247,39 @@ impl Index {
         if seq >= self.complete_from || seq < self.meta.floor {
             return Ok(None);
         }
-        let range = self.row_range(self.meta.floor..seq + 1);
+        let from = {
+            let vacant = self.vacant.lock();
+            if vacant.around(seq).is_some() {
+                return Ok(None);
+            }
+            vacant.end_below(seq).max(self.meta.floor)
+        };
+        let range = self.row_range(from..seq + 1);
         let mut cursor = view.scan(Table::BlockIndex, &range, Scan::Backward);
-        let Some((key, value)) = cursor.next()? else { return Ok(None) };
-        let row = self.decode_row(key, value)?;
-        Ok(Some(row).filter(|row| row.contains(seq) && !self.is_dropped(row.first_seq)).map(Arc::new))
+        let below = match cursor.next()? {
+            Some((key, value)) => {
+                let row = self.decode_row(key, value)?;
+                if row.contains(seq) && !self.is_dropped(row.first_seq) {
+                    return Ok(Some(Arc::new(row)));
+                }
+                if row.contains(seq) { row.first_seq } else { row.next_seq() }
+            }
+            None => from,
+        };
+        self.nothing_between(below, seq + 1);
+        Ok(None)
+    }
+
+    /// The table has no row of this range, which begins in no block: it is vacant up to the first row in memory.
+    fn nothing_from(&self, start: u64, end: u64) {
+        let known = self.rows.range(start..end).next().map_or(end, |(first_seq, _)| *first_seq);
+        self.vacant.lock().add(start..known);
+    }
+
+    /// The table has no row of this range, which is below `complete_from`: it is vacant behind the last row in memory.
+    fn nothing_between(&self, start: u64, end: u64) {
+        let known = self.rows.range(..end).next_back().map_or(0, |(_, slot)| slot.row.next_seq());
+        self.vacant.lock().add(start.max(known)..end);
     }
 
     /// Up to `limit` rows that hold sequences from `from` on, in order.
@@ -256,16 +290,23 @@ impl Index {
         limit: usize,
     ) -> Result<Vec<Arc<BlockRow>>, Error> {
         let from = from.max(self.meta.floor);
-        let start = self.containing(view, from)?.map_or(from, |row| row.first_seq);
+        let start = match self.containing(view, from)? {
+            Some(row) => row.first_seq,
+            None => self.vacant.lock().around(from).map_or(from, |vacant| vacant.end),
+        };
         let mut newer = self.rows.range(start..).map(|(_, slot)| &slot.row).peekable();
         let mut found = Vec::new();
         if start < self.complete_from {
             let range = self.row_range(start..self.complete_from);
             let mut cursor = view.scan(Table::BlockIndex, &range, Scan::Forward);
+            let mut is_first = true;
             while found.len() < limit
                 && let Some((key, value)) = cursor.next()?
             {
                 let row = self.decode_row(key, value)?;
+                if std::mem::take(&mut is_first) {
+                    self.nothing_from(start, row.first_seq);
+                }
                 while let Some(known) = newer.next_if(|known| known.first_seq < row.first_seq) {
                     found.push(Arc::clone(known));
                 }
@@ -275,6 +316,9 @@ impl Index {
                     None if self.is_dropped(row.first_seq) => {}
                     None => found.push(Arc::new(row)),
                 }
+            }
+            if is_first {
+                self.nothing_from(start, self.complete_from);
             }
         }
         let missing = limit.saturating_sub(found.len());
@@ -377,9 +421,15 @@ impl Index {
 
     /// They are there.
     pub(crate) fn moved(&mut self, first_seq: u64) {
-        if self.rows.get(&first_seq).is_some_and(|slot| slot.state == SlotState::Moving) {
-            self.rows.remove(&first_seq);
+        if self.rows.get(&first_seq).is_some_and(|slot| slot.state == SlotState::Moving)
+            && let Some(slot) = self.rows.remove(&first_seq)
+        {
+            self.vacate(first_seq..slot.row.next_seq());
         }
+    }
+
+    fn vacate(&mut self, range: Range<u64>) {
+        self.vacant.get_mut().add(range.start..range.end.min(self.complete_from));
     }
 
     /// Moves the floors up to what is really left. Costs a seek over what died since it was last called.
@@ -422,6 +472,7 @@ impl Index {
                 next_seq: row.next_seq(),
             };
             self.rows.remove(&first_seq);
+            self.vacate(first_seq..dead.next_seq);
             self.dropped_rows(first_seq..dead.next_seq, Some(first_seq));
             self.died(dead);
             return;
@@ -436,7 +487,7 @@ impl Index {
 
     /// Every row that starts in `from..to` is gone as a whole.
     fn drop_rows(&mut self, view: &dyn View, from: u64, to: u64) -> Result<(), Error> {
-        if from >= to {
+        if from >= to || self.vacant.lock().around(from).is_some_and(|vacant| to <= vacant.end) {
             return Ok(());
         }
         let mut ends: Option<(BlockRow, BlockRow)> = None;
@@ -447,8 +498,13 @@ impl Index {
             ends = lowest.zip(self.end_row(view, &range, Scan::Backward)?);
         }
         let known: Vec<u64> = self.rows.range(from..to).map(|(first_seq, _)| *first_seq).collect();
+        if ends.is_none() && known.is_empty() {
+            return Ok(());
+        }
+        let mut is_vacant = true;
         for first_seq in known {
             if self.rows.get(&first_seq).is_some_and(|slot| slot.state == SlotState::Moving) {
+                is_vacant = false;
                 continue;
             }
             if let Some(Slot { row, .. }) = self.rows.remove(&first_seq) {
@@ -463,6 +519,9 @@ impl Index {
                 first_seq: lowest.first_seq,
                 next_seq: highest.next_seq(),
             });
+        }
+        if is_vacant {
+            self.vacate(from..to);
         }
         self.dropped_rows(from..to, None);
         Ok(())
@@ -667,5 +726,119 @@ impl KeptBounds {
         let bounds = Self { floor: fields.u64()?, last: fields.u64()? };
         fields.end()?;
         Some(bounds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use levee_protocol::ids::GroupId;
+    use levee_protocol::record::BlockBuilder;
+
+    use super::*;
+    use crate::engine::{Cursor, Durability, Operation, WriteSet};
+    use crate::memory::MemoryDisk;
+    use crate::storage::Storage;
+
+    const SPACE: Space = Space { group: GroupId(16), generation: 0 };
+    const RECORDS: u64 = 4;
+    const BLOCKS: u64 = 3 * RECENT_ROWS as u64;
+
+    /// Counts how often somebody looks into a table.
+    struct Counting<'a>(&'a dyn View, AtomicUsize);
+
+    impl View for Counting<'_> {
+        fn read(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
+            self.0.read(table, key)
+        }
+
+        fn scan<'a>(&'a self, table: Table, range: &KeyRange, how: Scan) -> Box<dyn Cursor + 'a> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.scan(table, range, how)
+        }
+    }
+
+    fn write(storage: &Storage, index: &mut Index) {
+        let mut batch = Batch::new();
+        let epoch = index.checkpoint(&mut batch);
+        storage.write(batch, Durability::Ordered).unwrap();
+        index.written(epoch);
+    }
+
+    /// All blocks but the first and the last have lost their messages, and that is on disk.
+    fn hollow(storage: &Arc<Storage>) -> Index {
+        drop(storage.messages(SPACE.group).unwrap());
+        let mut index = Index::load(storage.engine(), SPACE).unwrap();
+        for at in 0..BLOCKS {
+            let mut block = BlockBuilder::default();
+            (0..RECORDS).for_each(|_| block.push(b"a", b"", b""));
+            index.stored(at + 1, &block.finish(Timestamp(1)), 1 + at * RECORDS, &[]);
+        }
+        write(storage, &mut index);
+        index.removed(storage.engine(), 1 + RECORDS, (BLOCKS - 1) * RECORDS).unwrap();
+        write(storage, &mut index);
+        index
+    }
+
+    #[test]
+    fn nobody_looks_twice_for_blocks_where_there_are_none() {
+        let storage = Storage::in_memory(MemoryDisk::new());
+        let mut index = hollow(&storage);
+        // As if the messages there had been moved before their blocks went.
+        index.kept = KeptBounds { floor: 1 + RECORDS, last: (BLOCKS - 1) * RECORDS };
+        let view = Counting(storage.engine(), AtomicUsize::new(0));
+
+        let moved = 1 + RECORDS..=(BLOCKS - 1) * RECORDS;
+        for seq in moved.clone().step_by(7).chain(moved.clone().rev().step_by(5)) {
+            assert!(index.containing(&view, seq).unwrap().is_none());
+            index.removed(&view, seq, seq).unwrap();
+        }
+
+        let looks = view.1.load(Ordering::Relaxed);
+        assert!(looks <= 4, "{looks} looks into the table");
+        let mut batch = Batch::new();
+        index.checkpoint(&mut batch);
+        let mut set = WriteSet::default();
+        batch.resolve(&mut set, |_| Some(SPACE));
+        let ranges = set.operations.iter().filter(|one| matches!(one, Operation::DeleteRange { .. })).count();
+        assert_eq!(ranges, 0, "range tombstones for rows that are not there");
+        assert!(
+            index.containing(&view, 1).unwrap().is_some()
+                && index.containing(&view, BLOCKS * RECORDS).unwrap().is_some()
+        );
+    }
+
+    #[test]
+    fn a_scan_leaves_out_what_it_has_found_vacant() {
+        let storage = Storage::in_memory(MemoryDisk::new());
+        let index = hollow(&storage);
+        let view = Counting(storage.engine(), AtomicUsize::new(0));
+
+        for from in 1 + RECORDS..(BLOCKS - 300) * RECORDS {
+            let rows = index.rows_from(&view, from, 1).unwrap();
+            assert_eq!(rows[0].first_seq, (BLOCKS - 1) * RECORDS + 1);
+        }
+
+        let looks = view.1.load(Ordering::Relaxed);
+        assert!(looks <= 4, "{looks} looks into the table");
+    }
+
+    #[test]
+    fn after_a_start_each_region_is_looked_at_once() {
+        let storage = Storage::in_memory(MemoryDisk::new());
+        drop(hollow(&storage));
+        let mut index = Index::load(storage.engine(), SPACE).unwrap();
+        let view = Counting(storage.engine(), AtomicUsize::new(0));
+
+        let all = 1 + RECORDS..(BLOCKS - 1) * RECORDS;
+        for seq in all.clone().rev().chain(all) {
+            index.removed(&view, seq, seq).unwrap();
+            assert_eq!(index.rows_from(&view, seq, 1).unwrap().len(), 1);
+        }
+
+        // The one that finds the last row is there for each.
+        let looks = view.1.load(Ordering::Relaxed) as u64;
+        assert!(looks <= 2 * BLOCKS * RECORDS + 8, "{looks} looks into the table");
     }
 }

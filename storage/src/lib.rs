@@ -28,6 +28,7 @@ mod sealed;
 mod snapshot;
 mod space;
 mod storage;
+mod vacancies;
 mod values;
 mod writer;
 
