@@ -191,10 +191,12 @@ async fn the_system_account_operates_and_is_told() -> Result<()> {
         ensure!(api_ok(&b, "STREAM.NAMES", &Value::Null).await?["streams"] == json!(["X"]));
     }
     wait_until("files and groups are gone", PATIENCE, async || {
-        let jsz = cluster.node(1).monitoring("/jsz?accounts=1").await?;
-        let names: Vec<&Value> =
-            jsz["account_details"].as_array().into_iter().flatten().map(|one| &one["name"]).collect();
-        Ok((names == [&json!("B")]).then_some(()))
+        let jsz = cluster.node(1).monitoring("/jsz?streams=1").await?;
+        let accounts = jsz["account_details"].as_array().context("accounts")?;
+        let left: Vec<usize> =
+            accounts.iter().map(|one| one["stream_detail"].as_array().map_or(0, Vec::len)).collect();
+        ensure!(accounts[0]["reserved_storage"] == LIMIT && left.len() == 2, "{jsz}");
+        Ok((left == [0, 1]).then_some(()))
     })
     .await
 }

@@ -1,12 +1,15 @@
 //! `/jsz`: streams and what they use.
 
+use levee_protocol::api::AccountLimits;
 use levee_protocol::api::stream_check::consumers_max;
+use levee_protocol::ids::AccountName;
 use serde_json::{Map, Value, json};
 
 use super::varz::nanos;
 use super::{
     JetStreamFacts, MetaFacts, MonitoringSource, Parameters, ServerFacts, StreamFacts, boolean, integer,
 };
+use crate::accounts::Accounts;
 use crate::config::SyncInterval;
 use crate::limits::BatchLimits;
 
@@ -27,7 +30,7 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
     let offset = integer(parameters, "offset", 0)?;
     let limit = integer(parameters, "limit", LIMIT_DEFAULT)?;
     let Some(facts) = source.jetstream() else {
-        let mut out = stats(&JetStreamFacts::default());
+        let mut out = stats(&server, &JetStreamFacts::default());
         out.insert("server_id".to_owned(), json!(server.id));
         out.insert("now".to_owned(), json!(server.now));
         out.insert("disabled".to_owned(), json!(true));
@@ -38,7 +41,7 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
         return Ok(Value::Object(out));
     };
 
-    let mut out = stats(&facts);
+    let mut out = stats(&server, &facts);
     let mut put = |name: &str, value: Value| {
         out.insert(name.to_owned(), value);
     };
@@ -56,16 +59,14 @@ pub(super) fn document(source: &dyn MonitoringSource, parameters: &Parameters) -
         let led = facts.streams.iter().map(|stream| stream.consumers_leading).sum::<usize>();
         put("consumers_leader", json!(led));
     }
-    let mut names: Vec<&str> = facts.streams.iter().map(|stream| stream.account.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
+    let known = accounts_with_streams(&server);
     if accounts {
-        let wanted = names.iter().filter(|name| one_account.is_none_or(|account| account == *name));
+        let wanted = known.iter().filter(|(name, _)| one_account.is_none_or(|one| one == name.as_str()));
         let page: Vec<Value> =
-            wanted.skip(offset).take(limit).map(|name| account(name, &facts, detail)).collect();
+            wanted.skip(offset).take(limit).map(|known| account(known, &facts, detail)).collect();
         put("account_details", json!(page));
     }
-    put("total", json!(names.len()));
+    put("total", json!(known.len()));
     Ok(Value::Object(out))
 }
 
@@ -77,17 +78,20 @@ struct Detail {
     leader_only: bool,
 }
 
+/// Those that may have streams, with what these may use.
+fn accounts_with_streams(server: &ServerFacts) -> Vec<(AccountName, AccountLimits)> {
+    let has_streams = server.config.jetstream.is_some();
+    Accounts::of(&server.config).with_streams().filter(|_| has_streams).collect()
+}
+
 /// The counters that `/jsz` and `/varz` share.
-pub(super) fn stats(facts: &JetStreamFacts) -> Map<String, Value> {
-    let mut accounts: Vec<&str> = facts.streams.iter().map(|stream| stream.account.as_str()).collect();
-    accounts.sort_unstable();
-    accounts.dedup();
+pub(super) fn stats(server: &ServerFacts, facts: &JetStreamFacts) -> Map<String, Value> {
     let mut out = Map::new();
     out.insert("memory".to_owned(), json!(facts.memory));
     out.insert("storage".to_owned(), json!(facts.storage));
     out.insert("reserved_memory".to_owned(), json!(facts.reserved_memory));
     out.insert("reserved_storage".to_owned(), json!(facts.reserved_storage));
-    out.insert("accounts".to_owned(), json!(accounts.len()));
+    out.insert("accounts".to_owned(), json!(accounts_with_streams(server).len()));
     out.insert("ha_assets".to_owned(), json!(facts.ha_assets));
     let api = json!({ "level": facts.api_level, "total": facts.api_total, "errors": facts.api_errors });
     out.insert("api".to_owned(), api);
@@ -152,8 +156,8 @@ pub(super) fn meta(meta: &MetaFacts) -> Value {
     Value::Object(out)
 }
 
-fn account(name: &str, facts: &JetStreamFacts, detail: Detail) -> Value {
-    let streams = facts.streams.iter().filter(|stream| stream.account == name);
+fn account((name, limits): &(AccountName, AccountLimits), facts: &JetStreamFacts, detail: Detail) -> Value {
+    let streams = facts.streams.iter().filter(|stream| stream.account == name.as_str());
     let mut out = Map::new();
     out.insert("name".to_owned(), json!(name));
     out.insert("id".to_owned(), json!(name));
@@ -163,9 +167,10 @@ fn account(name: &str, facts: &JetStreamFacts, detail: Detail) -> Value {
     };
     out.insert("memory".to_owned(), json!(used(true)));
     out.insert("storage".to_owned(), json!(used(false)));
-    // Accounts have no limits of their own, which nats-server shows like this.
-    out.insert("reserved_memory".to_owned(), json!(u64::MAX));
-    out.insert("reserved_storage".to_owned(), json!(u64::MAX));
+    // No limit is the largest number, as on nats-server.
+    let shown = |max: i64| u64::try_from(max).unwrap_or(u64::MAX);
+    out.insert("reserved_memory".to_owned(), json!(shown(limits.max_memory)));
+    out.insert("reserved_storage".to_owned(), json!(shown(limits.max_storage)));
     out.insert("accounts".to_owned(), json!(0));
     out.insert(
         "ha_assets".to_owned(),

@@ -118,7 +118,7 @@ fn jetstream(source: &dyn MonitoringSource, server: &ServerFacts) -> Value {
     let Some(facts) = source.jetstream() else { return json!({}) };
     let mut out = Map::new();
     out.insert("config".to_owned(), super::jsz::config(server, &facts));
-    out.insert("stats".to_owned(), Value::Object(super::jsz::stats(&facts)));
+    out.insert("stats".to_owned(), Value::Object(super::jsz::stats(server, &facts)));
     out.insert("limits".to_owned(), super::jsz::limits(server));
     if let Some(meta) = &facts.meta {
         out.insert("meta".to_owned(), super::jsz::meta(meta));
