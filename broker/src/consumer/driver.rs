@@ -2,7 +2,7 @@
 //! goes into an inbox under one short lock; a task drains it, asks the rules for steps until they sleep, and hands
 //! deliveries to the router in batches. One lock, one flush and one wakeup per batch of deliveries, not per message.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub struct Driver {
     inbox: Mutex<Inbox>,
     wake: Notify,
     dispatch: Mutex<Dispatch>,
+    /// The number of the first removal that `dispatch` was not told of.
+    removals_known: AtomicU64,
     clock: Clock,
     /// It stands for the reader of a mirrored or sourced stream: nothing is delivered to it.
     is_idle: bool,
@@ -83,7 +85,7 @@ pub enum Beginning {
 #[derive(Default)]
 struct Inbox {
     requests: Vec<Request>,
-    events: Vec<Event>,
+    stream_moved: bool,
     ledger_changed: bool,
     interest_changed: bool,
     unpinned: bool,
@@ -93,7 +95,7 @@ struct Inbox {
 impl Inbox {
     fn is_empty(&self) -> bool {
         let told = self.ledger_changed || self.interest_changed || self.unpinned || self.ended;
-        self.requests.is_empty() && self.events.is_empty() && !told
+        self.requests.is_empty() && !self.stream_moved && !told
     }
 }
 
@@ -131,15 +133,17 @@ impl Driver {
                 // What is pending is counted when somebody wants to know.
                 Beginning::TakenOver => None,
             };
-            Ok(Some((dispatch, info, ledger.config().sourcing)))
+            let removals_known = replica.with_removals(|removals| removals.next());
+            Ok(Some((dispatch, info, ledger.config().sourcing, removals_known)))
         })?;
-        Ok(begun.map(|(dispatch, first_info, is_idle)| {
+        Ok(begun.map(|(dispatch, first_info, is_idle, removals_known)| {
             Arc::new(Self {
                 name: name.clone(),
                 account,
                 inbox: Mutex::new(Inbox::default()),
                 wake: Notify::new(),
                 dispatch: Mutex::new(dispatch),
+                removals_known: AtomicU64::new(removals_known),
                 clock,
                 is_idle,
                 leader,
@@ -237,10 +241,8 @@ impl Driver {
         if attention == Attention::None as u8 || (attention == Attention::Removals as u8 && !has_removals()) {
             return;
         }
-        let mut inbox = self.inbox.lock();
-        // Only what moved matters of appends: the next poll looks at the stream itself.
-        inbox.events.extend(events.iter().filter(|event| matches!(event, Event::Removed { .. })).cloned());
-        drop(inbox);
+        // The next poll looks at the stream itself.
+        self.inbox.lock().stream_moved = true;
         self.rouse();
     }
 
@@ -304,6 +306,7 @@ impl Driver {
                 // What it stands for is not read through it.
                 return Dispatch::new(ledger, machine, view, now)?.info(machine, view, now);
             }
+            self.take_removals(&mut dispatch, replica);
             dispatch.info(machine, view, now)
         });
         info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()
@@ -463,6 +466,7 @@ impl Driver {
         }
         let has_interest = interest(jetstream, &self.account, &dispatch);
         let turn = replica.read(|machine, view| {
+            self.take_removals(&mut dispatch, replica);
             for _ in 0..STEPS_PER_FLUSH {
                 match dispatch.poll(machine, view, &has_interest, now)? {
                     Step::Deliver(delivery) => self.deliver(route, &stream, &delivery, scratch),
@@ -491,12 +495,18 @@ impl Driver {
         dispatch.on_dead_letter(outcome.seq, outcome.incarnation, outcome.posted(), self.clock.now());
     }
 
-    fn take_events(&self, dispatch: &mut Dispatch, replica: &Replica, inbox: &Inbox, now: Timestamp) {
-        for event in &inbox.events {
-            if let Event::Removed { first, last } = event {
-                dispatch.on_removed(*first, *last);
+    /// Tells what the stream lost. To be called while nothing is applied, right before the stream is looked at.
+    fn take_removals(&self, dispatch: &mut Dispatch, replica: &Replica) {
+        let number = replica.with_removals(|removals| {
+            for (first, last) in removals.since(self.removals_known.load(Ordering::Relaxed)) {
+                dispatch.on_removed(first, last);
             }
-        }
+            removals.next()
+        });
+        self.removals_known.store(number, Ordering::Relaxed);
+    }
+
+    fn take_events(&self, dispatch: &mut Dispatch, replica: &Replica, inbox: &Inbox, now: Timestamp) {
         if inbox.interest_changed {
             dispatch.on_interest_changed();
         }

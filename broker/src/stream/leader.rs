@@ -198,6 +198,11 @@ impl Leader {
         self.since
     }
 
+    /// Whether a consumer has something to do, and keeps count of the stream.
+    pub(super) fn is_anybody_awake(&self) -> bool {
+        !self.awake.lock().is_empty()
+    }
+
     /// What apply reported, once for each batch of applied entries.
     pub fn on_events(self: &Arc<Self>, events: &[Event]) {
         for event in events {

@@ -119,6 +119,9 @@ impl ReplicatedMachine for Machine {
                 Change::Removed { first, last } => replica.messages.removed(first, last)?,
             }
         }
+        if !outcome.events.is_empty() {
+            replica.note_removals(&outcome.events);
+        }
         drop(machine);
         if !outcome.events.is_empty() && replica.leader.load().is_some() {
             replica.events.lock().extend(outcome.events);

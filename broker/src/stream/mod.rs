@@ -14,6 +14,7 @@ pub mod leader;
 pub mod machine;
 pub mod quota;
 pub mod reads;
+pub mod removals;
 pub mod single;
 pub mod ticker;
 
@@ -33,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::runtime::clock::Clock;
 
 pub use leader::Leader;
+use removals::Removals;
 
 /// This node's copy of one stream.
 pub struct Replica {
@@ -44,6 +46,8 @@ pub struct Replica {
     storage: Arc<Storage>,
     /// What apply reported since the last flush; only a leader reads them.
     events: Mutex<Vec<Event>>,
+    /// What was removed, while there is somebody who keeps count.
+    removals: Mutex<Removals>,
     leader: ArcSwapOption<Leader>,
 }
 
@@ -62,6 +66,7 @@ impl Replica {
             messages: storage.messages(group_id)?,
             storage: Arc::clone(storage),
             events: Mutex::new(Vec::new()),
+            removals: Mutex::default(),
             leader: ArcSwapOption::empty(),
         }))
     }
@@ -104,6 +109,7 @@ impl Replica {
     pub fn set_leader(&self, leader: Option<Arc<Leader>>) {
         if leader.is_none() {
             self.events.lock().clear();
+            self.removals.lock().forget();
         }
         self.leader.store(leader);
     }
@@ -113,6 +119,25 @@ impl Replica {
     #[must_use]
     pub fn now(&self, clock: &Clock) -> Timestamp {
         clock.now().max(self.machine.read().clock())
+    }
+
+    /// Looks at what was removed lately.
+    pub fn with_removals<T>(&self, look: impl FnOnce(&Removals) -> T) -> T {
+        look(&self.removals.lock())
+    }
+
+    /// Notes what an entry removed, before anybody can see that it is applied.
+    fn note_removals(&self, events: &[Event]) {
+        let Some(leader) = self.leader() else { return };
+        let mut removals = self.removals.lock();
+        if !leader.is_anybody_awake() {
+            return removals.forget();
+        }
+        for event in events {
+            if let Event::Removed { first, last } = event {
+                removals.push(*first, *last);
+            }
+        }
     }
 
     /// Looks at the machine and the stored messages in one consistent moment.
