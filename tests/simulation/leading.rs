@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::copies;
 use crate::driver::Driver;
-use crate::progress::Collector;
+use crate::progress::{self, Collector};
 use crate::schedules;
 use crate::streams::Stream;
 use crate::world::{Host, World};
@@ -101,10 +101,9 @@ impl Leader {
             drivers: Mutex::default(),
             tasks: Mutex::default(),
         });
-        let progress = Arc::clone(&leader.progress).run(Arc::clone(&leader));
         let doubted = Arc::clone(&leader);
         leader.spawn(async move {
-            progress.await;
+            progress::run(Arc::clone(&doubted)).await;
             // What the drivers believe may not be what the log holds.
             doubted.in_doubt.store(true, Ordering::Relaxed);
             doubted.doubt.notify_one();

@@ -21,7 +21,7 @@ use tokio::sync::futures::Notified;
 use crate::advisory;
 use crate::consumer::alarms::Alarms;
 use crate::consumer::driver::{Beginning, Driver, Ended};
-use crate::consumer::progress::Collector;
+use crate::consumer::progress::{self, Collector};
 use crate::jetstream::JetStream;
 use crate::mirror::Receivers;
 use crate::runtime::tasks;
@@ -129,7 +129,7 @@ impl Leader {
             replica: Arc::downgrade(replica),
             jetstream: Arc::downgrade(jetstream),
             ingest: Ingest::new(acks, replica, jetstream),
-            progress: Collector::new(),
+            progress: Arc::default(),
             drivers: RwLock::new(BTreeMap::new()),
             awake: Mutex::new(BTreeMap::new()),
             alarms: Arc::default(),
@@ -149,7 +149,8 @@ impl Leader {
                 Arc::clone(&leader.tick_changed),
             ),
         );
-        let progress = Arc::clone(&leader.progress).run(
+        let progress = progress::run(
+            Arc::clone(&leader.progress),
             now.raft_term,
             Arc::clone(replica),
             Arc::clone(jetstream.router()),

@@ -31,7 +31,6 @@
 //! | [`slots`] | what does not count against `max_ack_pending` |
 //! | [`backoff`] | waits between attempts, and timers |
 //! | [`fold`] | deliveries and settlements folded into runs |
-//! | [`outbox`] | entries of such runs on their way to the log, in order |
 //! | [`notice`] | status messages, with the texts of NATS |
 //!
 //! [`ConsumerProgress`]: levee_protocol::command::ConsumerProgress
@@ -45,7 +44,6 @@ mod fold;
 mod keyed;
 pub mod ledger;
 pub mod notice;
-pub mod outbox;
 mod priority;
 mod push;
 pub mod settle;
@@ -63,7 +61,6 @@ pub use dead_letter::DeadLetter;
 pub use dispatch::{AckOutcome, Advisory, Attention, Confirm, Delivery, Dispatch, Posted, Step, UnpinReason};
 pub use ledger::Ledger;
 pub use notice::{Closed, Notice};
-pub use outbox::{Fate, InDoubt, Numbered, Outbox};
 pub use settle::Run;
 pub use source::Source;
 pub use update::{CreateRequest, Creation, create_or_update};
