@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use levee_broker_core::stream::counter::{self, PendingSums};
+use levee_broker_core::stream::fast::{FastBatches, Said, Ticket};
 use levee_broker_core::stream::{Composition, MessageView, PublishReply, StreamMachine};
 use levee_protocol::api::advisory::Abandoned;
 use levee_protocol::api::fast_batch::FastReply;
@@ -23,8 +24,7 @@ use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::chance::Chance;
 use crate::runtime::clock;
-use crate::stream::batches::{Batches, Offer};
-use crate::stream::fast::{FastBatches, Said, Ticket};
+use crate::stream::batches::{Batches, Offer, Place};
 use crate::stream::ingest::PubAckStream;
 
 const BATCH_ID_BYTES_MAX: usize = 64;
@@ -131,7 +131,9 @@ pub(super) struct Composed {
 pub(super) struct Composer {
     jetstream: Arc<JetStream>,
     batches: Batches,
-    fast: FastBatches,
+    fast: FastBatches<Place>,
+    /// What fast batches count their times from.
+    since: Instant,
     chance: Chance,
 }
 
@@ -171,8 +173,9 @@ impl Composer {
     pub(super) fn new(jetstream: &Arc<JetStream>) -> Self {
         let limits = jetstream.limits().batches;
         let batches = Batches::new(limits, jetstream.open_batches());
-        let fast = FastBatches::new(limits, jetstream.open_fast_batches());
-        Self { jetstream: Arc::clone(jetstream), batches, fast, chance: Chance::new() }
+        let fast = FastBatches::new(limits.fast_per_stream_max, limits.idle_max);
+        let since = clock::monotonic();
+        Self { jetstream: Arc::clone(jetstream), batches, fast, since, chance: Chance::new() }
     }
 
     /// Writes what arrived into a block; `None` if nothing of it goes to the log now.
@@ -277,20 +280,21 @@ impl Composer {
         let account = piece.account.clone();
         let header = piece.header().to_vec();
         let intent = PublishIntent::parse(&header).unwrap_or_default();
-        let mut said = Said::default();
-        let offered = match self.checked_fast(&piece, &reply, &header, draft) {
-            Ok(fast) => self.fast.offer(&fast, stream, clock::monotonic(), &mut said),
-            Err(error) => Err(error),
-        };
-        let ticket = match offered {
-            Ok(ticket) => ticket,
+        let mut said = Vec::new();
+        let (id, ticket) = match self.checked_fast(&piece, &reply, &header, draft) {
+            Ok(fast) => {
+                let (open, max) =
+                    (self.jetstream.open_fast_batches(), self.jetstream.limits().batches.fast_on_node_max);
+                let place = || Place::take(&open, max);
+                (fast.id, self.fast.offer(&fast, place, self.since.elapsed(), &mut said))
+            }
             Err(error) => {
-                at_once.0.push((account, reply, Some(error)));
-                return;
+                said.push(Said::Refused(error));
+                ("", None)
             }
         };
-        for text in said.0 {
-            at_once.1.push((account.clone(), reply.clone(), text));
+        for said in said {
+            at_once.1.push((account.clone(), reply.clone(), stream.encode_fast(id, &said)));
         }
         let Some(ticket) = ticket else { return };
         let (last, sum) = draft.push(&piece, &intent, RecordFlags::PUBLISHED, &mut self.chance);
@@ -334,19 +338,20 @@ impl Composer {
         self.fast.is_chained()
     }
 
-    /// When a batch has been idle for too long.
     /// Nobody knows what became of a block: what batches without holes wait for will not come.
     pub(super) fn lost_count(&mut self) {
         self.fast.abandon();
     }
 
+    /// When a batch has been idle for too long.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.batches.next_expiry().into_iter().chain(self.fast.next_expiry()).min()
+        let fast = self.fast.next_expiry().map(|at| self.since + at);
+        self.batches.next_expiry().into_iter().chain(fast).min()
     }
 
     /// Gives up batches that have been idle for too long.
     pub(super) fn expire(&mut self, account: &AccountName, stream: &str) {
-        self.fast.expire(clock::monotonic());
+        self.fast.expire(self.since.elapsed());
         for id in self.batches.expire(clock::monotonic()) {
             advisory::batch_abandoned(&self.jetstream, account, stream, &id, Abandoned::Timeout);
         }
@@ -366,11 +371,12 @@ impl Composer {
         for asker in &composed.askers {
             let Some(reply) = replies.get(asker.last as usize) else { break };
             if let Some(ticket) = &asker.fast {
-                let mut said = Said::default();
-                self.fast.settle(ticket, reply, stream, &mut said);
+                let mut said = Vec::new();
+                self.fast.settle(ticket, reply, &mut said);
                 let to = &asker.reply[..];
-                for text in said.0.iter().filter(|_| acks == Acks::Sent) {
-                    let message = MessageRef { subject: to, payload: text, ..MessageRef::default() };
+                for said in said.iter().filter(|_| acks == Acks::Sent) {
+                    let text = stream.encode_fast(ticket.id(), said);
+                    let message = MessageRef { subject: to, payload: &text, ..MessageRef::default() };
                     route.send(&asker.account, to, message);
                 }
                 continue;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use levee_broker_core::stream::fast::Said;
 use levee_broker_core::stream::{Composition, PublishReply, Reply};
 use levee_protocol::api::{ApiError, PubAck, fast_batch, stored_header};
 use levee_protocol::ids::AccountName;
@@ -511,6 +512,23 @@ impl PubAckStream {
                 PubAck::encode_rejection(stream, &ApiError::not_available(), out)
             }
         }
+    }
+
+    /// What the publisher of a fast batch is told.
+    pub(super) fn encode_fast(&self, batch: &str, said: &Said) -> Vec<u8> {
+        let mut text = Vec::new();
+        match said {
+            Said::Ack { seq, msgs } => return fast_batch::flow_ack(*seq, *msgs),
+            Said::Gap { expected, seq } => return fast_batch::flow_gap(*expected, *seq),
+            Said::Error { seq, error } => return fast_batch::flow_error(*seq, error),
+            Said::Ended { seq, count, duplicate } => {
+                let (stream, domain) = (self.name.as_str(), self.domain.as_str());
+                let (seq, count, duplicate) = (*seq, *count, *duplicate);
+                PubAck { stream, seq, domain, duplicate, value: "", batch, count }.encode(&mut text);
+            }
+            Said::Refused(error) => PubAck::encode_rejection(&self.name, error, &mut text),
+        }
+        text
     }
 
     fn answer(&self, route: &mut RouteBatch, text: &mut Vec<u8>, batches: &[Arrived], outcome: Outcome) {

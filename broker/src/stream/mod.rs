@@ -7,7 +7,6 @@ mod announce;
 mod batches;
 pub(crate) mod compose;
 pub mod directory;
-mod fast;
 pub mod forward;
 pub mod ingest;
 pub mod leader;

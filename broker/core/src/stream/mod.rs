@@ -16,6 +16,7 @@
 //! | `schedules` | messages that say when others are to be published |
 //! | [`mirror`] | messages of other streams |
 //! | `compose` | what the leader changes about a message before it is proposed |
+//! | [`fast`] | what the leader knows about fast batches, and tells their publishers |
 //! | `limits`, `retention` | which messages give way, by bounds and by consumers being done |
 //! | `expiry`, `markers` | messages that leave at their own time, and what then stands for their subject |
 //! | `purge` | removal on request |
@@ -49,6 +50,7 @@ pub mod counter;
 mod dedup;
 mod deleted;
 mod expiry;
+pub mod fast;
 mod limits;
 mod markers;
 mod messages;

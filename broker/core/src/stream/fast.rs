@@ -5,33 +5,29 @@
 //! was stored. Flow control and the cases in which a batch ends are nats-server's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
-use levee_broker_core::stream::PublishReply;
-use levee_protocol::api::fast_batch::{FastReply, Gap, Op, flow_ack, flow_error, flow_gap};
-use levee_protocol::api::{ApiError, PubAck};
+use levee_protocol::api::ApiError;
+use levee_protocol::api::fast_batch::{FastReply, Gap, Op};
 use levee_protocol::ids::Seq;
-use tokio::time::Instant;
 
-use crate::limits::BatchLimits;
-use crate::stream::batches::Place;
-use crate::stream::ingest::PubAckStream;
+use super::PublishReply;
 
 /// Most messages between two acks of a lone publisher; several share it.
 const FLOW_MAX: u16 = 500;
 
-/// The open fast batches of one stream.
+/// The open fast batches of one stream. Each has a place, whatever that counts for elsewhere, until it ends.
+///
+/// Times are spans since one moment, any that comes before them all.
 #[derive(Debug)]
-pub(super) struct FastBatches {
-    open: BTreeMap<String, Fast>,
-    limits: BatchLimits,
-    /// Of the whole node.
-    on_node: Arc<AtomicUsize>,
+pub struct FastBatches<P> {
+    open: BTreeMap<String, Fast<P>>,
+    open_max: usize,
+    idle_max: Duration,
 }
 
 #[derive(Debug)]
-struct Fast {
+struct Fast<P> {
     gap: Gap,
     /// Most messages between two acks that the client allows.
     flow_max: u16,
@@ -49,65 +45,104 @@ struct Fast {
     pending: usize,
     /// No more messages are taken.
     committing: bool,
-    touched: Instant,
-    /// Counts as open as long as it lives.
-    _place: Place,
+    touched: Duration,
+    _place: P,
 }
 
 /// A message of a batch that is on its way through the log.
 #[derive(Clone, Debug)]
-pub(super) struct Ticket {
+pub struct Ticket {
     id: String,
     seq: u64,
     commits: bool,
     /// Whether it may be stored only if those before it were.
-    pub(super) is_chained: bool,
+    pub is_chained: bool,
 }
 
 impl Ticket {
     /// The batch.
-    pub(super) fn id(&self) -> &str {
+    #[must_use]
+    pub fn id(&self) -> &str {
         &self.id
     }
 }
 
-/// What the publisher is told.
-#[derive(Debug, Default)]
-pub(super) struct Said(pub(super) Vec<Vec<u8>>);
+/// What a publisher is told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Said {
+    /// What became of messages up to this one is known: they are stored, unless something else was told about them.
+    Ack {
+        /// The message.
+        seq: u64,
+        /// Another ack comes every so many messages.
+        msgs: u16,
+    },
+    /// Messages are missing, or came again.
+    Gap {
+        /// The message that was next.
+        expected: u64,
+        /// The one that came.
+        seq: u64,
+    },
+    /// A message is not stored.
+    Error {
+        /// The message.
+        seq: u64,
+        /// Why.
+        error: ApiError,
+    },
+    /// The batch has ended.
+    Ended {
+        /// The last sequence of the stream that one of its messages got.
+        seq: Seq,
+        /// The last message that counts.
+        count: u64,
+        /// Whether its only message was stored before.
+        duplicate: bool,
+    },
+    /// There is no such batch, or none any more.
+    Refused(ApiError),
+}
 
-impl FastBatches {
-    pub(super) fn new(limits: BatchLimits, on_node: Arc<AtomicUsize>) -> Self {
-        Self { open: BTreeMap::new(), limits, on_node }
+impl<P> FastBatches<P> {
+    /// None open yet. Of a stream no more than `open_max` are at one time, and none that is idle for `idle_max`.
+    #[must_use]
+    pub fn new(open_max: usize, idle_max: Duration) -> Self {
+        Self { open: BTreeMap::new(), open_max, idle_max }
     }
 
-    /// Takes a message. A ticket comes back if it is to be stored; whoever sent it is told what is said, in any case.
-    pub(super) fn offer(
+    /// Takes a message; the first one of a batch only if there is a place for that. A ticket comes back if it is to be
+    /// stored; whoever sent it is told what is said, in any case.
+    pub fn offer(
         &mut self,
         fast: &FastReply<'_>,
-        stream: &PubAckStream,
-        now: Instant,
-        said: &mut Said,
-    ) -> Result<Option<Ticket>, ApiError> {
-        if !self.open.contains_key(fast.id) {
-            self.begin(fast, now)?;
+        place: impl FnOnce() -> Option<P>,
+        now: Duration,
+        said: &mut Vec<Said>,
+    ) -> Option<Ticket> {
+        if !self.open.contains_key(fast.id)
+            && let Err(error) = self.begin(fast, place, now)
+        {
+            said.push(Said::Refused(error));
+            return None;
         }
-        let Some(batch) = self.open.get_mut(fast.id) else { return Ok(None) };
+        let batch = self.open.get_mut(fast.id)?;
         batch.touched = now;
         if fast.op == Op::Ping {
-            self.ping(fast, stream, said);
-            return Ok(None);
+            self.ping(fast, said);
+            return None;
         }
         // It ends because of an error, and the publisher will hear so.
         if batch.committing {
-            return Ok(None);
+            return None;
         }
         let expected = batch.last + 1;
         if fast.seq != expected {
-            said.0.push(flow_gap(expected, fast.seq));
+            said.push(Said::Gap { expected, seq: fast.seq });
             if batch.gap == Gap::Fail || fast.seq < expected {
                 batch.committing = true;
-                self.finish(fast.id, stream, said);
-                return Ok(None);
+                self.finish(fast.id, said);
+                return None;
             }
         }
         batch.last = fast.seq;
@@ -115,30 +150,37 @@ impl FastBatches {
             Op::CommitExclusive => {
                 batch.last = fast.seq - 1;
                 batch.committing = true;
-                self.finish(fast.id, stream, said);
-                return Ok(None);
+                self.finish(fast.id, said);
+                return None;
             }
             Op::Commit => batch.committing = true,
-            Op::Start | Op::Append | Op::Ping if fast.seq == 1 => said.0.push(flow_ack(0, batch.flow)),
+            Op::Start | Op::Append | Op::Ping if fast.seq == 1 => {
+                said.push(Said::Ack { seq: 0, msgs: batch.flow });
+            }
             Op::Start | Op::Append | Op::Ping => {}
         }
         batch.pending += 1;
-        Ok(Some(Ticket {
+        Some(Ticket {
             id: fast.id.to_owned(),
             seq: fast.seq,
             commits: fast.op == Op::Commit,
             is_chained: batch.gap == Gap::Fail,
-        }))
+        })
     }
 
-    fn begin(&mut self, fast: &FastReply<'_>, now: Instant) -> Result<(), ApiError> {
+    fn begin(
+        &mut self,
+        fast: &FastReply<'_>,
+        place: impl FnOnce() -> Option<P>,
+        now: Duration,
+    ) -> Result<(), ApiError> {
         if fast.seq != 1 || fast.op == Op::Ping {
             return Err(ApiError::batch_id_unknown());
         }
-        let place = Place::take(&self.on_node, self.limits.fast_on_node_max);
-        let Some(_place) = place.filter(|_| self.open.len() < self.limits.fast_per_stream_max) else {
+        if self.open.len() >= self.open_max {
             return Err(ApiError::batch_too_many_inflight());
-        };
+        }
+        let _place = place().ok_or_else(ApiError::batch_too_many_inflight)?;
         // One that is alone gets what it asks for; several begin slowly.
         let flow = if self.open.is_empty() { fast.flow.min(FLOW_MAX) } else { 1 };
         let batch = Fast {
@@ -158,40 +200,34 @@ impl FastBatches {
         Ok(())
     }
 
-    fn ping(&mut self, fast: &FastReply<'_>, stream: &PubAckStream, said: &mut Said) {
-        let others = self.open.len();
+    fn ping(&mut self, fast: &FastReply<'_>, said: &mut Vec<Said>) {
+        let open = self.open.len();
         let Some(batch) = self.open.get_mut(fast.id) else { return };
         if fast.seq > batch.last {
-            said.0.push(flow_gap(batch.last + 1, fast.seq + 1));
+            said.push(Said::Gap { expected: batch.last + 1, seq: fast.seq + 1 });
             if batch.gap == Gap::Ok {
                 batch.last = fast.seq;
                 if batch.pending == 0 {
                     batch.settled = batch.last;
                 }
-                if batch.flow_ack(others, said) {
+                if batch.flow_ack(open, said) {
                     return;
                 }
             } else {
                 batch.committing = true;
-                if self.finish(fast.id, stream, said) {
+                if self.finish(fast.id, said) {
                     return;
                 }
             }
         }
         if let Some(batch) = self.open.get(fast.id) {
-            said.0.push(flow_ack(batch.acked, batch.flow));
+            said.push(Said::Ack { seq: batch.acked, msgs: batch.flow });
         }
     }
 
     /// What became of a message is known.
-    pub(super) fn settle(
-        &mut self,
-        ticket: &Ticket,
-        reply: &PublishReply,
-        stream: &PubAckStream,
-        said: &mut Said,
-    ) {
-        let others = self.open.len();
+    pub fn settle(&mut self, ticket: &Ticket, reply: &PublishReply, said: &mut Vec<Said>) {
+        let open = self.open.len();
         let Some(batch) = self.open.get_mut(&ticket.id) else { return };
         batch.pending = batch.pending.saturating_sub(1);
         // Nobody writes a message of a batch anew, so its publisher hears that it was not stored.
@@ -200,102 +236,91 @@ impl FastBatches {
             PublishReply::Stored { seq, .. } => {
                 batch.stored = *seq;
                 batch.settled = if batch.pending == 0 { batch.last } else { ticket.seq };
-                if !self.finish(&ticket.id, stream, said)
+                if !self.finish(&ticket.id, said)
                     && let Some(batch) = self.open.get_mut(&ticket.id)
                 {
-                    batch.flow_ack(others, said);
+                    batch.flow_ack(open, said);
                 }
             }
             PublishReply::Duplicate { seq } => {
                 if batch.pending == 0 {
                     batch.settled = batch.last;
-                    batch.flow_ack(others, said);
+                    batch.flow_ack(open, said);
                 }
                 if ticket.commits && batch.gap == Gap::Fail && ticket.seq == 1 {
-                    let ack = batch.pub_ack(stream, &ticket.id, *seq, ticket.seq);
-                    said.0.push(encoded(PubAck { duplicate: true, ..ack }));
+                    said.push(Said::Ended { seq: *seq, count: 1, duplicate: true });
                     self.open.remove(&ticket.id);
                     return;
                 }
-                self.finish(&ticket.id, stream, said);
+                self.finish(&ticket.id, said);
             }
             PublishReply::Rejected(error) => {
                 if batch.gap == Gap::Fail && ticket.seq == 1 {
-                    let mut text = Vec::new();
-                    PubAck::encode_rejection(&stream.name, error, &mut text);
-                    said.0.push(text);
+                    said.push(Said::Refused(error.clone()));
                     self.open.remove(&ticket.id);
                     return;
                 }
-                said.0.push(flow_error(ticket.seq, error));
-                if batch.gap == Gap::Fail || ticket.commits {
-                    batch.last = batch.last.min(ticket.seq - 1);
-                    batch.committing = true;
-                }
-                self.none_pending(ticket, stream, said);
+                said.push(Said::Error { seq: ticket.seq, error: error.clone() });
+                self.refused(ticket, said);
             }
             // One before it was refused.
-            PublishReply::Skipped | PublishReply::Outdated => {
-                if batch.gap == Gap::Fail || ticket.commits {
-                    batch.last = batch.last.min(ticket.seq - 1);
-                    batch.committing = true;
-                }
-                self.none_pending(ticket, stream, said);
-            }
+            PublishReply::Skipped | PublishReply::Outdated => self.refused(ticket, said),
         }
     }
 
-    fn none_pending(&mut self, ticket: &Ticket, stream: &PubAckStream, said: &mut Said) {
-        if let Some(batch) = self.open.get_mut(&ticket.id)
-            && batch.pending == 0
-            && batch.committing
-        {
-            batch.settled = batch.last;
+    /// A message was not stored, which ends a batch that may have no hole, or that it was to commit.
+    fn refused(&mut self, ticket: &Ticket, said: &mut Vec<Said>) {
+        let Some(batch) = self.open.get_mut(&ticket.id) else { return };
+        if batch.gap == Gap::Fail || ticket.commits {
+            batch.last = batch.last.min(ticket.seq - 1);
+            batch.committing = true;
         }
-        self.finish(&ticket.id, stream, said);
+        self.finish(&ticket.id, said);
     }
 
     /// Ends a batch that is to end and of which everything is known. Whether it did.
-    fn finish(&mut self, id: &str, stream: &PubAckStream, said: &mut Said) -> bool {
+    fn finish(&mut self, id: &str, said: &mut Vec<Said>) -> bool {
         let Some(batch) = self.open.get_mut(id) else { return false };
         if batch.pending == 0 {
             batch.settled = batch.last;
         }
-        if !batch.committing || batch.settled != batch.last || batch.pending > 0 {
+        if !batch.committing || batch.pending > 0 {
             return false;
         }
-        said.0.push(encoded(batch.pub_ack(stream, id, batch.stored, batch.last)));
+        said.push(Said::Ended { seq: batch.stored, count: batch.last, duplicate: false });
         self.open.remove(id);
         true
     }
 
     /// What becomes of the messages under way will not be told: all batches end without a word, and their publishers
     /// begin again.
-    pub(super) fn abandon(&mut self) {
+    pub fn abandon(&mut self) {
         self.open.clear();
     }
 
     /// Whether messages wait that may be stored only if others are: then one block is on its way at a time.
-    pub(super) fn is_chained(&self) -> bool {
+    #[must_use]
+    pub fn is_chained(&self) -> bool {
         self.open.values().any(|batch| batch.gap == Gap::Fail && batch.pending > 0)
     }
 
     /// Gives up batches that have been idle for too long. Nobody is told.
-    pub(super) fn expire(&mut self, now: Instant) {
-        let idle_max = self.limits.idle_max;
-        self.open.retain(|_, batch| batch.pending > 0 || now.duration_since(batch.touched) < idle_max);
+    pub fn expire(&mut self, now: Duration) {
+        let idle_max = self.idle_max;
+        self.open.retain(|_, batch| batch.pending > 0 || now.saturating_sub(batch.touched) < idle_max);
     }
 
     /// When the next batch has been idle for too long, unless something is added to it.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Duration> {
         let idle = self.open.values().filter(|batch| batch.pending == 0);
-        idle.map(|batch| batch.touched + self.limits.idle_max).min()
+        idle.map(|batch| batch.touched + self.idle_max).min()
     }
 }
 
-impl Fast {
+impl<P> Fast<P> {
     /// Acks what is settled, if it is time for that. Whether it was.
-    fn flow_ack(&mut self, open: usize, said: &mut Said) -> bool {
+    fn flow_ack(&mut self, open: usize, said: &mut Vec<Said>) -> bool {
         let flow = u64::from(self.flow);
         if self.settled < self.acked + flow {
             return false;
@@ -308,76 +333,71 @@ impl Fast {
         } else {
             (self.flow / 2).max(share).min(self.flow)
         };
-        said.0.push(flow_ack(self.acked, self.flow));
+        said.push(Said::Ack { seq: self.acked, msgs: self.flow });
         true
     }
-
-    fn pub_ack<'a>(&self, stream: &'a PubAckStream, id: &'a str, seq: Seq, count: u64) -> PubAck<'a> {
-        PubAck { stream: &stream.name, domain: &stream.domain, seq, batch: id, count, ..PubAck::default() }
-    }
-}
-
-fn encoded(ack: PubAck<'_>) -> Vec<u8> {
-    let mut text = Vec::with_capacity(96);
-    ack.encode(&mut text);
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::clock::monotonic;
 
-    struct Bench {
-        batches: FastBatches,
-        stream: PubAckStream,
-    }
+    const IDLE_MAX: Duration = Duration::from_secs(10);
+
+    struct Bench(FastBatches<()>);
 
     impl Bench {
         fn new(open_max: usize) -> Self {
-            let limits = BatchLimits { fast_per_stream_max: open_max, ..BatchLimits::DEFAULT };
-            let stream = PubAckStream { name: "S".into(), domain: String::new() };
-            Self { batches: FastBatches::new(limits, Arc::default()), stream }
+            Self(FastBatches::new(open_max, IDLE_MAX))
         }
 
         /// Sends a message: whether it is stored, and what is said.
         fn send(&mut self, id: &str, flow: u16, mode: &str, seq: u64, op: u8) -> (Option<Ticket>, String) {
             let reply = format!("i.{id}.{flow}.{mode}.{seq}.{op}.$FI");
             let fast = FastReply::parse(reply.as_bytes()).unwrap();
-            let mut said = Said::default();
-            match self.batches.offer(&fast, &self.stream, monotonic(), &mut said) {
-                Ok(ticket) => (ticket, text(said)),
-                Err(error) => (None, error.err_code.to_string()),
-            }
+            let mut said = Vec::new();
+            let ticket = self.0.offer(&fast, || Some(()), Duration::ZERO, &mut said);
+            (ticket, text(&said))
         }
 
         fn settle(&mut self, ticket: Option<Ticket>, reply: PublishReply) -> String {
-            let mut said = Said::default();
-            self.batches.settle(&ticket.expect("it was taken"), &reply, &self.stream, &mut said);
-            text(said)
+            let mut said = Vec::new();
+            self.0.settle(&ticket.expect("it was taken"), &reply, &mut said);
+            text(&said)
         }
     }
 
-    fn text(said: Said) -> String {
-        said.0.into_iter().map(|line| String::from_utf8(line).unwrap()).collect::<Vec<_>>().join(" ")
+    fn text(said: &[Said]) -> String {
+        let line = |said: &Said| match said {
+            Said::Ack { seq, msgs } => format!("ack {seq} every {msgs}"),
+            Said::Gap { expected, seq } => format!("gap {expected} to {seq}"),
+            Said::Error { seq, error } => format!("error {seq} {}", error.err_code),
+            Said::Ended { seq, count, .. } => format!("end {count} at {seq}"),
+            Said::Refused(error) => format!("refused {}", error.err_code),
+        };
+        said.iter().map(line).collect::<Vec<_>>().join(", ")
     }
 
     fn stored(seq: u64) -> PublishReply {
         PublishReply::Stored { seq: Seq(seq), before: Seq::NONE }
     }
 
+    fn refused() -> PublishReply {
+        PublishReply::Rejected(ApiError::bad_request())
+    }
+
     #[test]
-    fn acks_come_every_so_many_messages_and_the_last_is_a_pub_ack() {
+    fn acks_come_every_so_many_messages_and_the_last_ends_the_batch() {
         let mut bench = Bench::new(10);
         let (first, said) = bench.send("b", 2, "fail", 1, 0);
-        assert_eq!(said, r#"{"type":"ack","seq":0,"msgs":2}"#);
+        assert_eq!(said, "ack 0 every 2");
         assert_eq!(bench.settle(first, stored(5)), "");
         let (second, _) = bench.send("b", 2, "fail", 2, 1);
-        assert_eq!(bench.settle(second, stored(6)), r#"{"type":"ack","seq":2,"msgs":2}"#);
+        assert_eq!(bench.settle(second, stored(6)), "ack 2 every 2");
         let (third, said) = bench.send("b", 2, "fail", 3, 2);
         assert_eq!(said, "");
-        assert_eq!(bench.settle(third, stored(7)), r#"{"stream":"S","seq":7,"batch":"b","count":3}"#);
-        assert_eq!(bench.send("b", 2, "fail", 4, 1).1, "10208");
+        assert_eq!(bench.settle(third, stored(7)), "end 3 at 7");
+        assert_eq!(bench.send("b", 2, "fail", 4, 1).1, "refused 10208");
     }
 
     #[test]
@@ -386,7 +406,7 @@ mod tests {
         let (first, _) = bench.send("b", 9, "ok", 1, 0);
         let (none, said) = bench.send("b", 9, "ok", 2, 3);
         assert!(none.is_none() && said.is_empty(), "the first is on its way");
-        assert_eq!(bench.settle(first, stored(5)), r#"{"stream":"S","seq":5,"batch":"b","count":1}"#);
+        assert_eq!(bench.settle(first, stored(5)), "end 1 at 5");
     }
 
     #[test]
@@ -396,49 +416,42 @@ mod tests {
             let (first, _) = bench.send(mode, 9, mode, 1, 0);
             bench.settle(first, stored(1));
         }
-        let gap = r#"{"type":"gap","last_seq":2,"seq":4}"#;
         let (fourth, said) = bench.send("ok", 9, "ok", 4, 1);
-        assert_eq!(said, gap);
+        assert_eq!(said, "gap 2 to 4");
         bench.settle(fourth, stored(2));
         let (commit, _) = bench.send("ok", 9, "ok", 5, 2);
-        assert_eq!(bench.settle(commit, stored(3)), r#"{"stream":"S","seq":3,"batch":"ok","count":5}"#);
-        let ended = format!(r#"{gap} {{"stream":"S","seq":1,"batch":"fail","count":1}}"#);
-        assert_eq!(bench.send("fail", 9, "fail", 4, 1).1, ended);
+        assert_eq!(bench.settle(commit, stored(3)), "end 5 at 3");
+        assert_eq!(bench.send("fail", 9, "fail", 4, 1).1, "gap 2 to 4, end 1 at 1");
     }
 
     #[test]
     fn a_refused_message_ends_a_batch_that_must_have_no_hole() {
-        let refused = || PublishReply::Rejected(ApiError::bad_request());
-        let error =
-            r#"{"type":"err","seq":2,"error":{"code":400,"err_code":10003,"description":"bad request"}}"#;
         let mut bench = Bench::new(10);
         let tickets: Vec<_> =
             (1..=3).map(|seq| bench.send("b", 9, "fail", seq, u8::from(seq > 1)).0).collect();
-        assert!(bench.batches.is_chained());
+        assert!(bench.0.is_chained());
         let mut tickets = tickets.into_iter();
         assert_eq!(bench.settle(tickets.next().unwrap(), stored(1)), "");
-        assert_eq!(bench.settle(tickets.next().unwrap(), refused()), error);
+        assert_eq!(bench.settle(tickets.next().unwrap(), refused()), "error 2 10003");
         assert_eq!(bench.send("b", 9, "fail", 4, 1).1, "", "no more is taken");
-        let ended = r#"{"stream":"S","seq":1,"batch":"b","count":1}"#;
-        assert_eq!(bench.settle(tickets.next().unwrap(), PublishReply::Skipped), ended);
+        assert_eq!(bench.settle(tickets.next().unwrap(), PublishReply::Skipped), "end 1 at 1");
 
         let (only, _) = bench.send("c", 9, "fail", 1, 2);
-        assert!(bench.settle(only, refused()).starts_with(r#"{"error":{"code":400"#));
+        assert_eq!(bench.settle(only, refused()), "refused 10003");
         let (first, _) = bench.send("d", 9, "ok", 1, 0);
-        assert!(bench.settle(first, refused()).starts_with(r#"{"type":"err","seq":1"#));
+        assert_eq!(bench.settle(first, refused()), "error 1 10003");
         let (second, _) = bench.send("d", 9, "ok", 2, 2);
-        assert_eq!(bench.settle(second, stored(2)), r#"{"stream":"S","seq":2,"batch":"d","count":2}"#);
+        assert_eq!(bench.settle(second, stored(2)), "end 2 at 2");
     }
 
     #[test]
     fn a_ping_tells_the_last_ack_again_and_what_is_missing() {
         let mut bench = Bench::new(10);
-        assert_eq!(bench.send("b", 1, "ok", 1, 4).1, "10208");
+        assert_eq!(bench.send("b", 1, "ok", 1, 4).1, "refused 10208");
         let (first, _) = bench.send("b", 1, "ok", 1, 0);
         bench.settle(first, stored(1));
-        assert_eq!(bench.send("b", 1, "ok", 1, 4).1, r#"{"type":"ack","seq":1,"msgs":1}"#);
-        let said = bench.send("b", 1, "ok", 3, 4).1;
-        assert_eq!(said, r#"{"type":"gap","last_seq":2,"seq":4} {"type":"ack","seq":3,"msgs":1}"#);
+        assert_eq!(bench.send("b", 1, "ok", 1, 4).1, "ack 1 every 1");
+        assert_eq!(bench.send("b", 1, "ok", 3, 4).1, "gap 2 to 4, ack 3 every 1");
     }
 
     #[test]
@@ -446,12 +459,23 @@ mod tests {
         let mut bench = Bench::new(2);
         bench.send("a", 9, "ok", 1, 0);
         let (second, said) = bench.send("b", 9, "ok", 1, 0);
-        assert_eq!(said, r#"{"type":"ack","seq":0,"msgs":1}"#, "several begin slowly");
-        assert_eq!(bench.send("c", 9, "ok", 1, 0).1, "10211");
-        assert_eq!(bench.settle(second, stored(1)), r#"{"type":"ack","seq":1,"msgs":2}"#);
-        let due = bench.batches.next_expiry().unwrap();
-        bench.batches.expire(due);
-        assert_eq!(bench.send("b", 9, "ok", 2, 1).1, "10208");
+        assert_eq!(said, "ack 0 every 1", "several begin slowly");
+        assert_eq!(bench.send("c", 9, "ok", 1, 0).1, "refused 10211");
+        assert_eq!(bench.settle(second, stored(1)), "ack 1 every 2");
+        assert_eq!(bench.0.next_expiry(), Some(IDLE_MAX));
+        bench.0.expire(IDLE_MAX);
+        assert_eq!(bench.send("b", 9, "ok", 2, 1).1, "refused 10208");
         assert!(bench.send("a", 9, "ok", 2, 1).0.is_some(), "one that waits for the log is not idle");
+    }
+
+    #[test]
+    fn a_batch_begins_only_where_there_is_a_place() {
+        let mut bench = Bench::new(2);
+        let fast = FastReply::parse(b"i.b.9.ok.1.0.$FI").unwrap();
+        let mut said = Vec::new();
+
+        assert!(bench.0.offer(&fast, || None, Duration::ZERO, &mut said).is_none());
+
+        assert_eq!(text(&said), "refused 10211");
     }
 }
