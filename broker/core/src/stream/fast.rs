@@ -2,7 +2,8 @@
 //!
 //! Messages of a fast batch are stored as they come, like others; here is only what is known about the batch. It is not
 //! replicated: after a change of the leader the publisher hears that the batch is unknown, and knows from the acks what
-//! was stored. Flow control and the cases in which a batch ends are nats-server's.
+//! was stored. Flow control and the cases in which a batch ends are nats-server's, but for one thing: a message that is
+//! refused where holes do not matter is acked like others. Without, whoever waits for that ack waits in vain.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -230,52 +231,40 @@ impl<P> FastBatches<P> {
         let open = self.open.len();
         let Some(batch) = self.open.get_mut(&ticket.id) else { return };
         batch.pending = batch.pending.saturating_sub(1);
-        // Nobody writes a message of a batch anew, so its publisher hears that it was not stored.
-        let outdated = PublishReply::Rejected(ApiError::not_available());
-        match if *reply == PublishReply::Outdated { &outdated } else { reply } {
+        let ends_with_it = batch.gap == Gap::Fail && ticket.seq == 1;
+        match reply {
             PublishReply::Stored { seq, .. } => {
                 batch.stored = *seq;
-                batch.settled = if batch.pending == 0 { batch.last } else { ticket.seq };
-                if !self.finish(&ticket.id, said)
-                    && let Some(batch) = self.open.get_mut(&ticket.id)
-                {
-                    batch.flow_ack(open, said);
-                }
+                batch.settled = ticket.seq;
             }
-            PublishReply::Duplicate { seq } => {
-                if batch.pending == 0 {
-                    batch.settled = batch.last;
-                    batch.flow_ack(open, said);
-                }
-                if ticket.commits && batch.gap == Gap::Fail && ticket.seq == 1 {
-                    said.push(Said::Ended { seq: *seq, count: 1, duplicate: true });
-                    self.open.remove(&ticket.id);
-                    return;
-                }
-                self.finish(&ticket.id, said);
+            PublishReply::Duplicate { seq } if ends_with_it && ticket.commits => {
+                said.push(Said::Ended { seq: *seq, count: 1, duplicate: true });
+                self.open.remove(&ticket.id);
+                return;
             }
-            PublishReply::Rejected(error) => {
-                if batch.gap == Gap::Fail && ticket.seq == 1 {
-                    said.push(Said::Refused(error.clone()));
-                    self.open.remove(&ticket.id);
-                    return;
-                }
-                said.push(Said::Error { seq: ticket.seq, error: error.clone() });
-                self.refused(ticket, said);
-            }
+            PublishReply::Duplicate { .. } => {}
             // One before it was refused.
-            PublishReply::Skipped | PublishReply::Outdated => self.refused(ticket, said),
+            PublishReply::Skipped => batch.leave_out(ticket),
+            PublishReply::Rejected(_) | PublishReply::Outdated => {
+                let error = match reply {
+                    PublishReply::Rejected(error) => error.clone(),
+                    // Nobody writes a message of a batch anew.
+                    _ => ApiError::not_available(),
+                };
+                if ends_with_it {
+                    said.push(Said::Refused(error));
+                    self.open.remove(&ticket.id);
+                    return;
+                }
+                said.push(Said::Error { seq: ticket.seq, error });
+                batch.leave_out(ticket);
+            }
         }
-    }
-
-    /// A message was not stored, which ends a batch that may have no hole, or that it was to commit.
-    fn refused(&mut self, ticket: &Ticket, said: &mut Vec<Said>) {
-        let Some(batch) = self.open.get_mut(&ticket.id) else { return };
-        if batch.gap == Gap::Fail || ticket.commits {
-            batch.last = batch.last.min(ticket.seq - 1);
-            batch.committing = true;
+        if !self.finish(&ticket.id, said)
+            && let Some(batch) = self.open.get_mut(&ticket.id)
+        {
+            batch.flow_ack(open, said);
         }
-        self.finish(&ticket.id, said);
     }
 
     /// Ends a batch that is to end and of which everything is known. Whether it did.
@@ -319,6 +308,14 @@ impl<P> FastBatches<P> {
 }
 
 impl<P> Fast<P> {
+    /// A message was not stored, which ends a batch that may have no hole, or that it was to commit.
+    fn leave_out(&mut self, ticket: &Ticket) {
+        if self.gap == Gap::Fail || ticket.commits {
+            self.last = self.last.min(ticket.seq - 1);
+            self.committing = true;
+        }
+    }
+
     /// Acks what is settled, if it is time for that. Whether it was.
     fn flow_ack(&mut self, open: usize, said: &mut Vec<Said>) -> bool {
         let flow = u64::from(self.flow);
@@ -442,6 +439,18 @@ mod tests {
         assert_eq!(bench.settle(first, refused()), "error 1 10003");
         let (second, _) = bench.send("d", 9, "ok", 2, 2);
         assert_eq!(bench.settle(second, stored(2)), "end 2 at 2");
+    }
+
+    #[test]
+    fn refused_messages_are_acked_like_others_where_a_hole_does_not_matter() {
+        let mut bench = Bench::new(10);
+        let tickets: Vec<_> = (1..=3).map(|seq| bench.send("b", 1, "ok", seq, u8::from(seq > 1)).0).collect();
+        let mut tickets = tickets.into_iter();
+
+        assert_eq!(bench.settle(tickets.next().unwrap(), stored(1)), "ack 1 every 1");
+        assert_eq!(bench.settle(tickets.next().unwrap(), refused()), "error 2 10003");
+        assert_eq!(bench.settle(tickets.next().unwrap(), refused()), "error 3 10003, ack 3 every 1");
+        assert_eq!(bench.send("b", 1, "ok", 3, 4).1, "ack 3 every 1");
     }
 
     #[test]
