@@ -1,5 +1,5 @@
-//! What lives on a node only while it leads a stream: its consumers' drivers and the folding of their progress, put
-//! together as the broker does it.
+//! What lives on a node only while it leads a stream: its consumers' drivers, the folding of their progress and the way
+//! into the log, put together as the broker does it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::copies;
 use crate::driver::Driver;
+use crate::ingest::{self, Ingest};
 use crate::progress::{self, Collector};
 use crate::schedules;
 use crate::streams::Stream;
@@ -34,6 +35,8 @@ pub(crate) struct Leader {
     pub(crate) raft_term: u64,
     /// Where consumers' deliveries and acks are folded.
     pub(crate) progress: Arc<Collector>,
+    /// Where messages of fast batches come.
+    pub(crate) ingest: Ingest,
     epoch: u64,
     in_doubt: AtomicBool,
     doubt: Arc<Notify>,
@@ -95,6 +98,7 @@ impl Leader {
             stream: stream.clone(),
             raft_term,
             progress: Arc::default(),
+            ingest: Ingest::default(),
             epoch,
             in_doubt: AtomicBool::new(false),
             doubt: Arc::clone(doubt),
@@ -111,6 +115,7 @@ impl Leader {
         stream.replica.set_leader(Some(Arc::clone(&leader)));
         copies::start(&leader);
         schedules::start(&leader);
+        ingest::start(&leader);
         let names: Vec<ConsumerName> =
             stream.replica.read(|machine, _| machine.consumers().map(|(name, _)| name.clone()).collect());
         for name in names {

@@ -15,7 +15,6 @@
 #![allow(clippy::disallowed_methods, reason = "everything here runs in virtual time and in one thread")]
 
 mod batches;
-mod chains;
 mod chance;
 mod clients;
 mod consumers;
@@ -24,7 +23,9 @@ mod counters;
 mod deliveries;
 mod driver;
 mod entropy;
+mod fast;
 mod faults;
+mod ingest;
 mod keeper;
 mod leading;
 mod letters;
@@ -193,7 +194,18 @@ fn the_oracle_notices_a_part_of_a_batch() {
 
 #[test]
 fn the_oracle_notices_a_hole_in_a_fast_batch() {
-    must_notice(Breakage::ChainsAreLoose, &["there is a hole in"]);
+    must_notice(
+        Breakage::ChainsAreLoose,
+        &["there is a hole in it", "more is there than was counted", "is stored twice"],
+    );
+}
+
+#[test]
+fn the_oracle_notices_acks_of_what_is_not_stored() {
+    must_notice(
+        Breakage::OutcomesAreAssumed,
+        &["acknowledged is not there", "a hole in it", "stored twice", "ends at another sequence"],
+    );
 }
 
 #[test]

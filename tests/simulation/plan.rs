@@ -49,6 +49,8 @@ pub(crate) enum Breakage {
     BatchesAreTorn,
     /// Leaders do not say that messages of a batch depend on those before them.
     ChainsAreLoose,
+    /// Leaders tell publishers of fast batches that messages are stored when they are proposed.
+    OutcomesAreAssumed,
     /// Leaders do not look at schedules.
     SchedulesAreForgotten,
     /// Leaders have one message in clients' hands at a time, whatever is configured.
@@ -61,7 +63,7 @@ pub(crate) enum Breakage {
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
@@ -77,6 +79,7 @@ impl Breakage {
         Self::RetriesCountAgain,
         Self::BatchesAreTorn,
         Self::ChainsAreLoose,
+        Self::OutcomesAreAssumed,
         Self::SchedulesAreForgotten,
         Self::LeadersAreMean,
         Self::OriginForgets,
@@ -101,6 +104,7 @@ impl Breakage {
             Self::RetriesCountAgain => "retries-count-again",
             Self::BatchesAreTorn => "batches-are-torn",
             Self::ChainsAreLoose => "chains-are-loose",
+            Self::OutcomesAreAssumed => "outcomes-are-assumed",
             Self::SchedulesAreForgotten => "schedules-are-forgotten",
             Self::LeadersAreMean => "leaders-are-mean",
             Self::OriginForgets => "origin-forgets",
@@ -228,6 +232,7 @@ impl Plan {
             (Which::Counters, Breakage::RetriesCountAgain),
             (Which::Batches, Breakage::BatchesAreTorn),
             (Which::Batches, Breakage::ChainsAreLoose),
+            (Which::Batches, Breakage::OutcomesAreAssumed),
             (Which::Schedules, Breakage::SchedulesAreForgotten),
         ];
         for (which, breakage) in kinds {

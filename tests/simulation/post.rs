@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use levee_broker_core::stream::fast::Said;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -29,6 +30,8 @@ pub(crate) enum Parcel {
     },
     /// An ack is confirmed.
     Confirmed,
+    /// What is said about a fast batch.
+    Fast(Said),
 }
 
 /// All inboxes of a run.
@@ -84,13 +87,18 @@ impl Post {
         self.is_reliable.store(true, Ordering::Relaxed);
     }
 
+    /// Whether nothing is lost any more.
+    pub(crate) fn is_reliable(&self) -> bool {
+        self.is_reliable.load(Ordering::Relaxed)
+    }
+
     /// How long something is under way; `None` is that it is lost.
     pub(crate) fn fate(&self) -> Option<Duration> {
         let mut chance = self.chance.lock();
         let lost = chance.percent(self.loss);
         let most = u64::try_from(self.latest.as_millis()).unwrap_or(0);
         let late = chance.millis(0, most.max(1));
-        (!lost || self.is_reliable.load(Ordering::Relaxed)).then_some(late)
+        (!lost || self.is_reliable()).then_some(late)
     }
 
     /// Sends something to an inbox. Nobody hears of it if it does not arrive.

@@ -12,11 +12,11 @@ use levee_protocol::ids::Seq;
 use levee_protocol::time::{Nanos, Timestamp};
 
 use crate::batches;
-use crate::chains;
 use crate::clients;
 use crate::consumers;
 use crate::copies;
 use crate::counters;
+use crate::fast;
 use crate::faults;
 use crate::keeper;
 use crate::oracle::totals;
@@ -87,8 +87,10 @@ async fn stages(world: &Arc<World>) -> Result<String, String> {
             Which::Counters => drop(working.spawn(counters::summer(Arc::clone(world)))),
             Which::Batches => {
                 working.spawn(batches::reader(Arc::clone(world)));
-                working.spawn(chains::chainer(Arc::clone(world)));
-                working.spawn(chains::reader(Arc::clone(world)));
+                for number in 0..3 {
+                    working.spawn(fast::publisher(Arc::clone(world), number));
+                }
+                working.spawn(fast::reader(Arc::clone(world)));
             }
             _ => {}
         }
@@ -318,7 +320,7 @@ fn inspect_stream(world: &World, which: Which) -> Result<(), String> {
         };
         let inspected = inspected.and_then(|()| match which {
             Which::Counters => counters::inspect(world, stream),
-            Which::Batches => batches::inspect(stream).and_then(|()| chains::inspect(world, stream)),
+            Which::Batches => batches::inspect(stream).and_then(|()| fast::inspect(world, stream)),
             _ => Ok(()),
         });
         inspected.map_err(|problem| format!("{of}: {problem}"))?;

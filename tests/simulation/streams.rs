@@ -23,7 +23,7 @@ pub(crate) enum Which {
     Restored,
     /// One whose messages are increments of counters.
     Counters,
-    /// One that takes atomic batches.
+    /// One that takes batches, atomic and fast.
     Batches,
     /// One whose messages may be scheduled.
     Schedules,

@@ -82,7 +82,7 @@ impl Subscriber {
                         left -= 1;
                         self.work_on(ack).await;
                     }
-                    Ok(Some(Parcel::Confirmed)) => {}
+                    Ok(Some(Parcel::Confirmed | Parcel::Fast(_))) => {}
                     Ok(Some(Parcel::Status { .. }) | None) | Err(_) => break,
                 }
             }
@@ -106,7 +106,7 @@ impl Subscriber {
                             send(&self.world, &self.consumer, answer, &mut self.chance);
                         }
                     }
-                    Ok(Some(Parcel::Confirmed)) => {}
+                    Ok(Some(Parcel::Confirmed | Parcel::Fast(_))) => {}
                     Ok(None) | Err(_) => break,
                 }
                 if self.world.is_over() {

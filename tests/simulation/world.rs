@@ -12,10 +12,10 @@ use levee_storage::{MemoryDisk, Options, Storage, Sync};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::chains::Acknowledged;
 use crate::chance::Chance;
 use crate::counters::Tallies;
 use crate::deliveries::{Deliveries, Letters};
+use crate::fast::Told;
 use crate::leading;
 use crate::network::{BadTransport, Odds, Weather};
 use crate::oracle::{Oracle, Verdicts};
@@ -41,8 +41,8 @@ pub(crate) struct World {
     pub(crate) oracle: Arc<Oracle>,
     /// What must be so of each stream.
     pub(crate) oracles: BTreeMap<Which, Arc<Oracle>>,
-    /// How far fast batches were acknowledged.
-    pub(crate) acknowledged: Acknowledged,
+    /// What was said of fast batches.
+    pub(crate) told: Told,
     /// What was added to counters.
     pub(crate) tallies: Tallies,
     /// What is restored.
@@ -125,7 +125,7 @@ impl World {
             seed,
             oracle: Arc::clone(&oracles[&Which::Origin]),
             oracles,
-            acknowledged: Acknowledged::default(),
+            told: Told::default(),
             tallies: Tallies::default(),
             restore: Restore::default(),
             post: Arc::new(Post::new(seed, plan.client_loss, plan.delay.1)),
