@@ -790,7 +790,7 @@ mod tests {
         let view = Counting(storage.engine(), AtomicUsize::new(0));
 
         let moved = 1 + RECORDS..=(BLOCKS - 1) * RECORDS;
-        for seq in moved.clone().step_by(7).chain(moved.clone().rev().step_by(5)) {
+        for seq in moved.clone().step_by(7).chain(moved.rev().step_by(5)) {
             assert!(index.containing(&view, seq).unwrap().is_none());
             index.removed(&view, seq, seq).unwrap();
         }

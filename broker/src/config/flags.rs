@@ -283,9 +283,10 @@ fn authorization(config: &mut Config, flags: &Flags) -> Result<(), ConfigError> 
                 Authorization::User(login) => Some(login),
                 Authorization::Open | Authorization::Users(_) | Authorization::Token(_) => None,
             };
-            let user = user.as_ref().or(before.map(|login| &login.user));
+            let user = user.as_ref().or_else(|| before.map(|login| &login.user));
             let user = user.ok_or_else(|| flag_error("--pass needs --user".to_owned()))?.clone();
-            let password = pass.as_ref().or(before.map(|login| &login.password)).cloned().unwrap_or_default();
+            let password = pass.as_ref().or_else(|| before.map(|login| &login.password));
+            let password = password.cloned().unwrap_or_default();
             config.authorization = Authorization::User(Login { user, password });
         }
         (_, _, Some(_)) => return Err(flag_error("Cannot have a user/pass and token".to_owned())),

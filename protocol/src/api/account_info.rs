@@ -91,7 +91,7 @@ impl AccountLimits {
 
     /// Whether an account may have a stream with so many consumers.
     pub fn check_consumers(&self, config: &StreamConfig) -> Result<(), ApiError> {
-        let is_over = self.max_consumers > 0 && i64::from(config.max_consumers) > self.max_consumers;
+        let is_over = self.max_consumers > 0 && config.max_consumers > self.max_consumers;
         if is_over { Err(ApiError::maximum_consumers_reached()) } else { Ok(()) }
     }
 
