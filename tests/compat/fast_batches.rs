@@ -60,12 +60,14 @@ const STEPS: &[Step] = &[
     ("bad3.5.fail.1.0", "fb.a", &[], "1"),
     ("bad3.5.fail.2.1", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "2"),
     ("bad3.5.fail.3.1", "fb.a", &[], "3"),
-    ("bad4.1.ok.1.0", "fb.a", &[], "1"),
-    // Not compared: what nats-server checks only when it stores, like the last message id, it answers with a PubAck of
+    ("bad4.3.ok.1.0", "fb.a", &[], "1"),
+    // Not compared: the ack of a refused message. nats-server leaves it out until one behind it is stored, and whoever
+    // waits for it stands still.
+    // Nor compared: what nats-server checks only when it stores, like the last message id, it answers with a PubAck of
     // its own and never counts as done.
-    ("bad4.1.ok.2.1", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "2"),
-    ("bad4.1.ok.3.1", "fb.a", &[], "3"),
-    ("bad4.1.ok.4.2", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "4"),
+    ("bad4.3.ok.2.1", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "2"),
+    ("bad4.3.ok.3.1", "fb.a", &[], "3"),
+    ("bad4.3.ok.4.2", "fb.a", &[("Nats-Expected-Last-Sequence", "999")], "4"),
     ("bad5.5.fail.1.0", "fb.a", &[("Nats-Rollup", "all")], "1"),
     // Duplicates.
     ("dup1.5.fail.1.2", "fb.a", &[("Nats-Msg-Id", "x")], "1"),

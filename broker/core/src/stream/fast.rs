@@ -237,12 +237,18 @@ impl<P> FastBatches<P> {
                 batch.stored = *seq;
                 batch.settled = ticket.seq;
             }
-            PublishReply::Duplicate { seq } if ends_with_it && ticket.commits => {
-                said.push(Said::Ended { seq: *seq, count: 1, duplicate: true });
-                self.open.remove(&ticket.id);
-                return;
+            PublishReply::Duplicate { seq } => {
+                // It is acked even if the batch ends with it.
+                if batch.pending == 0 {
+                    batch.settled = batch.last;
+                    batch.flow_ack(open, said);
+                }
+                if ends_with_it && ticket.commits {
+                    said.push(Said::Ended { seq: *seq, count: 1, duplicate: true });
+                    self.open.remove(&ticket.id);
+                    return;
+                }
             }
-            PublishReply::Duplicate { .. } => {}
             // One before it was refused.
             PublishReply::Skipped => batch.leave_out(ticket),
             PublishReply::Rejected(_) | PublishReply::Outdated => {
@@ -451,6 +457,17 @@ mod tests {
         assert_eq!(bench.settle(tickets.next().unwrap(), refused()), "error 2 10003");
         assert_eq!(bench.settle(tickets.next().unwrap(), refused()), "error 3 10003, ack 3 every 1");
         assert_eq!(bench.send("b", 1, "ok", 3, 4).1, "ack 3 every 1");
+    }
+
+    #[test]
+    fn a_duplicate_is_acked_before_it_ends_its_batch() {
+        let mut bench = Bench::new(10);
+
+        for (mode, end) in [("fail", "end 1 at 5"), ("ok", "end 1 at 0")] {
+            let (only, _) = bench.send("b", 1, mode, 1, 2);
+            let said = bench.settle(only, PublishReply::Duplicate { seq: Seq(5) });
+            assert_eq!(said, format!("ack 1 every 1, {end}"));
+        }
     }
 
     #[test]
