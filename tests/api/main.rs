@@ -137,6 +137,7 @@ claims! {
         max_bytes_bounds_a_batch,
         heartbeats_come_while_there_is_nothing,
         filters_give_only_what_they_match,
+        a_filtered_work_queue_is_emptied_while_it_is_filled,
         two_clients_share_one_consumer_without_doubles,
         a_deleted_consumer_ends_its_waiting_requests,
     }

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::stream::Config;
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use levee_tests::raw::{Frame, Raw};
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::json;
 
-use crate::ground::{Ground, Home, bodies, settle_confirmed, take, take_within};
+use crate::ground::{Ground, Home, bodies, settle, settle_confirmed, take, take_within};
 
 fn durable(name: &str) -> pull::Config {
     pull::Config { durable_name: Some(name.into()), ..Default::default() }
@@ -47,7 +48,7 @@ pub(crate) async fn a_durable_consumer_goes_on_where_it_was(ground: &Ground) -> 
     home.publish_many("a", 6).await?;
     let consumer = home.pull(durable("worker")).await?;
     for message in take(&consumer, 3).await? {
-        settle_confirmed(&message, async_nats::jetstream::AckKind::Ack).await?;
+        settle_confirmed(&message, AckKind::Ack).await?;
     }
 
     let elsewhere = async_nats::jetstream::new(ground.cluster.client(ground.replicas - 1).await?);
@@ -166,6 +167,62 @@ pub(crate) async fn filters_give_only_what_they_match(ground: &Ground) -> Result
     let two = pull::Config { filter_subjects: vec![home.subject("a"), home.subject("b")], ..durable("two") };
     let two = home.pull(two).await?;
     assert_eq!(bodies(&take(&two, 3).await?), ["1", "2", "4"]);
+    Ok(())
+}
+
+/// Two subjects and a backlog: what is pending can not be told from the size of the stream, and must be right all the
+/// same while messages come and go.
+pub(crate) async fn a_filtered_work_queue_is_emptied_while_it_is_filled(ground: &Ground) -> Result<()> {
+    const MESSAGES: usize = 5000;
+    const LEFT_OUT: usize = 100;
+    let retention = RetentionPolicy::WorkQueue;
+    let home = ground.stream(Config { name: "FILLED".into(), retention, ..Default::default() }).await?;
+    let filter_subject = home.subject("mine");
+    let max_ack_pending = MESSAGES as i64;
+    let consumer = home.pull(pull::Config { filter_subject, max_ack_pending, ..durable("worker") }).await?;
+    let fill = async {
+        let mut acks = Vec::new();
+        for number in 0..MESSAGES {
+            for subject in ["mine", "other"] {
+                acks.push(home.js.publish(home.subject(subject), number.to_string().into()).await?);
+            }
+            if acks.len() >= 500 {
+                for ack in acks.drain(..) {
+                    ack.await?;
+                }
+            }
+        }
+        for ack in acks {
+            ack.await?;
+        }
+        anyhow::Ok(())
+    };
+    let empty = async {
+        let mut taken = 0;
+        while taken < MESSAGES {
+            for message in take_within(&consumer, 500, Duration::from_secs(1)).await? {
+                taken += 1;
+                if taken % LEFT_OUT != 0 {
+                    settle(&message, AckKind::Ack).await?;
+                }
+            }
+        }
+        anyhow::Ok(taken)
+    };
+
+    let (filled, taken) = tokio::join!(fill, empty);
+
+    filled?;
+    assert_eq!(taken?, MESSAGES);
+    let left = MESSAGES / LEFT_OUT;
+    wait_until("acks have arrived", PATIENCE, async || {
+        let info = consumer.get_info().await?;
+        anyhow::ensure!(info.num_pending == 0, "{} pending", info.num_pending);
+        Ok((info.num_ack_pending == left).then_some(()))
+    })
+    .await?;
+    let messages = home.stream.get_info().await?.state.messages;
+    assert_eq!(messages, (MESSAGES + left) as u64);
     Ok(())
 }
 
