@@ -66,9 +66,8 @@ pub fn stream_action(jetstream: &JetStream, account: &AccountName, stream: &str,
 /// Who leads a stream, or that nobody can.
 pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) {
     let assignment = replica.assignment();
-    let replicas = peers(jetstream, replica.group());
-    tell_both(jetstream, &assignment.account, |account| {
-        let (stream, replicas) = (assignment.config.name.clone(), replicas.clone());
+    tell_both(jetstream, &assignment.account, replica.group(), |account, replicas| {
+        let stream = assignment.config.name.clone();
         if leads {
             let leader = jetstream.identity().name.clone();
             Advisory::StreamLeaderElected { account, stream, leader, replicas }
@@ -81,9 +80,8 @@ pub fn stream_leadership(jetstream: &JetStream, replica: &Replica, leads: bool) 
 /// The same for one of its consumers.
 pub fn consumer_leadership(jetstream: &JetStream, replica: &Replica, consumer: &str, leads: bool) {
     let assignment = replica.assignment();
-    tell_both(jetstream, &assignment.account, |account| {
+    tell_both(jetstream, &assignment.account, replica.group(), |account, replicas| {
         let (stream, consumer) = (assignment.config.name.clone(), consumer.to_owned());
-        let replicas = peers(jetstream, replica.group());
         if leads {
             let leader = jetstream.identity().name.clone();
             Advisory::ConsumerLeaderElected { account, stream, consumer, leader, replicas }
@@ -116,13 +114,18 @@ pub fn out_of_storage(jetstream: &JetStream) {
     publish_one(jetstream, jetstream.accounts().system(), &advisory);
 }
 
-/// Tells the account of what it is about, and the system account, which is told the account, too. Costs next to nothing
-/// if nobody wants to hear it: there may be many.
-fn tell_both(jetstream: &JetStream, account: &AccountName, advisory: impl Fn(String) -> Advisory) {
-    let subject = advisory(String::new()).subject();
+/// Tells the account of what happened to a group, and the system account, which is told the account, too. Who is in the
+/// group is only asked if somebody wants to hear it: there may be many to tell of.
+fn tell_both(
+    jetstream: &JetStream,
+    account: &AccountName,
+    group: &Group,
+    advisory: impl Fn(String, Vec<PeerInfo>) -> Advisory,
+) {
+    let subject = advisory(String::new(), Vec::new()).subject();
     for (to, named) in [(account, String::new()), (jetstream.accounts().system(), account.to_string())] {
         if is_wanted(jetstream, to, subject.as_bytes()) {
-            publish_one(jetstream, to, &advisory(named));
+            publish_one(jetstream, to, &advisory(named, peers(jetstream, group)));
         }
     }
 }
