@@ -22,7 +22,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
     for info in infos.values() {
         account.streams += 1;
         account.consumers += info.state.consumer_count;
-        let replicas = u64::try_from(info.config.num_replicas).unwrap_or(1).max(1);
+        let replicas = info.config.replica_count() as u64;
         let reserved = u64::try_from(info.config.max_bytes).unwrap_or(0) * replicas;
         match info.config.storage {
             StorageType::File => {

@@ -84,7 +84,7 @@ pub(super) fn check_replicas(cx: &Context<'_>, replicas: i32) -> Result<(), ApiE
 /// only for streams that every node has a replica of: for others it can not speak.
 pub(super) fn check_reservation(cx: &Context<'_>, config: &StreamConfig) -> Result<(), ApiError> {
     let wanted = u64::try_from(config.max_bytes).unwrap_or(0);
-    let replicas = usize::try_from(config.num_replicas).unwrap_or(1);
+    let replicas = config.replica_count();
     let node = cx.jetstream.node();
     let reserved = cx.jetstream.meta().read(|machine| {
         if wanted == 0 || replicas < machine.nodes().count() {
@@ -108,7 +108,7 @@ pub(super) async fn propose(
     restoring: bool,
 ) -> Result<MetaReply, ApiError> {
     check_reservation(cx, &config)?;
-    membership::nodes_arrive(cx.jetstream, usize::try_from(config.num_replicas).unwrap_or(1)).await;
+    membership::nodes_arrive(cx.jetstream, config.replica_count()).await;
     let command = MetaCommand::CreateStream {
         now: cx.jetstream.clock().now(),
         account: cx.account.clone(),

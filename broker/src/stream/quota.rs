@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use levee_protocol::api::{AccountLimits, ApiError, StorageType, StreamConfig};
+use levee_protocol::api::{AccountLimits, ApiError, StorageType};
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::{AccountName, NodeId};
 use levee_storage::Room;
@@ -94,12 +94,12 @@ impl Quota {
     }
 
     fn admit(&self, stream: &StreamAssignment, bytes: usize) -> Result<(), ApiError> {
-        let StreamConfig { storage, num_replicas, .. } = stream.config;
+        let storage = stream.config.storage;
         if self.bound(storage).reached.load(Ordering::Relaxed) {
             return Err(ApiError::insufficient_resources());
         }
         match self.accounts.get(&stream.account) {
-            Some(allowance) => allowance.take(storage, bytes.saturating_mul(replicas(num_replicas))),
+            Some(allowance) => allowance.take(storage, bytes.saturating_mul(stream.config.replica_count())),
             None => Ok(()),
         }
     }
@@ -193,10 +193,6 @@ fn left(max: i64, used: u64) -> i64 {
     if max < 0 { i64::MAX } else { max.saturating_sub_unsigned(used) }
 }
 
-fn replicas(configured: i32) -> usize {
-    usize::try_from(configured).unwrap_or(1).max(1)
-}
-
 /// Whether a stream that is led here may take so many bytes more: the node's streams of its kind hold less than they may,
 /// and its account has room, which it is charged for.
 pub fn admit(jetstream: &JetStream, stream: &StreamAssignment, bytes: usize) -> Result<(), ApiError> {
@@ -240,7 +236,7 @@ fn look(jetstream: &JetStream) -> Usage {
         let assignment = replica.assignment();
         here.add(assignment.config.storage, bytes);
         if quota.accounts.contains_key(&assignment.account) && replica.leader().is_some() {
-            let all = bytes * replicas(assignment.config.num_replicas) as u64;
+            let all = bytes * assignment.config.replica_count() as u64;
             led.entry(assignment.account.clone()).or_default().add(assignment.config.storage, all);
         }
     }
@@ -293,6 +289,8 @@ impl Used {
 
 #[cfg(test)]
 mod tests {
+    use levee_protocol::api::StreamConfig;
+
     use super::*;
 
     fn stream(account: &str, storage: StorageType, num_replicas: i32) -> StreamAssignment {

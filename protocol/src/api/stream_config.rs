@@ -112,6 +112,14 @@ pub struct StreamConfig {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl StreamConfig {
+    /// How many nodes are to hold the stream.
+    #[must_use]
+    pub fn replica_count(&self) -> usize {
+        usize::try_from(self.num_replicas).unwrap_or(1).max(1)
+    }
+}
+
 json_words! {
     /// When messages leave other than by limits.
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -37,7 +37,7 @@ impl MetaMachine {
         limits.check_count(self.others(account, &name).count())?;
         limits.check_consumers(&config)?;
         self.check_reserved(account, &name, &config, limits)?;
-        let count = replica_count(&config);
+        let count = config.replica_count();
         let candidates = self.candidates(config.placement.as_ref(), alive)?;
         let replicas = placement::choose(count, &candidates, &self.load).ok_or_else(no_suitable_peers)?;
         let assignment = StreamAssignment {
@@ -76,7 +76,7 @@ impl MetaMachine {
         let scaled = assignment.config.num_replicas != config.num_replicas;
         let moved = assignment.config.placement != config.placement;
         if scaled || moved {
-            let count = replica_count(&config);
+            let count = config.replica_count();
             let candidates = self.candidates(config.placement.as_ref(), alive)?;
             let resized = placement::resize(&replicas_before, count, &candidates, &self.load);
             assignment.replicas = resized.ok_or_else(no_suitable_peers)?;
@@ -171,11 +171,6 @@ impl MetaMachine {
 /// Bytes that a stream's limit promises to it, replicas counted.
 fn promised(config: &StreamConfig) -> i64 {
     config.max_bytes.max(0).saturating_mul(config.num_replicas.max(1).into())
-}
-
-/// How many nodes are to hold the stream.
-fn replica_count(config: &StreamConfig) -> usize {
-    usize::try_from(config.num_replicas).unwrap_or(1).max(1)
 }
 
 fn parse_name(config: &StreamConfig) -> Result<StreamName, ApiError> {
