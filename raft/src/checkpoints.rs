@@ -2,7 +2,7 @@
 //! spreads groups by itself, and as soon as much was applied.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -11,6 +11,7 @@ use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::group::{Group, Stopping};
@@ -19,7 +20,11 @@ use crate::state_machine::Floors;
 
 /// Groups with changes that are in memory only, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Dirty(Mutex<Queue>);
+pub(crate) struct Dirty {
+    queue: Mutex<Queue>,
+    /// There is one, where there was none.
+    some: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -30,19 +35,40 @@ struct Queue {
 impl Dirty {
     /// The group has something to write. Cheap when it already said so.
     pub(crate) fn mark(&self, group: GroupId) {
-        let mut queue = self.0.lock();
-        if queue.members.insert(group) {
-            queue.order.push_back((Instant::now(), group));
+        let mut queue = self.queue.lock();
+        if !queue.members.insert(group) {
+            return;
+        }
+        let was_empty = queue.order.is_empty();
+        queue.order.push_back((Instant::now(), group));
+        drop(queue);
+        if was_empty {
+            self.some.notify_one();
         }
     }
 
     /// The group is about to write; what it applies from now on marks it again.
     pub(crate) fn clean(&self, group: GroupId) {
-        self.0.lock().members.remove(&group);
+        self.queue.lock().members.remove(&group);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_marked(&self, group: GroupId) -> bool {
+        self.queue.lock().members.contains(&group)
+    }
+
+    /// Waits until a group may be due. A quiet node does not look again and again.
+    async fn wait(&self, age: Duration) {
+        let oldest = self.queue.lock().order.front().map(|(since, _)| *since);
+        match oldest {
+            Some(since) => tokio::time::sleep_until((since + age).max(Instant::now() + ROUND)).await,
+            // Now and then, so that the loop ends with the node.
+            None => drop(tokio::time::timeout(IDLE_LOOK, self.some.notified()).await),
+        }
     }
 
     fn due(&self, age: Duration) -> Vec<GroupId> {
-        let mut queue = self.0.lock();
+        let mut queue = self.queue.lock();
         let mut due = Vec::new();
         while let Some((since, group)) = queue.order.front().copied() {
             if since.elapsed() < age {
@@ -58,7 +84,9 @@ impl Dirty {
     }
 }
 
+/// Least time between two rounds.
 const ROUND: Duration = Duration::from_millis(50);
+const IDLE_LOOK: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 8;
 /// A follower that has been silent for longer gets a snapshot when it comes back, if it must.
 const LIVE_WITHIN: Duration = Duration::from_secs(10);
@@ -66,14 +94,13 @@ const SNAPSHOT_KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Runs until the node's groups are dropped.
 pub(crate) async fn run(groups: Weak<Groups>) {
-    let mut rounds = tokio::time::interval(ROUND);
-    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        rounds.tick().await;
-        let Some(groups) = groups.upgrade() else { return };
-        let due = groups.dirty.due(groups.config.checkpoint_after);
-        let due = due.into_iter().filter_map(|id| groups.group(id));
-        futures::stream::iter(due).for_each_concurrent(AT_ONCE, |group| maintain(group, &groups.dirty)).await;
+        let Some(node) = groups.upgrade() else { return };
+        let (dirty, age) = (Arc::clone(&node.dirty), node.config.checkpoint_after);
+        let due = dirty.due(age).into_iter().filter_map(|id| node.group(id));
+        futures::stream::iter(due).for_each_concurrent(AT_ONCE, |group| maintain(group, &dirty)).await;
+        drop(node);
+        dirty.wait(age).await;
     }
 }
 
@@ -81,7 +108,7 @@ async fn maintain(group: Group, dirty: &Dirty) {
     if *group.0.stopping.borrow() != Stopping::No {
         return;
     }
-    match group.floors().await {
+    match group.checkpoint_behind().await {
         Ok(Some(floors)) => purge(&group, floors, dirty).await,
         Ok(None) => {}
         Err(error) => {

@@ -41,6 +41,9 @@ pub struct Config {
     pub checkpoint_after: Duration,
     /// Applied bytes after which a checkpoint does not wait. Default 16 MiB.
     pub checkpoint_bytes: u64,
+    /// Changed rows after which a checkpoint does not wait, unless one is being written: the rows of one checkpoint are one
+    /// write, and appends wait behind it. Default 4096.
+    pub checkpoint_rows: usize,
     /// Applied entries kept in the log behind the last checkpoint, for followers that are a little late. Default
     /// 1024.
     pub keep_entries: u64,
@@ -76,6 +79,7 @@ impl Default for Config {
             group_queue: 4096,
             checkpoint_after: Duration::from_secs(1),
             checkpoint_bytes: 16 << 20,
+            checkpoint_rows: 4096,
             keep_entries: 1024,
             keep_bytes: 32 << 20,
             keep_lagging_bytes: 256 << 20,

@@ -1,6 +1,7 @@
 //! A group on this node: propose, read, watch the leadership, change the members.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -302,18 +303,15 @@ impl Group {
 
     /// Writes a checkpoint of what is applied now. It is not synced by itself.
     pub async fn checkpoint(&self) -> Result<(), Error> {
-        self.floors().await.map(drop)
+        let done = self.0.raft.with_state_machine(|machine| Box::pin(machine.checkpoint())).await;
+        Ok(done.map_err(|fatal| self.stopped(&fatal))??)
     }
 
-    /// A checkpoint, and where the log may be cut behind it.
-    pub(crate) async fn floors(&self) -> Result<Option<Floors>, Error> {
-        let done = self
-            .0
-            .raft
-            .with_state_machine(|machine| Box::pin(machine.checkpoint()))
-            .await
-            .map_err(|fatal| self.stopped(&fatal))?;
-        Ok(done?)
+    /// Begins a checkpoint. Where the log may be cut behind the last one that is written.
+    pub(crate) async fn checkpoint_behind(&self) -> Result<Option<Floors>, Error> {
+        let raft = &self.0.raft;
+        let begun = raft.with_state_machine(|machine| Box::pin(ready(machine.checkpoint_behind()))).await;
+        Ok(begun.map_err(|fatal| self.stopped(&fatal))??)
     }
 
     fn must_lead(&self) -> Result<(), Error> {

@@ -32,6 +32,11 @@ pub trait ReplicatedMachine: Send + 'static {
     /// Called once after each batch of applies: wake whoever waits for news here, not per entry.
     fn flushed(&mut self) {}
 
+    /// About how many rows the next checkpoint would have. Asked after each batch of applies, so it must be cheap.
+    fn unwritten_rows(&self) -> usize {
+        0
+    }
+
     /// Adds the rows that changed since the last checkpoint. The group adds its own applied row and writes all of
     /// it in one atomic batch. Rows of kind [`APPLIED_ROW_KIND`](crate::APPLIED_ROW_KIND) belong to the group.
     fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), Error>;

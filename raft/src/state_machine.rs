@@ -4,6 +4,9 @@
 //! Checkpoint, log and purge share one write-ahead log in that order, so after a crash the rows are never newer than
 //! the log and the log always reaches back to the rows. openraft calls a checkpoint a snapshot; the bytes of one are
 //! only read when a follower needs them.
+//!
+//! Applying goes on while a checkpoint is written: its rows were taken, and what changes meanwhile is for the next one.
+//! One at a time is under way, and nothing counts as checkpointed before it is written.
 
 use std::collections::VecDeque;
 use std::io;
@@ -89,18 +92,28 @@ pub(crate) struct StateMachine {
     machine: Mutex<Box<dyn ReplicatedMachine>>,
     applied: Option<LogId>,
     membership: StoredMembership,
+    /// What the last written checkpoint covers.
     checkpointed: SnapshotMeta,
+    /// The checkpoint that is being written.
+    under_way: Option<UnderWay>,
     /// Bytes applied since the group was opened, and where it stood at earlier checkpoints.
     bytes: u64,
-    bytes_checkpointed: u64,
+    bytes_taken: u64,
     bytes_purged: u64,
     marks: VecDeque<Mark>,
     told_purged: Option<u64>,
     config: Arc<Config>,
     shared: Arc<Applied>,
     dirty: Arc<Dirty>,
-    /// Dropped with the machine, so that closing a group can wait for its last write.
-    _gone: oneshot::Sender<()>,
+    /// Dropped with the machine and its last write, so that closing a group can wait for both.
+    gone: Arc<oneshot::Sender<()>>,
+}
+
+/// A checkpoint on its way to the disk.
+struct UnderWay {
+    covers: SnapshotMeta,
+    bytes: u64,
+    written: oneshot::Receiver<Result<(), levee_storage::Error>>,
 }
 
 #[derive(Clone, Copy)]
@@ -138,61 +151,101 @@ impl StateMachine {
             applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
             checkpointed: meta,
+            under_way: None,
             bytes: 0,
-            bytes_checkpointed: 0,
+            bytes_taken: 0,
             bytes_purged: 0,
             marks: VecDeque::new(),
             told_purged: None,
             config: parts.config,
             shared: parts.shared,
             dirty: parts.dirty,
-            _gone: parts.gone,
+            gone: Arc::new(parts.gone),
         })
     }
 
-    /// Writes what is not checkpointed yet. Says where the log may be cut; `None` before the first entry.
-    pub(crate) async fn checkpoint(&mut self) -> Result<Option<Floors>, levee_storage::Error> {
-        self.dirty.clean(self.group);
-        let changed = self.applied != self.checkpointed.last_log_id;
-        if changed {
-            let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-            let mut batch = Batch::new();
-            self.machine.get_mut().checkpoint(&mut batch)?;
-            batch.put_state(self.group, APPLIED_ROW_KIND, &[], &codec::encode_meta(&meta));
-            self.write(batch).await?;
-            self.checkpointed = meta;
-            self.bytes_checkpointed = self.bytes;
-            if let Some(applied) = &self.applied {
-                self.marks.push_back(Mark { index: applied.index, bytes: self.bytes });
-                self.shared.checkpointed_next.store(applied.index + 1, Ordering::Relaxed);
-            }
-        }
-        self.tell_purged(changed);
+    /// Writes what is not checkpointed yet and waits for it.
+    pub(crate) async fn checkpoint(&mut self) -> Result<(), levee_storage::Error> {
+        self.wait_until_written().await?;
+        self.begin_checkpoint()?;
+        self.wait_until_written().await
+    }
+
+    /// Begins to write what is not checkpointed yet, unless a checkpoint is under way. Says where the log may be cut as of
+    /// the last one that is written; `None` before the first. The group is dirty again when this one is written.
+    pub(crate) fn checkpoint_behind(&mut self) -> Result<Option<Floors>, levee_storage::Error> {
+        self.take_written()?;
+        self.begin_checkpoint()?;
+        self.tell_purged();
         Ok(self.floors())
     }
 
-    /// Waits for the writer without holding up this thread, which other groups need.
-    async fn write(&self, batch: Batch) -> Result<(), levee_storage::Error> {
+    fn begin_checkpoint(&mut self) -> Result<(), levee_storage::Error> {
+        if self.under_way.is_some() {
+            return Ok(());
+        }
+        self.dirty.clean(self.group);
+        if self.applied == self.checkpointed.last_log_id {
+            return Ok(());
+        }
+        let covers = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        let mut batch = Batch::new();
+        self.machine.get_mut().checkpoint(&mut batch)?;
+        batch.put_state(self.group, APPLIED_ROW_KIND, &[], &codec::encode_meta(&covers));
         let (sender, written) = oneshot::channel();
+        let (dirty, group, gone) = (Arc::clone(&self.dirty), self.group, Arc::clone(&self.gone));
         let done = move |result| {
             let _ = sender.send(result);
+            // The log may be cut now.
+            dirty.mark(group);
+            drop(gone);
         };
         self.storage.submit(batch, Durability::Ordered, Box::new(done));
-        let closed = || Err(levee_storage::Error::Failed("the writer stopped".to_owned()));
-        written.await.unwrap_or_else(|_| closed())
+        self.under_way = Some(UnderWay { covers, bytes: self.bytes, written });
+        self.bytes_taken = self.bytes;
+        Ok(())
     }
 
-    /// What the machine may give up depends on the purge floor and on what a written checkpoint knows to be dead.
-    fn tell_purged(&mut self, checkpointed: bool) {
+    /// Takes note of the checkpoint under way if it is written.
+    fn take_written(&mut self) -> Result<(), levee_storage::Error> {
+        match self.under_way.as_mut().map(|checkpoint| checkpoint.written.try_recv()) {
+            None | Some(Err(oneshot::error::TryRecvError::Empty)) => Ok(()),
+            Some(Ok(result)) => self.written(result),
+            Some(Err(oneshot::error::TryRecvError::Closed)) => self.written(Err(writer_stopped())),
+        }
+    }
+
+    /// Waits for the writer without holding up this thread, which other groups need.
+    async fn wait_until_written(&mut self) -> Result<(), levee_storage::Error> {
+        let Some(checkpoint) = &mut self.under_way else { return Ok(()) };
+        let result = (&mut checkpoint.written).await.unwrap_or_else(|_| Err(writer_stopped()));
+        self.written(result)
+    }
+
+    fn written(&mut self, result: Result<(), levee_storage::Error>) -> Result<(), levee_storage::Error> {
+        let Some(UnderWay { covers, bytes, .. }) = self.under_way.take() else { return Ok(()) };
+        result?;
+        if let Some(last) = &covers.last_log_id {
+            self.marks.push_back(Mark { index: last.index, bytes });
+            self.shared.checkpointed_next.store(last.index + 1, Ordering::Relaxed);
+        }
+        self.checkpointed = covers;
+        // What the machine may give up depends on what a written checkpoint knows to be dead.
+        self.told_purged = None;
+        self.tell_purged();
+        Ok(())
+    }
+
+    /// Tells the machine of the purge floor, when that or the checkpoint is a new one.
+    fn tell_purged(&mut self) {
         let Some(purged) = self.log.purged().map(|id| id.index) else { return };
-        if self.told_purged != Some(purged) {
-            self.told_purged = Some(purged);
-            while let Some(mark) = self.marks.front().filter(|mark| mark.index <= purged) {
-                self.bytes_purged = mark.bytes;
-                self.marks.pop_front();
-            }
-        } else if !checkpointed {
+        if self.told_purged == Some(purged) {
             return;
+        }
+        self.told_purged = Some(purged);
+        while let Some(mark) = self.marks.front().filter(|mark| mark.index <= purged) {
+            self.bytes_purged = mark.bytes;
+            self.marks.pop_front();
         }
         self.machine.get_mut().purged(purged);
     }
@@ -262,7 +315,24 @@ impl StateMachine {
 
     async fn checkpoint_or_stop(&mut self) -> Result<(), io::Error> {
         let index = self.applied.as_ref().map_or(0, |id| id.index);
-        self.checkpoint().await.map(drop).map_err(|error| self.broken("a checkpoint", index, &error))
+        self.checkpoint().await.map_err(|error| self.broken("a checkpoint", index, &error))
+    }
+
+    /// Begins a checkpoint when much changed since the last one. Where much was applied it waits if that one is still being
+    /// written: what is in memory only stays bounded.
+    async fn checkpoint_if_much_changed(&mut self) -> Result<(), io::Error> {
+        let begun = if self.bytes - self.bytes_taken >= self.config.checkpoint_bytes {
+            match self.wait_until_written().await {
+                Ok(()) => self.begin_checkpoint(),
+                failed => failed,
+            }
+        } else if self.machine.get_mut().unwritten_rows() >= self.config.checkpoint_rows {
+            self.take_written().and_then(|()| self.begin_checkpoint())
+        } else {
+            Ok(())
+        };
+        let index = self.applied.as_ref().map_or(0, |id| id.index);
+        begun.map_err(|error| self.broken("a checkpoint", index, &error))
     }
 }
 
@@ -282,9 +352,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             self.apply_one(entry)?;
         }
         self.machine.get_mut().flushed();
-        if self.bytes - self.bytes_checkpointed >= self.config.checkpoint_bytes {
-            self.checkpoint_or_stop().await?;
-        }
+        self.checkpoint_if_much_changed().await?;
         // Also right after a checkpoint: the purge that it allows is decided by the next round.
         self.dirty.mark(self.group);
         Ok(())
@@ -315,6 +383,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         };
         let covered = meta.last_log_id.as_ref().map(stored_log_id);
         let covered = covered.ok_or_else(|| io::Error::other("a snapshot that covers nothing"))?;
+        // Rows that were taken from what is replaced are on the disk before it, or refused.
+        let _ = self.wait_until_written().await;
         // Takes the stored state, and with it the log up to there, from the old to the new in one synced write.
         writer.finish(covered).map_err(|error| self.broken("putting a snapshot in place", index, &error))?;
         let stored = read_applied_row(&self.storage, self.group)
@@ -330,7 +400,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.checkpointed = meta.clone();
-        self.bytes_checkpointed = self.bytes;
+        self.bytes_taken = self.bytes;
         self.bytes_purged = self.bytes;
         self.marks.clear();
         self.shared.next.store(index + 1, Ordering::Release);
@@ -368,6 +438,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointed {
     }
 }
 
+fn writer_stopped() -> levee_storage::Error {
+    levee_storage::Error::Failed("the writer stopped".to_owned())
+}
+
 /// The stored position of a group's state; `None` before its first checkpoint.
 pub(crate) fn read_applied_row(
     storage: &Arc<Storage>,
@@ -380,4 +454,126 @@ pub(crate) fn read_applied_row(
         }
     })?;
     found.transpose().map_err(|_| Error::AppliedRow(group))
+}
+
+#[cfg(test)]
+mod tests {
+    use levee_storage::{MemoryDisk, Sync};
+
+    use super::*;
+    use crate::machine::Reply;
+    use crate::types::{Entry, Proposed};
+
+    const GROUP: GroupId = GroupId(16);
+
+    /// Counts what it applied; a row tells how much that was.
+    #[derive(Default)]
+    struct Counter {
+        applied: u64,
+        unwritten: usize,
+    }
+
+    impl ReplicatedMachine for Counter {
+        fn apply(&mut self, _: CommittedEntry) -> Result<Reply, levee_storage::Error> {
+            self.applied += 1;
+            self.unwritten += 1;
+            Ok(Box::new(()))
+        }
+
+        fn unwritten_rows(&self) -> usize {
+            self.unwritten
+        }
+
+        fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), levee_storage::Error> {
+            self.unwritten = 0;
+            batch.put_state(GROUP, 1, b"applied", &self.applied.to_le_bytes());
+            Ok(())
+        }
+
+        fn reload(&mut self) -> Result<(), levee_storage::Error> {
+            Ok(())
+        }
+    }
+
+    fn machine(storage: &Arc<Storage>, config: Config) -> StateMachine {
+        StateMachine::open(Parts {
+            group: GROUP,
+            node: NodeId(1),
+            storage: Arc::clone(storage),
+            log: storage.entry_log(GROUP, Sync::Always).unwrap(),
+            machine: Box::new(Counter::default()),
+            config: Arc::new(config),
+            shared: Arc::new(Applied::new()),
+            dirty: Arc::default(),
+            gone: oneshot::channel().0,
+        })
+        .unwrap()
+    }
+
+    /// Applies entries up to and with `last`, one by one as single batches.
+    async fn apply_to(machine: &mut StateMachine, last: u64) {
+        for index in machine.applied.as_ref().map_or(1, |id| id.index + 1)..=last {
+            let log_id = LogId::new(LeaderId { term: 1, node_id: NodeId(1) }, index);
+            let payload =
+                EntryPayload::Normal(Proposed { kind: 0, payload: bytes::Bytes::from_static(b"x") });
+            machine.apply_one((Entry { log_id, payload }, None)).unwrap();
+            machine.checkpoint_if_much_changed().await.unwrap();
+        }
+    }
+
+    fn stored(storage: &Storage) -> Option<u64> {
+        let mut found = None;
+        let mut visit = |kind: u8, _: &[u8], value: &[u8]| {
+            if kind == 1 {
+                found = value.try_into().ok().map(u64::from_le_bytes);
+            }
+        };
+        storage.state_rows(GROUP, &mut visit).unwrap();
+        found
+    }
+
+    #[tokio::test]
+    async fn applying_goes_on_while_a_checkpoint_is_written_and_nothing_counts_before_it_is() {
+        let disk = MemoryDisk::new();
+        let storage = Storage::in_memory(disk.clone());
+        let mut machine = machine(&storage, Config { checkpoint_rows: 3, ..Config::default() });
+        disk.pause();
+
+        apply_to(&mut machine, 9).await;
+
+        assert_eq!(machine.checkpoint_behind().unwrap().map(|floors| floors.checkpointed), None);
+        assert_eq!(stored(&storage), None);
+
+        disk.resume();
+        storage.step();
+
+        assert_eq!(machine.checkpoint_behind().unwrap().map(|floors| floors.checkpointed), Some(3));
+        assert_eq!(stored(&storage), Some(9), "the next one was begun with all that was applied meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_group_is_dirty_again_when_its_checkpoint_is_written() {
+        let storage = Storage::in_memory(MemoryDisk::new());
+        let mut machine = machine(&storage, Config { checkpoint_rows: 3, ..Config::default() });
+
+        apply_to(&mut machine, 3).await;
+
+        assert!(machine.dirty.is_marked(GROUP), "so that the log is cut behind it");
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_of_a_checkpoint_stops_the_group() {
+        let disk = MemoryDisk::new();
+        let storage = Storage::in_memory(disk.clone());
+        let mut machine = machine(&storage, Config { checkpoint_rows: 3, ..Config::default() });
+        apply_to(&mut machine, 2).await;
+        disk.fail_after(Some(0));
+
+        let id = LogId::new(LeaderId { term: 1, node_id: NodeId(1) }, 3);
+        let payload = EntryPayload::Normal(Proposed { kind: 0, payload: bytes::Bytes::from_static(b"x") });
+        machine.apply_one((Entry { log_id: id, payload }, None)).unwrap();
+        machine.checkpoint_if_much_changed().await.unwrap();
+
+        assert!(machine.checkpoint_behind().is_err());
+    }
 }

@@ -191,6 +191,7 @@ impl Plan {
                 append_timeout: chance.pick(&[millis(500), Duration::from_secs(3), Duration::from_secs(15)]),
                 checkpoint_after: chance.pick(&[millis(50), millis(200), millis(1000)]),
                 checkpoint_bytes: chance.pick(&[4 << 10, 16 << 20]),
+                checkpoint_rows: if quick { 4 } else { 4096 },
                 append_entries: chance.pick(&[4, 64, 1024]),
                 append_bytes: chance.pick(&[512, 16 << 10, 1 << 20]),
                 appends_in_flight: chance.pick(&[1, 4, 16]),

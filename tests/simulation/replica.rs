@@ -222,6 +222,10 @@ impl ReplicatedMachine for Machine {
         }
     }
 
+    fn unwritten_rows(&self) -> usize {
+        self.0.machine.read().unwritten_rows()
+    }
+
     fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), Error> {
         for row in self.0.machine.write().dirty_rows() {
             match row.value {

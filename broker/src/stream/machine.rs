@@ -138,6 +138,10 @@ impl ReplicatedMachine for Machine {
         }
     }
 
+    fn unwritten_rows(&self) -> usize {
+        self.replica.machine.read().unwritten_rows()
+    }
+
     fn checkpoint(&mut self, batch: &mut Batch) -> Result<(), Error> {
         let rows = self.replica.machine.write().dirty_rows();
         write_rows(batch, self.replica.group_id, rows);

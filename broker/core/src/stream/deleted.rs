@@ -196,6 +196,11 @@ impl DeletedSet {
         })
     }
 
+    /// About as many as `dirty_rows` has.
+    pub(crate) fn unwritten_rows(&self) -> usize {
+        self.dirty.len() + self.gone.len()
+    }
+
     pub(crate) fn dirty_rows(&mut self, rows: &mut Vec<StateRow>) {
         for number in std::mem::take(&mut self.gone) {
             if !self.pages.contains_key(&number) {

@@ -141,6 +141,14 @@ impl StreamMachine {
         rows
     }
 
+    /// About how many rows changed since they were last asked for, of the kinds that can be many.
+    #[must_use]
+    pub fn unwritten_rows(&self) -> usize {
+        self.messages.subjects.unwritten_rows()
+            + self.messages.deleted.unwritten_rows()
+            + self.dirty_consumers.len()
+    }
+
     /// Every row of the state, in order: equal states have equal rows.
     #[must_use]
     pub fn all_rows(&self) -> Vec<StateRow> {

@@ -324,6 +324,11 @@ impl SubjectIndex {
         }
     }
 
+    /// About as many as `dirty_rows` has.
+    pub(crate) fn unwritten_rows(&self) -> usize {
+        self.dirty.len() + self.gone.len()
+    }
+
     pub(crate) fn dirty_rows(&mut self, rows: &mut Vec<StateRow>) {
         for subject in std::mem::take(&mut self.gone) {
             if self.position(&subject).is_none() {
