@@ -23,6 +23,7 @@ use crate::router::peers::Peers;
 use crate::router::{Inbound, MessageRef, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
+use crate::stream::block_memory::BlockMemory;
 use crate::stream::directory::Directory;
 use crate::stream::quota::{self, Quota};
 use crate::stream::{Replica, forward};
@@ -87,6 +88,7 @@ pub struct JetStream {
     quota: Quota,
     limits: Limits,
     transfers: Transfers,
+    block_memory: Arc<BlockMemory>,
     /// Atomic batches that are open in the streams that this node leads.
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
@@ -133,6 +135,7 @@ impl JetStream {
             quota,
             limits,
             transfers: Transfers::default(),
+            block_memory: Arc::default(),
             open_batches: Arc::default(),
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             open_fast_batches: Arc::default(),
@@ -206,6 +209,11 @@ impl JetStream {
     #[must_use]
     pub fn transfers(&self) -> &Transfers {
         &self.transfers
+    }
+
+    /// Memory for blocks of messages.
+    pub(crate) fn block_memory(&self) -> &Arc<BlockMemory> {
+        &self.block_memory
     }
 
     /// How many atomic batches are open in the streams that this node leads.

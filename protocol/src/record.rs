@@ -26,7 +26,7 @@
 
 pub mod single;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::api::StorageType;
 use crate::ids::Seq;
@@ -48,7 +48,7 @@ const CHECKSUM_BYTES: usize = 4;
 /// Collects the messages of one publish batch.
 #[derive(Debug)]
 pub struct BlockBuilder {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     offsets: Vec<u32>,
     version: u8,
 }
@@ -63,9 +63,15 @@ impl BlockBuilder {
     /// A builder with room for about `bytes` of messages.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
-        let mut buffer = BytesMut::with_capacity(bytes + BLOCK_HEAD_BYTES + CHECKSUM_BYTES);
-        buffer.resize(BLOCK_HEAD_BYTES, 0);
-        Self { bytes: buffer, offsets: Vec::new(), version: VERSION }
+        Self::in_memory(Vec::with_capacity(bytes + BLOCK_HEAD_BYTES + CHECKSUM_BYTES))
+    }
+
+    /// A builder that writes into memory that was used before.
+    #[must_use]
+    pub fn in_memory(mut memory: Vec<u8>) -> Self {
+        memory.clear();
+        memory.resize(BLOCK_HEAD_BYTES, 0);
+        Self { bytes: memory, offsets: Vec::new(), version: VERSION }
     }
 
     /// A builder of a block whose records have times of their own.
@@ -150,7 +156,13 @@ impl BlockBuilder {
 
     /// Stamps the batch with the leader's time and seals it.
     #[must_use]
-    pub fn finish(mut self, now: Timestamp) -> Block {
+    pub fn finish(self, now: Timestamp) -> Block {
+        self.finish_with(now, Bytes::from)
+    }
+
+    /// The same; `share` makes bytes of the memory, and may want it back when nobody has them any more.
+    #[must_use]
+    pub fn finish_with(mut self, now: Timestamp, share: impl FnOnce(Vec<u8>) -> Bytes) -> Block {
         let count = u32::try_from(self.offsets.len()).expect("blocks are bounded by the ingest batch");
         self.bytes[0] = self.version;
         self.bytes[4..8].copy_from_slice(&count.to_le_bytes());
@@ -162,13 +174,13 @@ impl BlockBuilder {
             self.bytes[at..at + CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
             end = start;
         }
-        self.bytes.reserve(self.offsets.len() * 4 + CHECKSUM_BYTES);
+        self.bytes.reserve_exact(self.offsets.len() * 4 + CHECKSUM_BYTES);
         for offset in &self.offsets {
             self.bytes.extend_from_slice(&offset.to_le_bytes());
         }
         let checksum = crc32c::crc32c(&self.bytes);
         self.bytes.extend_from_slice(&checksum.to_le_bytes());
-        Block { bytes: self.bytes.freeze(), count }
+        Block { bytes: share(self.bytes), count }
     }
 }
 

@@ -16,7 +16,6 @@ use levee_broker_core::stream::fast::Said;
 use levee_broker_core::stream::{Composition, PublishReply, Reply};
 use levee_protocol::api::{ApiError, PubAck, fast_batch, stored_header};
 use levee_protocol::ids::AccountName;
-use levee_protocol::record::BlockBuilder;
 use levee_raft::ProposeError;
 use levee_storage::kind::BLOCK;
 use parking_lot::{Mutex, MutexGuard};
@@ -307,13 +306,14 @@ impl Ingest {
         if let Err(error) = quota::admit_messages(&jetstream, &replica.assignment(), inbound) {
             return self.done(Asked::Plain(batches), Err(Refused::With(error)));
         }
-        let mut block = BlockBuilder::with_capacity(batches.iter().map(|b| b.batch.chunk.len()).sum());
+        let memory = jetstream.block_memory();
+        let mut block = memory.builder(batches.iter().map(|b| b.batch.chunk.len()).sum());
         for Arrived { batch, .. } in &batches {
             for item in &batch.items {
                 block.push(batch.subject(item), &stored_header(batch.header(item)), batch.payload(item));
             }
         }
-        let block = block.finish(replica.now(jetstream.clock()));
+        let block = memory.finish(block, replica.now(jetstream.clock()));
         self.propose_block(replica, block.as_bytes().clone(), Asked::Plain(batches));
     }
 

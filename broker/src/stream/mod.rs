@@ -5,6 +5,7 @@
 
 mod announce;
 mod batches;
+pub(crate) mod block_memory;
 pub(crate) mod compose;
 pub mod directory;
 pub mod forward;
