@@ -27,8 +27,8 @@ async fn a_full_disk_refuses_publishes_and_takes_them_again_when_there_is_space(
         Ok(disk) => disk,
         Err(error) => return skip::missing(NAME, &format!("{error:#}")),
     };
-    let store = Some(disk.path().join("store"));
-    let mut cluster = Cluster::with(Setup { store, ..Setup::default() }).await?;
+    let stores = vec![disk.path().join("store")];
+    let mut cluster = Cluster::with(Setup { stores, ..Setup::default() }).await?;
     let mut raw = Raw::connect(cluster.node(0).address()).await?;
     raw.hello(&json!({})).await?;
     let config = json!({ "name": "FULL", "subjects": ["full.>"], "allow_direct": true });

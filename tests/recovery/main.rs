@@ -1,5 +1,9 @@
-//! What survives: power that goes for all nodes at once, damaged files, a full disk.
+//! What survives: power that goes for all nodes at once, processes that die at any moment, damaged files, a full disk.
 
 mod damage;
+mod facts;
 mod full_disk;
 mod killed;
+mod load;
+mod power_cut;
+mod site;

@@ -43,8 +43,8 @@ pub struct Setup {
     pub program: Option<Program>,
     /// Where nodes live, if not on 127.0.0.1: a host and what the command begins with, for each.
     pub hosts: Vec<Host>,
-    /// Where the store of the first node is, if not in the directory of the test.
-    pub store: Option<PathBuf>,
+    /// Where the stores of the first nodes are, if not in the directory of the test.
+    pub stores: Vec<PathBuf>,
 }
 
 impl Default for Setup {
@@ -58,7 +58,7 @@ impl Default for Setup {
             alone: false,
             program: None,
             hosts: Vec::new(),
-            store: None,
+            stores: Vec::new(),
         }
     }
 }
@@ -159,8 +159,16 @@ impl Cluster {
     /// # Errors
     /// When the process can not be started.
     pub fn start(&mut self, index: usize) -> Result<()> {
+        self.start_with(index, &[])
+    }
+
+    /// The same, with variables in its environment.
+    ///
+    /// # Errors
+    /// When the process can not be started.
+    pub fn start_with(&mut self, index: usize, variables: &[(&str, &str)]) -> Result<()> {
         let program = self.program.clone();
-        self.nodes[index].start(&program)
+        self.nodes[index].start(&program, variables)
     }
 
     /// SIGKILL. Gives when it was sent.
@@ -169,6 +177,22 @@ impl Cluster {
     /// When the node does not run.
     pub fn kill(&mut self, index: usize) -> Result<std::time::Instant> {
         self.nodes[index].kill()
+    }
+
+    /// SIGKILL for all of them at once, then `release`, which lets those end that wait for a disk, then waits.
+    ///
+    /// # Errors
+    /// When a process can not be killed.
+    pub fn kill_all(&mut self, release: impl FnOnce()) -> Result<()> {
+        let children: Vec<Child> = self.nodes.iter_mut().filter_map(|node| node.child.take()).collect();
+        for child in &children {
+            kill_process(Pid::from_child(child), Signal::KILL).context("SIGKILL")?;
+        }
+        release();
+        for mut child in children {
+            child.wait().context("wait for the end")?;
+        }
+        Ok(())
     }
 
     /// SIGTERM, and waits for the end.
@@ -194,6 +218,15 @@ impl Cluster {
         .await?;
         self.nodes[index].child = None;
         Ok(status)
+    }
+
+    /// Whether the process of a node ended, or was never started. It is still to be waited for.
+    #[must_use]
+    pub fn is_over(&self, index: usize) -> bool {
+        let Some(child) = &self.nodes[index].child else { return true };
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+        // Behind the name, which may hold anything.
+        state.rsplit(')').next().is_none_or(|state| state.trim_start().starts_with('Z'))
     }
 
     /// Waits until every started node answers the JetStream API, and, when all are started, until a stream can have
@@ -378,7 +411,7 @@ impl Node {
             client,
             http,
             cluster,
-            store: setup.store.clone().filter(|_| index == 0).unwrap_or(store),
+            store: setup.stores.get(index).cloned().unwrap_or(store),
             config: dir.join(format!("{name}.conf")),
             log: dir.join(format!("{name}.log")),
             within: setup.hosts.get(index).map(|host| host.within.clone()).unwrap_or_default(),
@@ -388,10 +421,10 @@ impl Node {
         })
     }
 
-    fn start(&mut self, program: &Program) -> Result<()> {
+    fn start(&mut self, program: &Program, variables: &[(&str, &str)]) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let serve = program.serve(&self.config);
-        let command = match self.within.split_first() {
+        let mut command = match self.within.split_first() {
             Some((first, rest)) => {
                 let mut within = std::process::Command::new(first);
                 within.args(rest).arg(serve.get_program()).args(serve.get_args());
@@ -399,6 +432,7 @@ impl Node {
             }
             None => serve,
         };
+        command.envs(variables.iter().copied());
         let log = std::fs::File::options()
             .create(true)
             .append(true)

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod network;
 pub mod place;
 pub mod ports;
+pub mod power;
 pub mod program;
 pub mod raw;
 pub mod skip;

@@ -86,7 +86,20 @@ fn remove_abandoned(runs: &Path) {
     for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
         let abandoned = File::open(path.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
         if abandoned && std::env::var_os(KEEP).is_none() {
+            unmount_below(&path);
             let _ = std::fs::remove_dir_all(&path);
         }
+    }
+}
+
+/// File systems that an abandoned run left mounted.
+fn unmount_below(path: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    // The last one mounted first: one may be the disk of another.
+    for point in
+        points.filter(|point| Path::new(point).starts_with(path)).collect::<Vec<_>>().into_iter().rev()
+    {
+        let _ = std::process::Command::new("umount").arg("-l").arg(point).output();
     }
 }
