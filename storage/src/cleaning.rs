@@ -16,6 +16,7 @@ use crate::kept;
 use crate::keys::{KeyRange, Space, Table};
 use crate::messages::MessageStore;
 use crate::metrics;
+use crate::moments::{self, Moment};
 
 /// Bytes of blocks that one call reads and empties, so that cleaning never holds up a stream for long.
 const BYTES_PER_CALL: u64 = 8 << 20;
@@ -161,6 +162,7 @@ impl MessageStore {
         index.moving(&row, &mut batch);
         let store = Arc::downgrade(self);
         batch.on_written(move || {
+            moments::reached(Moment::BlockEmptied);
             if let Some(store) = store.upgrade() {
                 store.index.write().moved(first_seq);
             }

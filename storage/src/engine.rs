@@ -164,6 +164,12 @@ pub(crate) enum Operation {
 }
 
 impl WriteSet {
+    /// Adds what another set has, behind what is here.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.operations.extend(other.operations);
+    }
+
     pub(crate) fn put(&mut self, table: Table, key: Vec<u8>, value: Bytes) {
         self.bytes += key.len() + value.len() + 16;
         self.operations.push(Operation::Put { table, key, value });

@@ -14,16 +14,36 @@ const VARIABLE: &str = "LEVEE_CRASH_AT";
 /// In the order in which they come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Moment {
+    /// A file of the value log is there, with nothing but its head.
+    SegmentBegun,
     /// Large values are on the disk, their places are not.
     ValuesAppended,
     /// A batch with entries is on the disk, nobody was told.
     AppendSynced,
+    /// A vote is on the disk, nobody was told.
+    VoteSynced,
+    /// Entries left the end of the log, unsynced.
+    Truncated,
+    /// Entries left the front of the log, unsynced.
+    LogPurged,
+    /// An import of a snapshot began, or some of its rows are written, unsynced.
+    ImportWritten,
+    /// A snapshot is the group's data on the disk, and not in memory.
+    Installed,
+    /// A group is gone from the disk, nobody was told.
+    GroupRemoved,
+    /// A checkpoint or what cleaning removes is written, unsynced.
+    RowsWritten,
+    /// Live records of a mostly dead block are in `kept` and the block is gone, unsynced.
+    BlockEmptied,
     /// Who asked for the entries was told.
     AppendAnswered,
     /// A block was applied in memory.
     Applied,
-    /// A checkpoint or what cleaning removes is written, unsynced.
-    RowsWritten,
+    /// The removal of all blocks in some table files is on the disk, the files are still there.
+    FilesDead,
+    /// Such files are gone.
+    FilesDropped,
     /// Live values of a mostly dead segment are copied, their places are the old ones.
     ValuesCopied,
     /// Places are the new ones, the old segment is still there.
@@ -35,12 +55,22 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 19] = [
+        Self::SegmentBegun,
         Self::ValuesAppended,
         Self::AppendSynced,
+        Self::VoteSynced,
+        Self::Truncated,
+        Self::LogPurged,
+        Self::ImportWritten,
+        Self::Installed,
+        Self::GroupRemoved,
+        Self::RowsWritten,
+        Self::BlockEmptied,
         Self::AppendAnswered,
         Self::Applied,
-        Self::RowsWritten,
+        Self::FilesDead,
+        Self::FilesDropped,
         Self::ValuesCopied,
         Self::ValuesMoved,
         Self::SegmentsEmpty,
@@ -49,15 +79,48 @@ impl Moment {
 
     const fn name(self) -> &'static str {
         match self {
+            Self::SegmentBegun => "segment-begun",
             Self::ValuesAppended => "values-appended",
             Self::AppendSynced => "append-synced",
+            Self::VoteSynced => "vote-synced",
+            Self::Truncated => "truncated",
+            Self::LogPurged => "log-purged",
+            Self::ImportWritten => "import-written",
+            Self::Installed => "installed",
+            Self::GroupRemoved => "group-removed",
+            Self::RowsWritten => "rows-written",
+            Self::BlockEmptied => "block-emptied",
             Self::AppendAnswered => "append-answered",
             Self::Applied => "applied",
-            Self::RowsWritten => "rows-written",
+            Self::FilesDead => "files-dead",
+            Self::FilesDropped => "files-dropped",
             Self::ValuesCopied => "values-copied",
             Self::ValuesMoved => "values-moved",
             Self::SegmentsEmpty => "segments-empty",
             Self::SegmentsRemoved => "segments-removed",
+        }
+    }
+}
+
+/// The moments that come when a batch is written, whatever it has of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moments(u32);
+
+impl Moments {
+    pub(crate) const fn add(&mut self, moment: Moment) {
+        self.0 |= 1 << moment as u32;
+    }
+
+    const fn has(self, moment: Moment) -> bool {
+        self.0 & (1 << moment as u32) != 0
+    }
+
+    /// They all come now.
+    pub(crate) fn reached(self) {
+        if let Some(crash) = crash()
+            && self.has(crash.at)
+        {
+            reached(crash.at);
         }
     }
 }
@@ -72,10 +135,14 @@ static CRASH: OnceLock<Option<Crash>> = OnceLock::new();
 
 /// Ends the process here if it was asked to. Nothing is flushed, closed or dropped, as with SIGKILL from outside.
 pub(crate) fn reached(moment: Moment) {
-    let Some(crash) = CRASH.get_or_init(asked) else { return };
+    let Some(crash) = crash() else { return };
     if crash.at == moment && crash.left.fetch_sub(1, Ordering::Relaxed) == 1 {
         let _ = kill_process(getpid(), Signal::KILL);
     }
+}
+
+fn crash() -> Option<&'static Crash> {
+    CRASH.get_or_init(asked).as_ref()
 }
 
 fn asked() -> Option<Crash> {

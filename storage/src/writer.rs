@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::group::{Group, LogEntry, LogId, Sync, encode_log_id};
 use crate::keys::{self, HardItem, Scope, Table};
 use crate::metrics;
-use crate::moments::{self, Moment};
+use crate::moments::{self, Moment, Moments};
 use crate::sealed::seal;
 use crate::snapshot;
 
@@ -345,21 +345,25 @@ impl Writer {
                 put_committed(set, group.id, committed);
                 put_mark(set, mark);
                 batch.appends = true;
+                batch.moments.add(Moment::AppendSynced);
                 batch.sync |= group.sync() == Sync::Always;
             }
             (Work::Vote { vote, mark }, Some(group)) => {
                 put_mark(set, mark);
                 set.put(Table::HardState, keys::hard_state(group.id, HardItem::Vote), seal(vote));
+                batch.moments.add(Moment::VoteSynced);
                 batch.sync = true;
             }
             (Work::Truncate { from, to }, Some(group)) => {
                 let space = group.space();
                 set.delete_numbered(Table::Entries, from, to + 1, |index| keys::entry(group.id, index));
                 set.delete_numbered(Table::Blocks, from, to + 1, |index| space.numbered(index));
+                batch.moments.add(Moment::Truncated);
             }
             (Work::Purge { from, id }, Some(group)) => {
                 set.put(Table::HardState, keys::hard_state(group.id, HardItem::Purged), encode_log_id(id));
                 set.delete_numbered(Table::Entries, from, id.index + 1, |index| keys::entry(group.id, index));
+                batch.moments.add(Moment::LogPurged);
             }
             (Work::Rows { batch: rows, durability, committed }, _) => {
                 let groups = self.queue.groups.read();
@@ -375,6 +379,7 @@ impl Writer {
                 }
                 let hooks = rows.resolve(set, |id| live(id).map(|group| group.space()));
                 outcome.effect = Effect::Written(hooks);
+                batch.moments.add(Moment::RowsWritten);
                 batch.sync |= durability == Durability::Synced;
             }
             (Work::NodeRow { key, value }, _) => {
@@ -382,16 +387,21 @@ impl Writer {
                 batch.sync = true;
             }
             (Work::HardRow { item, value }, Some(group)) => {
+                if item == HardItem::Importing {
+                    batch.moments.add(Moment::ImportWritten);
+                }
                 set.put(Table::HardState, keys::hard_state(group.id, item), seal(value));
             }
-            (Work::Raw(rows) | Work::Moves(rows), _) => {
-                set.bytes += rows.bytes;
-                set.operations.extend(rows.operations);
+            (Work::Raw(rows), _) => {
+                batch.moments.add(Moment::ImportWritten);
+                set.extend(rows);
             }
+            (Work::Moves(rows), _) => set.extend(rows),
             (Work::Install { generation, applied, mark }, Some(group)) => {
                 put_mark(set, mark);
                 let cut = snapshot::install(self.engine.as_ref(), set, group, generation, applied)?;
                 outcome.effect = Effect::Installed { generation, applied, cut };
+                batch.moments.add(Moment::Installed);
                 batch.sync = true;
             }
             (Work::Remove { node_row }, Some(group)) => {
@@ -402,6 +412,7 @@ impl Writer {
                 if let Some(key) = node_row {
                     set.delete(Table::Node, key);
                 }
+                batch.moments.add(Moment::GroupRemoved);
                 batch.sync = true;
             }
             (_, None) => unreachable!("jobs about a log name their group"),
@@ -434,8 +445,7 @@ impl Writer {
             }
             Ok(()) => Ok(()),
         };
-        let written = if batch.appends { Moment::AppendSynced } else { Moment::RowsWritten };
-        moments::reached(written);
+        batch.moments.reached();
         let room = batch.outcomes.iter().map(|outcome| outcome.bytes).sum();
         for outcome in batch.outcomes {
             let result = match (outcome.refused, &result) {
@@ -506,6 +516,8 @@ struct Assembled {
     sync: bool,
     /// Whether log entries are in the set.
     appends: bool,
+    /// What its being written is the moment of.
+    moments: Moments,
     outcomes: Vec<Outcome>,
 }
 

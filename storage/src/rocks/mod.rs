@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use levee_protocol::ids::GroupId;
-use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Snapshot, WriteBatch, WriteOptions};
+use rocksdb::{
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, LiveFile, Snapshot, WriteBatch, WriteOptions,
+};
 
 use self::cursor::{BlocksCursor, RocksCursor, ValueReader, read_options};
 use self::setup::{database_options, family_options, places_options};
@@ -144,6 +146,18 @@ impl RocksEngine {
 
     fn family(&self, table: Table) -> &ColumnFamily {
         self.db.cf_handle(table.name()).expect("every table was opened as a column family")
+    }
+
+    /// Whether a file holds nothing but keys of the range, and can go as a whole: not one of the newest level, whose files
+    /// RocksDB does not drop.
+    fn has_file_within(&self, table: Table, range: &KeyRange) -> Result<bool, Error> {
+        let is_within = |file: &LiveFile| {
+            file.level > 0
+                && file.column_family_name == table.name()
+                && file.start_key.as_ref().is_some_and(|start| *start >= range.from)
+                && file.end_key.as_ref().is_some_and(|end| *end <= range.to)
+        };
+        Ok(self.db.live_files()?.iter().any(is_within))
     }
 
     fn places(&self) -> &ColumnFamily {
@@ -368,7 +382,16 @@ impl Engine for RocksEngine {
     }
 
     fn drop_files(&self, table: Table, range: &KeyRange) -> Result<(), Error> {
-        Ok(self.db.delete_file_in_range_cf(self.family(table), &range.from, &range.to)?)
+        if !self.has_file_within(table, range)? {
+            return Ok(());
+        }
+        // The files go at once. That nobody needs them may not be on the disk yet, and who comes up with an older
+        // checkpoint, or with a log that is not purged so far, needs them.
+        self.db.flush_wal(true)?;
+        moments::reached(Moment::FilesDead);
+        self.db.delete_file_in_range_cf(self.family(table), &range.from, &range.to)?;
+        moments::reached(Moment::FilesDropped);
+        Ok(())
     }
 
     fn clean_values(&self, write: &mut dyn FnMut(WriteSet) -> Result<(), Error>) -> Result<(), Error> {

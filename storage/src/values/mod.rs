@@ -22,6 +22,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use self::segment::Appender;
+use crate::moments::{self, Moment};
 use crate::sealed::{Fields, seal, unseal};
 
 pub(crate) use self::cleaning::Census;
@@ -143,6 +144,7 @@ impl ValueLog {
     fn begin_segment(&self) -> io::Result<Appender> {
         let number = self.next_segment.fetch_add(1, Ordering::Relaxed);
         let appender = Appender::create(&self.dir, number)?;
+        moments::reached(Moment::SegmentBegun);
         let mut segments = self.segments.write();
         Arc::make_mut(&mut segments).insert(number, Arc::clone(appender.segment()));
         Ok(appender)
