@@ -121,7 +121,8 @@ impl EntryLog {
         self.group.log.read().purged
     }
 
-    /// Drops every entry above `index`, all with `None`. Later appends continue there. Ordered with appends; not
+    /// Drops every entry above `index`, all with `None`. What is known to be committed is not dropped: that is refused,
+    /// and a majority that asks for it has lost its logs. Later appends continue there. Ordered with appends; not
     /// synced by itself, because an append that replaces the entries is.
     pub fn truncate_after(&self, index: Option<u64>) -> Result<(), Error> {
         self.check_usable()?;
@@ -135,6 +136,16 @@ impl EntryLog {
             }
             if index.is_some_and(|index| index >= last.index) {
                 return Ok(());
+            }
+            // Applied, then, and answered: this replica would go on with state that no other has.
+            if let Some(committed) =
+                log.committed.filter(|committed| index.is_none_or(|index| index < committed.index))
+            {
+                let what = format!(
+                    "truncating after {index:?} would take back entry {}, which is committed: the others lost it",
+                    committed.index
+                );
+                return Err(Error::OutOfOrder { group: self.group.id, what });
             }
             match index {
                 Some(index) => self.log_id(index)?,

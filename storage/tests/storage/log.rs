@@ -153,6 +153,22 @@ fn truncated_entries_stay_gone_and_their_places_are_taken() {
 }
 
 #[test]
+fn what_is_committed_is_not_truncated() {
+    let storage = Storage::in_memory(MemoryDisk::new());
+    let log = storage.entry_log(GROUP, Sync::Never).unwrap();
+    append(&log, (0..10).map(|index| inline(index, b"x")).collect()).unwrap();
+    log.save_committed(Some(id(5)));
+
+    for keep in [None, Some(4)] {
+        let refused = log.truncate_after(keep).unwrap_err().to_string();
+        assert!(refused.contains("entry 5, which is committed"), "{refused}");
+    }
+    log.truncate_after(Some(5)).unwrap();
+
+    assert_eq!((log.last(), storage.failed()), (Some(id(5)), None));
+}
+
+#[test]
 fn an_append_that_was_truncated_before_it_was_written_never_evicts_its_successor() {
     let disk = MemoryDisk::new();
     let options = Options { tail_bytes: 0, ..Options::default() };
