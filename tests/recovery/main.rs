@@ -5,5 +5,6 @@ mod facts;
 mod full_disk;
 mod killed;
 mod load;
+mod moments;
 mod power_cut;
 mod site;

@@ -4,10 +4,14 @@
 mod crash;
 mod damage;
 mod disk_full;
+mod dying;
+mod import_moments;
 mod log;
+mod log_moments;
 mod messages;
 mod moments;
 mod snapshots;
 mod stream;
+mod torn;
 mod values;
 mod writer;
