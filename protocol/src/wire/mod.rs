@@ -8,12 +8,14 @@ pub mod encode;
 pub mod headers;
 pub mod info;
 pub mod parse;
+mod quoted;
 
 use std::ops::Range;
 
 pub use headers::{HeaderBlock, HeaderBuilder};
 pub use info::{ConnectOptions, ServerInfo};
 pub use parse::{Limits, Parser, ProtocolError};
+pub use quoted::quoted;
 
 /// A stretch of the slice that was parsed. Half the size of a `Range<usize>`, and `Copy`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
