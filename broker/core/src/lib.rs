@@ -11,12 +11,14 @@
 //! | [`consumer`] | a consumer's replicated ledger, and the leader's dispatch |
 //! | [`meta`] | which streams and nodes there are, and where replicas go |
 //! | [`mirror`] | reading another stream, to mirror or to source it |
+//! | [`permission`] | what a user may publish and subscribe to |
 //! | [`rows`] | checkpoint rows: how machines lie on disk |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod consumer;
 pub mod meta;
 pub mod mirror;
+pub mod permission;
 pub mod rows;
 pub mod stream;
 #[cfg(any(test, feature = "testing"))]
