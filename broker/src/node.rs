@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use levee_broker_core::permission::Permissions;
 use levee_protocol::ids::{AccountName, GroupId, NodeId};
 use levee_protocol::wire::ServerInfo;
 use levee_raft::{Birth, Groups, GrpcTransport};
@@ -587,13 +588,14 @@ fn auth(config: &Config) -> AuthConfig {
         name: login.user.clone(),
         password: Secret::new(login.password.clone()),
         account,
+        permissions: login.permissions.clone().map(|grant| Arc::new(Permissions::new(grant))),
     });
     let users: Vec<User> = users.collect();
     let guest = match &config.no_auth_user {
         Some(name) => users.iter().find(|user| user.name == *name).map(User::identity),
         // Naming a system account alone changes nothing for clients.
         None if config.authorization == Authorization::Open && config.has_global_account_only() => {
-            Some(session::Identity { account: AccountName::global(), user: String::new() })
+            Some(session::Identity::unrestricted(AccountName::global(), ""))
         }
         None => None,
     };

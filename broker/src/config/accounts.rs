@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use levee_broker_core::permission::Grant;
 use levee_protocol::api::AccountLimits;
 use levee_protocol::ids::AccountName;
 
 use super::grammar::{Block, Element, Entry, Problem, Value};
 use super::options::{self, all_or_problems, boolean, each, integer, storage_size, text};
-use super::{Authorization, Config, ConfigError};
+use super::{Authorization, Config, ConfigError, permissions};
 
 /// A user of the configuration.
 #[derive(Clone, Eq, PartialEq)]
@@ -16,12 +17,22 @@ pub struct Login {
     pub user: String,
     /// The password, or its bcrypt hash. Default: empty.
     pub password: String,
+    /// What it may publish and subscribe to. Default: everything.
+    pub permissions: Option<Grant>,
+}
+
+impl Login {
+    /// Somebody who may do everything.
+    #[must_use]
+    pub fn unrestricted(user: String, password: String) -> Self {
+        Self { user, password, permissions: None }
+    }
 }
 
 /// Without the password, because configurations end up in logs.
 impl std::fmt::Debug for Login {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+        out.debug_struct("Login").field("user", &self.user).field("permissions", &self.permissions).finish_non_exhaustive()
     }
 }
 
@@ -37,7 +48,7 @@ pub struct Account {
 }
 
 const ACCOUNT_UNSUPPORTED: &[&str] =
-    &["default_permissions", "exports", "imports", "limits", "mappings", "maps", "msg_trace", "nkey"];
+    &["exports", "imports", "limits", "mappings", "maps", "msg_trace", "nkey"];
 
 const ACCOUNT_JETSTREAM_NO_EFFECT: &[(&str, &str)] =
     &[("cluster_traffic", "replication has links of its own, which belong to no account")];
@@ -47,8 +58,6 @@ const USER_UNSUPPORTED: &[&str] = &[
     "clients",
     "connection_types",
     "nkey",
-    "permission",
-    "permissions",
     "proxy_required",
     "account",
 ];
@@ -104,9 +113,14 @@ fn account(config: &mut Config, entry: &Entry) -> Result<Account, Vec<Problem>> 
         return Err(vec![entry.problem("Expected map entries for accounts")]);
     };
     let mut account = Account { name, users: Vec::new(), jetstream: None };
+    let mut default_permissions = None;
     all_or_problems(each(block, |entry, key| match key {
         "users" => {
             account.users = users(config, entry)?;
+            Ok(())
+        }
+        "default_permissions" => {
+            default_permissions = Some(permissions::read(config, entry)?);
             Ok(())
         }
         "jetstream" => {
@@ -116,6 +130,7 @@ fn account(config: &mut Config, entry: &Entry) -> Result<Account, Vec<Problem>> 
         _ => options::other(config, entry, key, &[], ACCOUNT_UNSUPPORTED, "accounts.")
             .map_err(|problem| vec![problem]),
     }))?;
+    permissions::apply_default(&mut account.users, default_permissions.as_ref());
     Ok(account)
 }
 
@@ -142,10 +157,14 @@ pub(super) fn users(config: &mut Config, entry: &Entry) -> Result<Vec<Login>, Ve
 }
 
 fn user(config: &mut Config, element: &Element, block: &Block) -> Result<Login, Vec<Problem>> {
-    let mut login = Login { user: String::new(), password: String::new() };
+    let mut login = Login::unrestricted(String::new(), String::new());
     all_or_problems(each(block, |entry, key| {
         let done = match key {
             "user" | "username" => text(entry).map(|user| login.user = user),
+            "permission" | "permissions" | "authorization" => {
+                login.permissions = Some(permissions::read(config, entry)?);
+                Ok(())
+            }
             "pass" | "password" => text(entry).map(|password| login.password = password),
             _ => options::other(config, entry, key, &[], USER_UNSUPPORTED, "users."),
         };

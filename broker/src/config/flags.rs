@@ -287,7 +287,7 @@ fn authorization(config: &mut Config, flags: &Flags) -> Result<(), ConfigError> 
             let user = user.ok_or_else(|| flag_error("--pass needs --user".to_owned()))?.clone();
             let password = pass.as_ref().or_else(|| before.map(|login| &login.password));
             let password = password.cloned().unwrap_or_default();
-            config.authorization = Authorization::User(Login { user, password });
+            config.authorization = Authorization::User(Login::unrestricted(user, password));
         }
         (_, _, Some(_)) => return Err(flag_error("Cannot have a user/pass and token".to_owned())),
     }

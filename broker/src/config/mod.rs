@@ -18,6 +18,7 @@ mod duration;
 pub mod flags;
 pub mod grammar;
 mod options;
+mod permissions;
 mod resources;
 
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ use levee_protocol::time::Nanos;
 use super::grammar::{Block, Entry, Problem, Value};
 use super::{
     Authorization, Config, Draft, JetStream, Listen, Login, SyncInterval, accounts, format_duration,
-    parse_duration,
+    parse_duration, permissions,
 };
 use crate::limits::BatchLimits;
 
@@ -115,8 +115,7 @@ const JETSTREAM_UNSUPPORTED: &[&str] = &[
 
 const LIMITS_UNSUPPORTED: &[&str] = &["max_ha_assets"];
 
-const AUTHORIZATION_UNSUPPORTED: &[&str] =
-    &["auth_callout", "auth_hook", "default_permissions", "permissions", "proxy_required"];
+const AUTHORIZATION_UNSUPPORTED: &[&str] = &["auth_callout", "auth_hook", "proxy_required"];
 
 /// nats-server's floor; shorter ones would move all clients at once.
 const LAME_DUCK_MIN: Duration = Duration::from_secs(30);
@@ -371,10 +370,15 @@ fn authorization(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
         ))]);
     };
     let (mut user, mut password, mut token, mut users) = (None, None, None, None);
+    let mut default_permissions = None;
     let problems = each(block, |entry, key| {
         let done = match key {
             "users" => {
                 users = Some(accounts::users(&mut draft.config, entry)?);
+                return Ok(());
+            }
+"default_permissions" | "default_permission" | "permissions" => {
+                default_permissions = Some((entry.at.clone(), permissions::read(&mut draft.config, entry)?));
                 return Ok(());
             }
             "user" | "username" => text(entry).map(|text| user = Some(text)),
@@ -394,13 +398,25 @@ fn authorization(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
         (None, None, None, Some(users)) => Authorization::Users(users),
         (None, None, Some(token), None) => Authorization::Token(token),
         (Some(user), password, None, None) => {
-            Authorization::User(Login { user, password: password.unwrap_or_default() })
+            Authorization::User(Login::unrestricted(user, password.unwrap_or_default()))
         }
         (None, Some(_), None, None) => return refuse("a password needs a user"),
         (None, None, Some(_), Some(_)) => return refuse("Can not have a token and a users array"),
         (_, _, None, Some(_)) => return refuse("Can not have a single user/pass and a users array"),
         (_, _, Some(_), _) => return refuse("Cannot have a user/pass and token"),
     };
+    match (&mut draft.config.authorization, default_permissions) {
+        (Authorization::Users(users), default) => {
+            permissions::apply_default(users, default.as_ref().map(|(_, grant)| grant));
+        }
+        (Authorization::Open | Authorization::User(_) | Authorization::Token(_), Some((at, _))) => {
+            draft.config.notes.push(format!(
+                "{at}: authorization.default_permissions changes nothing here: it is for those in `users`, and a \
+                 single user or token may do everything"
+            ));
+        }
+        (Authorization::Open | Authorization::User(_) | Authorization::Token(_), None) => {}
+    }
     Ok(())
 }
 

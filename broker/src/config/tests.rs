@@ -33,7 +33,7 @@ fn refuses(text: &str, expected: &str) {
 }
 
 fn login(user: &str, password: &str) -> Authorization {
-    Authorization::User(Login { user: user.into(), password: password.into() })
+    Authorization::User(Login::unrestricted(user.into(), password.into()))
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn known_options_that_are_missing_here_are_refused_with_a_sentence() {
     refuses("tls { cert_file: a }", "c.conf:1:0: \"tls\" is not supported yet");
     refuses("LeafNodes: {}", "c.conf:1:0: \"leafnodes\" is not supported yet");
     refuses(
-        "authorization { permissions: {} }",
-        "c.conf:1:16: \"authorization.permissions\" is not supported yet",
+        "authorization { auth_callout: {} }",
+        "c.conf:1:16: \"authorization.auth_callout\" is not supported yet",
     );
     refuses("cluster { tls: {} }", "c.conf:1:10: \"cluster.tls\" is not supported yet");
     refuses("jetstream { key: x }", "c.conf:1:12: \"jetstream.key\" is not supported yet");
@@ -462,10 +462,6 @@ fn accounts_that_do_not_fit_together_are_refused() {
         "c.conf:1:15: Expected users field to be an array, got an integer",
     );
     refuses("accounts { A { exports: [] } }", "c.conf:1:15: \"accounts.exports\" is not supported yet");
-    refuses(
-        "accounts { A { users: [{ user: a, permissions: {} }] } }",
-        "c.conf:1:34: \"users.permissions\" is not supported yet",
-    );
     refuses("accounts { A { jetstream { R1: {} } } }", "c.conf:1:27: unknown field \"R1\"");
     refuses(
         "accounts { S { jetstream: enabled } }, system_account: S",
@@ -475,4 +471,121 @@ fn accounts_that_do_not_fit_together_are_refused() {
         "authorization { users: [{ user: a }], user: b }",
         "c.conf:1:0: Can not have a single user/pass and a users array",
     );
+}
+
+/// What a user of these lines may do, as it is shown.
+fn granted(config: &Config, user: &str) -> Option<String> {
+    let (login, _) = config.logins().find(|(login, _)| login.user == user).unwrap();
+    let grant = login.permissions.as_ref()?;
+    let list = |texts: Vec<String>| texts.join(",");
+    let (publish, subscribe) = (&grant.publish, &grant.subscribe);
+    Some(format!(
+        "+{} -{} <{} !{} {}",
+        list(publish.allow.iter().map(ToString::to_string).collect()),
+        list(publish.deny.iter().map(ToString::to_string).collect()),
+        list(subscribe.allow.iter().map(ToString::to_string).collect()),
+        list(subscribe.deny.iter().map(ToString::to_string).collect()),
+        grant.responses.map_or("none".to_owned(), |some| format!("{}/{}", some.max, some.expires.0)),
+    ))
+}
+
+#[test]
+fn permissions_are_written_in_many_ways() {
+    let config = load(
+        r#"
+        authorization {
+          users [
+            { user: one, permissions: { publish: a, subscribe: "b.> q" } }
+            { user: lists, permission { pub: [a, "b.*"], sub: ["c", " d   q.* "] } }
+            { user: both, authorization { import: { allow: a, deny: [b, c] }, export { deny: "d" } } }
+            { user: answers, permissions { allow_responses: true } }
+            { user: some, permissions { publish: [], publish_allow_responses { max_msgs: 5, ttl: "3s" } } }
+            { user: many, permissions { allow_responses { max: -1, expires: "-1s" } } }
+            { user: zero, permissions { allow_responses { max: 0, expires: 0s } } }
+            { user: never, permissions { allow_responses: false } }
+            { user: all, permissions: { } }
+            { user: other }
+          ]
+          default_permissions { publish: "default" }
+        }
+        accounts {
+          A { users: [{ user: a }, { user: b, permissions { sub: own } }], default_permissions { sub: "its" } }
+          B { users: [{ user: c }] }
+        }
+        "#,
+        &[],
+    )
+    .unwrap();
+
+    for (user, expected) in [
+        ("one", Some("+a - <b.> q ! none")),
+        ("lists", Some("+a,b.* - <c,d q.* ! none")),
+        ("both", Some("+a -b,c < !d none")),
+        ("answers", Some("+ - < ! 1/120000000000")),
+        ("some", Some("+ - < ! 5/3000000000")),
+        ("many", Some("+ - < ! -1/-1000000000")),
+        ("zero", Some("+ - < ! 1/120000000000")),
+        ("never", Some("+ - < ! none")),
+        ("all", Some("+ - < ! none")),
+        ("other", Some("+default - < ! none")),
+        ("a", Some("+ - <its ! none")),
+        ("b", Some("+ - <own ! none")),
+        ("c", None),
+    ] {
+        assert_eq!(granted(&config, user).as_deref(), expected, "{user}");
+    }
+    assert!(config.notes.is_empty() && config.warnings.is_empty());
+}
+
+#[test]
+fn default_permissions_are_for_users_of_a_list() {
+    for text in ["user: u, password: p", "token: t", ""] {
+        let config = load(&format!("authorization {{ {text}\ndefault_permissions {{ pub: a }} }}"), &[]).unwrap();
+
+        assert!(config.logins().all(|(login, _)| login.permissions.is_none()));
+        assert!(config.notes[0].starts_with("c.conf:2:1: authorization.default_permissions changes nothing"));
+    }
+}
+
+#[test]
+fn permissions_that_mean_nothing_are_refused_where_they_stand() {
+    let refuses_at = |permissions: &str, expected: &str| {
+        refuses(&format!("authorization {{ users: [{{ user: a\npermissions: {permissions} }}] }}"), expected);
+    };
+
+    refuses_at("5", "c.conf:2:1: permissions must be a block with publish and subscribe, but it is an integer");
+    refuses_at(
+        "{ publish: 5 }",
+        "c.conf:2:16: publish must be a subject or a list of subjects, but it is an integer",
+    );
+    refuses_at("{ publish: [a, 5 ] }", "c.conf:2:29: a subject in permissions must be a string, but it is an integer");
+    refuses_at("{ pub: \"a..b\" }", "c.conf:2:16: subject \"a..b\" is not a valid subject");
+    refuses_at("{ pub: [a,\n\"a q\" ] }", "c.conf:3:1: subject \"a q\" is not a valid subject");
+    refuses_at("{ sub: \"a q r\" }", "c.conf:2:16: subject \"a q r\" is not a valid subject");
+    refuses_at("{ sub: \" a\" }", "c.conf:2:16: subject \" a\" is not a valid subject");
+    refuses_at("{ sub: \"\" }", "c.conf:2:16: subject \"\" is not a valid subject");
+    refuses_at("{ sub: \"a.. q\" }", "c.conf:2:16: subject \"a..\" is not a valid subject");
+    refuses_at("{ sub: { deny: \"a q..r\" } }", "c.conf:2:23: queue \"q..r\" is not a valid queue");
+    refuses_at("{ pub: { alow: a } }", "c.conf:2:23: unknown field \"alow\"");
+    refuses_at("{ pubb: a }", "c.conf:2:16: unknown field \"pubb\"");
+    refuses_at(
+        "{ allow_responses: 5 }",
+        "c.conf:2:16: allow_responses must be true, false or a block with max and expires, but it is an integer",
+    );
+    refuses_at("{ allow_responses { max: x } }", "c.conf:2:34: max must be an integer, but it is a string");
+    refuses_at(
+        "{ allow_responses { expires: 5 } }",
+        "c.conf:2:34: expires must be a string, but it is an integer; write it in quotes",
+    );
+    refuses_at(
+        "{ allow_responses { expires: \"5x\" } }",
+        "c.conf:2:34: error parsing expires: time: invalid duration \"5x\"",
+    );
+    refuses_at("{ allow_responses { maxx: 5 } }", "c.conf:2:34: unknown field \"maxx\"");
+    refuses(
+        "accounts { A { default_permissions { pub: \"x..y\" } } }",
+        "c.conf:1:37: subject \"x..y\" is not a valid subject",
+    );
+    refuses("accounts { A { permissions { pub: x } } }", "c.conf:1:15: unknown field \"permissions\"");
+    refuses("cluster { permissions { import: x } }", "c.conf:1:10: \"cluster.permissions\" is not supported yet");
 }

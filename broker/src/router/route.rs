@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use foldhash::fast::RandomState;
 
 use crate::router::Router;
-use crate::router::stage::Stage;
+use crate::router::stage::{Stage, Staged};
 use crate::router::table::{AccountTable, Interest, Subscription};
+use crate::session::guard::{Guard, Verdict};
 
 /// Everybody who gets a message on one subject.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub(crate) struct Route {
     pub(crate) links: Vec<LinkTarget>,
     pub(crate) sinks: Vec<u32>,
     pub(crate) responders: bool,
+    /// Whether the publisher may publish on the subject.
+    pub(crate) verdict: Verdict,
     /// Whether it is on the stage's list of routes with deliveries to count.
     pub(crate) is_uncounted: bool,
 }
@@ -33,6 +36,20 @@ pub(crate) struct Target {
     /// `HMSG <subject> <sid> `, of which a message without headers takes all but the first byte. Empty in routes
     /// that are not kept.
     pub(crate) prefix: Box<[u8]>,
+    /// Told of each delivery, for the few subscribers of whom more has to be known than that they want the subject.
+    pub(crate) guard: Option<Arc<Guard>>,
+}
+
+impl Target {
+    /// Whether a message that came by another subject than its own is kept from the subscriber. If it came by its own,
+    /// that was seen when the route was made.
+    #[inline]
+    pub(crate) fn is_kept_away(&self, staged: &Staged<'_>) -> bool {
+        self.guard.as_ref().is_some_and(|guard| {
+            let subject = staged.message.subject;
+            subject != staged.to && guard.keeps_away(subject, &self.subscription.queue)
+        })
+    }
 }
 
 /// All members of a queue group that match; one of them gets the message.
@@ -72,8 +89,8 @@ impl Route {
         self.is_uncounted = false;
     }
 
-    /// Looks up who wants `subject`.
-    pub(crate) fn fill(
+    /// Looks up who wants `subject`, if the publisher may ever publish on it.
+    fn fill(
         &mut self,
         router: &Router,
         table: &AccountTable,
@@ -83,13 +100,21 @@ impl Route {
         stage: &mut Stage,
     ) {
         self.clear();
+        if self.verdict == Verdict::Denied {
+            return;
+        }
         table.for_each_match(subject, |interest| match interest {
             Interest::Local(subscription) => {
                 let cid = subscription.owner.cid;
                 if view.without == Some(cid) || !subscription.is_open() {
                     return;
                 }
+                let guard = subscription.guard.as_ref();
+                if guard.is_some_and(|guard| guard.keeps_away(subject, &subscription.queue)) {
+                    return;
+                }
                 let target = Target {
+                    guard: guard.filter(|guard| guard.is_watchful()).cloned(),
                     slot: stage.slot(&subscription.owner),
                     headers: subscription.owner.headers.load(Ordering::Relaxed),
                     uncounted: 0,
@@ -176,6 +201,8 @@ pub(crate) struct RouteCache {
     met: Box<[u32]>,
     generations: Option<(u64, u64)>,
     is_full: bool,
+    /// What the publisher may do; `None` if everything.
+    guard: Option<Arc<Guard>>,
 }
 
 impl RouteCache {
@@ -190,7 +217,13 @@ impl RouteCache {
             met: Box::default(),
             generations: None,
             is_full: false,
+            guard: None,
         }
+    }
+
+    /// What the publisher may do from now on. Routes that it has say what it might: [`Self::forget`] them.
+    pub(crate) fn judge_by(&mut self, guard: Option<Arc<Guard>>) {
+        self.guard = guard;
     }
 
     /// Forgets everything if it may be wrong by now. What is staged stays staged, with its destinations.
@@ -257,11 +290,13 @@ impl RouteCache {
         stage: &mut Stage,
     ) -> u32 {
         self.is_full |= self.routes.len() > ROUTES_MAX;
+        let verdict = self.guard.as_ref().map_or(Verdict::Allowed, |guard| guard.judge(subject));
         if self.is_full || !self.met_before(subject) {
+            self.routes[0].verdict = verdict;
             self.routes[0].fill(router, table, subject, view, Keep::No, stage);
             return 0;
         }
-        let mut route = Route::default();
+        let mut route = Route { verdict, ..Route::default() };
         route.fill(router, table, subject, view, Keep::Yes, stage);
         let at = self.routes.len() as u32;
         self.routes.push(route);

@@ -197,6 +197,9 @@ impl Stage {
         let mut copies = 0;
         if !matches!(wanted, Wanted::Named { plain: false, .. }) {
             for target in &mut route.plain {
+                if target.is_kept_away(staged) {
+                    continue;
+                }
                 match target.subscription.admit() {
                     Admission::Uncounted => target.uncounted += 1,
                     Admission::Counted => {}
@@ -241,7 +244,9 @@ impl Stage {
             let taken = (0..count).map(|step| (first + step) % count).find(|&at| {
                 let member = &group.members[at];
                 // A member that cannot take it is passed over for the next.
-                if self.slots[member.slot as usize].to.outbound.pressure() == Pressure::Gone {
+                if member.is_kept_away(staged)
+                    || self.slots[member.slot as usize].to.outbound.pressure() == Pressure::Gone
+                {
                     return false;
                 }
                 match member.subscription.admit() {
@@ -455,6 +460,12 @@ fn write(
     let header = if target.headers { message.header } else { &[] };
     slot.tally.msgs += 1;
     slot.tally.bytes += (header.len() + message.payload.len()) as u64;
+    if let Some(guard) = &target.guard
+        && !message.reply.is_empty()
+    {
+        // Before the message leaves, so that its answer finds it.
+        guard.asked(message.reply);
+    }
     let out = touch(slot, target.slot, dirty, pool);
     let before = out.len();
     let has_whole_tail = !staged.tail.is_empty() && header.len() == message.header.len();

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use crate::router::peers::Link;
 use crate::session::SessionHandle;
+use crate::session::guard::Guard;
 
 /// The subjects of one account.
 pub struct AccountTable {
@@ -41,6 +42,8 @@ pub struct Subscription {
     pub owner: Arc<SessionHandle>,
     /// Where it is registered.
     pub(crate) table: Arc<AccountTable>,
+    /// What its owner may hear; `None` if everything.
+    pub(crate) guard: Option<Arc<Guard>>,
     delivered: AtomicU64,
     /// [`OPEN`], or after how many deliveries it ends, or [`CLOSED`].
     gate: AtomicU64,
@@ -162,12 +165,13 @@ impl AccountTable {
 impl Subscription {
     /// A subscription that nothing was delivered to yet.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         table: &Arc<AccountTable>,
         filter: &[u8],
         queue: &[u8],
         sid: &[u8],
         owner: Arc<SessionHandle>,
+        guard: Option<Arc<Guard>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             filter: filter.into(),
@@ -175,6 +179,7 @@ impl Subscription {
             sid: sid.into(),
             owner,
             table: Arc::clone(table),
+            guard,
             delivered: AtomicU64::new(0),
             gate: AtomicU64::new(OPEN),
         })

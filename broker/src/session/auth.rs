@@ -1,7 +1,9 @@
 //! Credentials become an identity.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
+use levee_broker_core::permission::Permissions;
 use levee_protocol::ids::AccountName;
 use levee_protocol::wire::ConnectOptions;
 
@@ -25,13 +27,18 @@ pub struct User {
     pub password: Secret,
     /// Where its subjects are.
     pub account: AccountName,
+    /// What it may do there; `None` if everything.
+    pub permissions: Option<Arc<Permissions>>,
 }
 
 impl User {
     /// Who a client is that is believed to be this user.
     #[must_use]
     pub fn identity(&self) -> Identity {
-        Identity { account: self.account.clone(), user: self.name.clone() }
+        Identity {
+            permissions: self.permissions.clone(),
+            ..Identity::unrestricted(self.account.clone(), self.name.clone())
+        }
     }
 }
 
@@ -82,6 +89,16 @@ pub struct Identity {
     pub account: AccountName,
     /// Its user name; for monitoring. A token shows as `[REDACTED]`.
     pub user: String,
+    /// What it may do; `None` if everything.
+    pub permissions: Option<Arc<Permissions>>,
+}
+
+impl Identity {
+    /// Somebody who may do everything in an account.
+    #[must_use]
+    pub fn unrestricted(account: AccountName, user: impl Into<String>) -> Self {
+        Self { account, user: user.into(), permissions: None }
+    }
 }
 
 impl AuthConfig {
@@ -101,7 +118,7 @@ impl AuthConfig {
     #[must_use]
     pub fn anonymous(&self) -> Option<Identity> {
         if !self.is_required() {
-            return Some(Identity { account: AccountName::global(), user: String::new() });
+            return Some(Identity::unrestricted(AccountName::global(), ""));
         }
         self.guest.clone()
     }
@@ -117,7 +134,7 @@ impl AuthConfig {
     #[must_use]
     pub fn identify(&self, options: &ConnectOptions) -> Option<Identity> {
         if !self.is_required() {
-            return Some(Identity { account: AccountName::global(), user: options.user.clone() });
+            return Some(Identity::unrestricted(AccountName::global(), &*options.user));
         }
         if options.user.is_empty() && options.pass.is_empty() && options.auth_token.is_empty() {
             return self.anonymous();
@@ -125,7 +142,7 @@ impl AuthConfig {
         if let Some(secret) = &self.token
             && secret.is(&options.auth_token)
         {
-            return Some(Identity { account: AccountName::global(), user: "[REDACTED]".into() });
+            return Some(Identity::unrestricted(AccountName::global(), "[REDACTED]"));
         }
         let known = self.users.iter().find(|user| user.name == options.user);
         // An unknown user costs as much as a wrong password.
@@ -154,6 +171,7 @@ mod tests {
             name: name.into(),
             password: Secret::new(password),
             account: AccountName::parse(account).unwrap(),
+            permissions: None,
         }
     }
 
@@ -197,7 +215,7 @@ mod tests {
     fn clients_without_credentials_are_guests_if_those_are_let_in() {
         let auth = AuthConfig {
             users: vec![user("guest", "g", "G")],
-            guest: Some(Identity { account: AccountName::parse("G").unwrap(), user: "guest".into() }),
+            guest: Some(Identity::unrestricted(AccountName::parse("G").unwrap(), "guest")),
             ..AuthConfig::default()
         };
 

@@ -9,6 +9,7 @@
 //! | [`handle`] | what others hold of a session |
 //! | [`registry`] | all sessions of the node: admission, keep-alive, lame duck, listings |
 //! | [`auth`] | credentials |
+//! | [`guard`] | what a user may publish and subscribe to |
 //! | [`limits`], [`closing`] | limits, and reasons to close |
 //!
 //! A chunk ends with a flush, in an order that PONG depends on: other clients and peers first, then the stream side,
@@ -16,6 +17,7 @@
 
 pub mod auth;
 pub mod closing;
+pub(crate) mod guard;
 pub mod handle;
 pub mod limits;
 mod ops;
@@ -47,6 +49,7 @@ use crate::router::stage::Stage;
 use crate::router::{AccountTable, ClientInfo};
 use crate::runtime::clock;
 use crate::runtime::net::ReadHalf;
+use crate::session::guard::Guard;
 
 /// The task's half of a session.
 pub(crate) struct Session {
@@ -64,11 +67,22 @@ pub(crate) struct Session {
     client: Arc<ClientInfo>,
     /// Where it publishes and subscribes; `None` while it has to authenticate first.
     account: Option<Arc<AccountTable>>,
+    /// What it may do there; `None` if everything.
+    guard: Option<Arc<Guard>>,
+    violations: Violations,
     view: Viewpoint,
     routes: RouteCache,
     stage: Stage,
     received: Tally,
     is_active: bool,
+}
+
+/// How often violations were logged: a client that goes on for ever does not fill the disk.
+#[derive(Debug, Default)]
+struct Violations {
+    /// [`clock::ticks`] of the last one that was logged; 0 if there was none.
+    logged_at: u64,
+    unlogged: u64,
 }
 
 /// Why working off a chunk paused.
@@ -134,6 +148,8 @@ impl Session {
             connected: false,
             ponged: false,
             account: None,
+            guard: None,
+            violations: Violations::default(),
             view: Viewpoint::default(),
             routes: RouteCache::new(),
             received: Tally::default(),

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::BytesMut;
+use levee_broker_core::permission::Grant;
 use levee_protocol::subject;
-use levee_protocol::wire::{ClientOp, ConnectOptions, PublishOp, Span, encode};
-use serde_json::json;
+use levee_protocol::wire::{ClientOp, ConnectOptions, PublishOp, Span, encode, quoted};
+use serde_json::{Value, json};
 
 use crate::router::stage::{Staged, Wanted};
 use crate::router::{ClientInfo, InboundItem, MessageRef, Subscription};
 use crate::runtime::clock;
+use crate::session::guard::{Guard, Verdict};
 use crate::session::{CloseReason, Ending, Identity, Session};
 
 impl Session {
@@ -55,7 +58,9 @@ impl Session {
         if self.options.pedantic && !subject::is_valid_literal(subject) {
             self.err("Invalid Publish Subject");
         }
-        if !self.may_publish(subject, reply) {
+        let Some(account) = &self.account else { return Ok(0) };
+        let at = self.routes.find(self.sessions.router(), account, subject, self.view, &mut self.stage);
+        if !self.may_publish(at, subject, reply) {
             return Ok(0);
         }
         if self.options.verbose {
@@ -63,7 +68,6 @@ impl Session {
         }
 
         let Some(account) = &self.account else { return Ok(0) };
-        let at = self.routes.find(self.sessions.router(), account, subject, self.view, &mut self.stage);
         let route = self.routes.route(at);
         let message = MessageRef { subject, reply, header: op.header.of(buf), payload: op.payload.of(buf) };
         let staged = Staged { message, to: subject, tail: tail(op, buf) };
@@ -79,11 +83,15 @@ impl Session {
         Ok(copies)
     }
 
-    /// Refuses what would pass for a message of the system itself.
+    /// Refuses what the user may not do, and what would pass for a message of the system itself.
     #[inline]
-    fn may_publish(&mut self, subject: &[u8], reply: &[u8]) -> bool {
+    fn may_publish(&mut self, at: u32, subject: &[u8], reply: &[u8]) -> bool {
         if matches!(subject.first(), Some(b'_' | b'$')) && RESERVED.iter().any(|own| subject.starts_with(own))
         {
+            self.violation("Publish to", subject);
+            return false;
+        }
+        if self.routes.route(at).verdict != Verdict::Allowed && !self.is_answer(subject) {
             self.violation("Publish to", subject);
             return false;
         }
@@ -94,6 +102,11 @@ impl Session {
             return false;
         }
         true
+    }
+
+    #[cold]
+    fn is_answer(&self, subject: &[u8]) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.answers(subject))
     }
 
     /// A request that reached nobody: perhaps the server itself is asked.
@@ -124,11 +137,13 @@ impl Session {
             }
         }
         let account = &self.client.account;
-        let answer = json!({
-            "server": server,
-            "data": { "user": self.client.user, "account": account.as_str(), "account_name": account.as_str() },
-        })
-        .to_string();
+        let mut who = json!({
+            "user": self.client.user, "account": account.as_str(), "account_name": account.as_str(),
+        });
+        if let Some(guard) = &self.guard {
+            who["permissions"] = shown(guard.permissions().grant());
+        }
+        let answer = json!({ "server": server, "data": who }).to_string();
         let message = MessageRef { subject: reply, payload: answer.as_bytes(), ..MessageRef::default() };
         self.sessions.router().send_one(account, reply, message);
     }
@@ -159,18 +174,22 @@ impl Session {
         self.flush_messages();
         let limits = self.sessions.limits();
         let Some(account) = &self.account else { return };
-        if !subject::is_valid_filter(subject) {
-            self.err("Invalid Subject");
+        let may_subscribe =
+            self.guard.as_ref().is_none_or(|guard| guard.permissions().may_subscribe(subject, queue));
+        if !may_subscribe || queue == SYSTEM_GROUP {
+            self.subscription_violation(subject, queue, sid);
             return;
         }
         if limits.max_subscription_tokens > 0
             && subject::tokens(subject).count() > limits.max_subscription_tokens
         {
-            let text = format!(
-                "Permissions Violation for Subscription to \"{}\", too many tokens",
-                String::from_utf8_lossy(subject)
-            );
+            let text =
+                format!("Permissions Violation for Subscription to {}, too many tokens", quoted(subject));
             self.err(&text);
+            return;
+        }
+        if !subject::is_valid_filter(subject) {
+            self.err("Invalid Subject");
             return;
         }
         let subscription = {
@@ -183,7 +202,11 @@ impl Session {
                 self.err("maximum subscriptions exceeded");
                 return;
             } else {
-                let subscription = Subscription::new(account, subject, queue, sid, Arc::clone(&self.handle));
+                if let Some(guard) = &self.guard {
+                    guard.prepare(subject, queue);
+                }
+                let subscription =
+                    Subscription::new(account, subject, queue, sid, Arc::clone(&self.handle), self.guard.clone());
                 owned.insert(sid.into(), Arc::clone(&subscription));
                 Some(subscription)
             }
@@ -290,6 +313,8 @@ impl Session {
         self.client = Arc::clone(&client);
         self.handle.set_client(client);
         self.account = Some(self.sessions.router().account(&identity.account));
+        self.guard = identity.permissions.map(|permissions| Arc::new(Guard::new(permissions)));
+        self.routes.judge_by(self.guard.clone());
     }
 
     pub(super) fn drop_subscriptions(&mut self) {
@@ -309,10 +334,61 @@ impl Session {
         encode::err(self.stage.own(), text);
     }
 
+    #[cold]
     fn violation(&mut self, what: &str, subject: &[u8]) {
-        let text = format!("Permissions Violation for {what} \"{}\"", String::from_utf8_lossy(subject));
-        self.err(&text);
+        let subject = quoted(subject);
+        self.err(&format!("Permissions Violation for {what} {subject}"));
+        self.log_violation(&format!("{what} {subject}"));
     }
+
+    #[cold]
+    fn subscription_violation(&mut self, subject: &[u8], queue: &[u8], sid: &[u8]) {
+        let mut what = format!("Subscription to {}", quoted(subject));
+        if !queue.is_empty() {
+            what += &format!(" using queue {}", quoted(queue));
+        }
+        self.err(&format!("Permissions Violation for {what}"));
+        self.log_violation(&format!("{what}, sid {}", quoted(sid)));
+    }
+
+    /// Once in a while: a client can be refused millions of times in a second.
+    fn log_violation(&mut self, what: &str) {
+        let violations = &mut self.violations;
+        if violations.logged_at != 0 && clock::since(violations.logged_at) < VIOLATION_LOG_PAUSE {
+            violations.unlogged += 1;
+            return;
+        }
+        violations.logged_at = clock::ticks().max(1);
+        let unlogged = match std::mem::take(&mut violations.unlogged) {
+            0 => String::new(),
+            count => format!(" (and {count} more before)"),
+        };
+        let (remote, cid) = (self.handle.remote, self.handle.cid);
+        let (account, user) = (&self.client.account, &self.client.user);
+        tracing::warn!("{remote} - cid:{cid} - user {user:?} of {account} - Violation: {what}{unlogged}");
+    }
+}
+
+/// Permissions as `$SYS.REQ.USER.INFO` tells them.
+fn shown(grant: &Grant) -> Value {
+    fn lists<T: ToString>(allow: &[T], deny: &[T]) -> Value {
+        let mut out = json!({});
+        for (name, list) in [("allow", allow), ("deny", deny)] {
+            if !list.is_empty() {
+                out[name] = list.iter().map(T::to_string).collect();
+            }
+        }
+        out
+    }
+    let (publish, subscribe) = (&grant.publish, &grant.subscribe);
+    let mut out = json!({
+        "publish": lists(&publish.allow, &publish.deny),
+        "subscribe": lists(&subscribe.allow, &subscribe.deny),
+    });
+    if let Some(responses) = &grant.responses {
+        out["responses"] = json!({ "max": responses.max, "ttl": responses.expires.0 });
+    }
+    out
 }
 
 /// What follows the subject in a PUB is what follows the sid in a MSG, if the client wrote it the usual way: one
@@ -354,6 +430,9 @@ fn digits(number: usize) -> usize {
 const USER_INFO: &[u8] = b"$SYS.REQ.USER.INFO";
 /// Subjects of the system itself, which no client may use.
 const RESERVED: [&[u8]; 3] = [b"_GR_.", b"$GR.", b"$NRG."];
+/// The queue group of nats-server's own services, which no client joins.
+const SYSTEM_GROUP: &[u8] = b"_sys_";
+const VIOLATION_LOG_PAUSE: Duration = Duration::from_secs(1);
 /// Reply subjects that would make an answer look like something of the system itself.
 const RESERVED_REPLIES: [&[u8]; 4] = [b"_R_.", b"$JS.ACK.", b"_GR_.", b"$GR."];
 

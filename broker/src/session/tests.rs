@@ -233,6 +233,7 @@ async fn a_client_may_ask_who_it_is() {
             name: "ann".into(),
             password: Secret::new("secret"),
             account: AccountName::global(),
+            permissions: None,
         }],
         ..AuthConfig::default()
     };
@@ -281,6 +282,7 @@ async fn only_the_right_credentials_get_in() {
             name: "ann".into(),
             password: Secret::new("pw"),
             account: AccountName::parse("A").unwrap(),
+            permissions: None,
         }],
         token: Some(Secret::new("t0k")),
         ..AuthConfig::default()
