@@ -66,7 +66,7 @@ mod tests {
     use crate::config::Account;
 
     fn account(name: &str, jetstream: Option<AccountLimits>) -> Account {
-        Account { name: name_of(name), users: Vec::new(), jetstream }
+        Account { jetstream, ..Account::named(name_of(name)) }
     }
 
     fn name_of(name: &str) -> AccountName {

@@ -206,6 +206,9 @@ impl Node {
         peers.start();
         tasks.spawn("connect urls", frontend::gossip_connect_urls(Arc::clone(&peers), Arc::clone(&sessions)));
 
+        let connected = frontend::gossip_connected(Arc::clone(&peers), Arc::clone(&sessions));
+        tasks.spawn("connected clients", connected);
+
         if let Some(listener) = http_listener {
             let monitor = Monitor {
                 id: server_id.clone(),
@@ -579,6 +582,7 @@ fn session_limits(config: &Config) -> SessionLimits {
         ping_interval: config.ping_interval,
         ping_max: config.ping_max,
         auth_timeout: config.auth_timeout,
+        accounts: config.accounts.iter().map(|account| (account.name.clone(), account.limits)).collect(),
         ..SessionLimits::default()
     }
 }

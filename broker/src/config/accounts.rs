@@ -9,6 +9,7 @@ use levee_protocol::ids::AccountName;
 use super::grammar::{Block, Element, Entry, Problem, Value};
 use super::options::{self, all_or_problems, boolean, each, integer, storage_size, text};
 use super::{Authorization, Config, ConfigError, permissions};
+use crate::session::ConnectionLimits;
 
 /// A user of the configuration.
 #[derive(Clone, Eq, PartialEq)]
@@ -32,7 +33,10 @@ impl Login {
 /// Without the password, because configurations end up in logs.
 impl std::fmt::Debug for Login {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Login").field("user", &self.user).field("permissions", &self.permissions).finish_non_exhaustive()
+        out.debug_struct("Login")
+            .field("user", &self.user)
+            .field("permissions", &self.permissions)
+            .finish_non_exhaustive()
     }
 }
 
@@ -45,22 +49,30 @@ pub struct Account {
     pub users: Vec<Login>,
     /// What its streams may use in the whole cluster. Default: none, it can have no streams.
     pub jetstream: Option<AccountLimits>,
+    /// How much its clients may use. Default: as much as any.
+    pub limits: ConnectionLimits,
 }
 
-const ACCOUNT_UNSUPPORTED: &[&str] =
-    &["exports", "imports", "limits", "mappings", "maps", "msg_trace", "nkey"];
+impl Account {
+    /// One without users, streams and limits.
+    #[must_use]
+    pub fn named(name: AccountName) -> Self {
+        Self { name, users: Vec::new(), jetstream: None, limits: ConnectionLimits::default() }
+    }
+}
+
+const ACCOUNT_UNSUPPORTED: &[&str] = &["exports", "imports", "mappings", "maps", "msg_trace", "nkey"];
 
 const ACCOUNT_JETSTREAM_NO_EFFECT: &[(&str, &str)] =
     &[("cluster_traffic", "replication has links of its own, which belong to no account")];
 
-const USER_UNSUPPORTED: &[&str] = &[
-    "allowed_connection_types",
-    "clients",
-    "connection_types",
-    "nkey",
-    "proxy_required",
-    "account",
+const LIMITS_NO_EFFECT: &[(&str, &str)] = &[
+    ("max_leafnodes", "leaf nodes can not connect at all"),
+    ("max_leafs", "leaf nodes can not connect at all"),
 ];
+
+const USER_UNSUPPORTED: &[&str] =
+    &["allowed_connection_types", "clients", "connection_types", "nkey", "proxy_required", "account"];
 
 /// `accounts {}`, or the short form: a list of names.
 pub(super) fn read(config: &mut Config, entry: &Entry) -> Result<(), Vec<Problem>> {
@@ -76,7 +88,7 @@ pub(super) fn read(config: &mut Config, entry: &Entry) -> Result<(), Vec<Problem
                     )]);
                 };
                 let name = account_name(name).map_err(|message| vec![at(element, message)])?;
-                add(config, Account { name, users: Vec::new(), jetstream: None }).map_err(problem)?;
+                add(config, Account::named(name)).map_err(problem)?;
             }
             Ok(())
         }
@@ -112,7 +124,7 @@ fn account(config: &mut Config, entry: &Entry) -> Result<Account, Vec<Problem>> 
     let Value::Block(block) = &entry.value else {
         return Err(vec![entry.problem("Expected map entries for accounts")]);
     };
-    let mut account = Account { name, users: Vec::new(), jetstream: None };
+    let mut account = Account::named(name);
     let mut default_permissions = None;
     all_or_problems(each(block, |entry, key| match key {
         "users" => {
@@ -121,6 +133,10 @@ fn account(config: &mut Config, entry: &Entry) -> Result<Account, Vec<Problem>> 
         }
         "default_permissions" => {
             default_permissions = Some(permissions::read(config, entry)?);
+            Ok(())
+        }
+        "limits" => {
+            account.limits = connection_limits(config, entry)?;
             Ok(())
         }
         "jetstream" => {
@@ -210,6 +226,28 @@ fn account_limits(config: &mut Config, entry: &Entry) -> Result<Option<AccountLi
         done.map_err(|problem| vec![problem])
     }))?;
     Ok(Some(limits))
+}
+
+/// `limits {}` of an account. Negative ones are none.
+fn connection_limits(config: &mut Config, entry: &Entry) -> Result<ConnectionLimits, Vec<Problem>> {
+    let Value::Block(block) = &entry.value else {
+        let found = entry.value.kind();
+        return Err(vec![
+            entry.problem(format!("expected a block to define accounts.limits, but it is {found}")),
+        ]);
+    };
+    let mut limits = ConnectionLimits::default();
+    let limit = |entry: &Entry| integer(entry).map(|max| u64::try_from(max).ok());
+    all_or_problems(each(block, |entry, key| {
+        let done = match key {
+            "max_connections" | "max_conn" => limit(entry).map(|max| limits.max_connections = max),
+            "max_subscriptions" | "max_subs" => limit(entry).map(|max| limits.max_subscriptions = max),
+            "max_payload" | "max_pay" => limit(entry).map(|max| limits.max_payload = max),
+            _ => options::other(config, entry, key, LIMITS_NO_EFFECT, &[], "accounts.limits."),
+        };
+        done.map_err(|problem| vec![problem])
+    }))?;
+    Ok(limits)
 }
 
 fn at(element: &Element, message: String) -> Problem {

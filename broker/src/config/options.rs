@@ -377,7 +377,7 @@ fn authorization(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
                 users = Some(accounts::users(&mut draft.config, entry)?);
                 return Ok(());
             }
-"default_permissions" | "default_permission" | "permissions" => {
+            "default_permissions" | "default_permission" | "permissions" => {
                 default_permissions = Some((entry.at.clone(), permissions::read(&mut draft.config, entry)?));
                 return Ok(());
             }

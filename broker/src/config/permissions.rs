@@ -27,7 +27,8 @@ pub(super) fn read(config: &mut Config, entry: &Entry) -> Result<Grant, Vec<Prob
                 (grant.subscribe.allow, grant.subscribe.deny) = lists(config, entry, &subject_and_queue)?;
             }
             "allow_responses" | "publish_allow_responses" => grant.responses = responses(config, entry)?,
-            _ => options::other(config, entry, key, &[], &[], "permissions.").map_err(|problem| vec![problem])?,
+            _ => options::other(config, entry, key, &[], &[], "permissions.")
+                .map_err(|problem| vec![problem])?,
         }
         Ok(())
     }))?;
@@ -57,7 +58,8 @@ fn lists<T>(
         match key {
             "allow" => allow = list(entry, read)?,
             "deny" => deny = list(entry, read)?,
-            _ => options::other(config, entry, key, &[], &[], "permissions.").map_err(|problem| vec![problem])?,
+            _ => options::other(config, entry, key, &[], &[], "permissions.")
+                .map_err(|problem| vec![problem])?,
         }
         Ok(())
     }))?;
@@ -79,9 +81,10 @@ fn list<T>(entry: &Entry, read: &ReadText<T>) -> Result<Vec<T>, Vec<Problem>> {
         }
         other => {
             let found = other.kind();
-            Err(vec![
-                entry.problem(format!("{} must be a subject or a list of subjects, but it is {found}", entry.key)),
-            ])
+            Err(vec![entry.problem(format!(
+                "{} must be a subject or a list of subjects, but it is {found}",
+                entry.key
+            ))])
         }
     }
 }

@@ -485,7 +485,7 @@ fn granted(config: &Config, user: &str) -> Option<String> {
         list(publish.deny.iter().map(ToString::to_string).collect()),
         list(subscribe.allow.iter().map(ToString::to_string).collect()),
         list(subscribe.deny.iter().map(ToString::to_string).collect()),
-        grant.responses.map_or("none".to_owned(), |some| format!("{}/{}", some.max, some.expires.0)),
+        grant.responses.map_or_else(|| "none".to_owned(), |some| format!("{}/{}", some.max, some.expires.0)),
     ))
 }
 
@@ -540,7 +540,8 @@ fn permissions_are_written_in_many_ways() {
 #[test]
 fn default_permissions_are_for_users_of_a_list() {
     for text in ["user: u, password: p", "token: t", ""] {
-        let config = load(&format!("authorization {{ {text}\ndefault_permissions {{ pub: a }} }}"), &[]).unwrap();
+        let config =
+            load(&format!("authorization {{ {text}\ndefault_permissions {{ pub: a }} }}"), &[]).unwrap();
 
         assert!(config.logins().all(|(login, _)| login.permissions.is_none()));
         assert!(config.notes[0].starts_with("c.conf:2:1: authorization.default_permissions changes nothing"));
@@ -553,12 +554,18 @@ fn permissions_that_mean_nothing_are_refused_where_they_stand() {
         refuses(&format!("authorization {{ users: [{{ user: a\npermissions: {permissions} }}] }}"), expected);
     };
 
-    refuses_at("5", "c.conf:2:1: permissions must be a block with publish and subscribe, but it is an integer");
+    refuses_at(
+        "5",
+        "c.conf:2:1: permissions must be a block with publish and subscribe, but it is an integer",
+    );
     refuses_at(
         "{ publish: 5 }",
         "c.conf:2:16: publish must be a subject or a list of subjects, but it is an integer",
     );
-    refuses_at("{ publish: [a, 5 ] }", "c.conf:2:29: a subject in permissions must be a string, but it is an integer");
+    refuses_at(
+        "{ publish: [a, 5 ] }",
+        "c.conf:2:29: a subject in permissions must be a string, but it is an integer",
+    );
     refuses_at("{ pub: \"a..b\" }", "c.conf:2:16: subject \"a..b\" is not a valid subject");
     refuses_at("{ pub: [a,\n\"a q\" ] }", "c.conf:3:1: subject \"a q\" is not a valid subject");
     refuses_at("{ sub: \"a q r\" }", "c.conf:2:16: subject \"a q r\" is not a valid subject");
@@ -587,5 +594,32 @@ fn permissions_that_mean_nothing_are_refused_where_they_stand() {
         "c.conf:1:37: subject \"x..y\" is not a valid subject",
     );
     refuses("accounts { A { permissions { pub: x } } }", "c.conf:1:15: unknown field \"permissions\"");
-    refuses("cluster { permissions { import: x } }", "c.conf:1:10: \"cluster.permissions\" is not supported yet");
+    refuses(
+        "cluster { permissions { import: x } }",
+        "c.conf:1:10: \"cluster.permissions\" is not supported yet",
+    );
+}
+
+#[test]
+fn accounts_limit_their_clients() {
+    let text = "accounts { A { limits { max_conn: 5, max_subscriptions: 0, max_payload: 1k, max_leafs: 3 } }
+        B { limits { max_connections: -1, max_subs: 7 } } }";
+    let config = load(text, &[]).unwrap();
+
+    let limits = |account: usize| {
+        let limits = config.accounts[account].limits;
+        (limits.max_connections, limits.max_subscriptions, limits.max_payload)
+    };
+    assert_eq!(limits(0), (Some(5), Some(0), Some(1000)));
+    assert_eq!(limits(1), (None, Some(7), None));
+    assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
+    refuses(
+        "accounts { A { limits: 5 } }",
+        "c.conf:1:15: expected a block to define accounts.limits, but it is an integer",
+    );
+    refuses("accounts { A { limits { max_conns: 5 } } }", "c.conf:1:24: unknown field \"max_conns\"");
+    refuses(
+        "accounts { A { limits { max_conn: \"5\" } } }",
+        "c.conf:1:24: max_conn must be an integer, but it is a string",
+    );
 }

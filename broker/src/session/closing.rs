@@ -29,6 +29,8 @@ pub enum CloseReason {
     BadClientProtocolVersion,
     /// Over `max_connections`.
     MaximumConnectionsExceeded,
+    /// Over the `max_connections` of its account.
+    MaximumAccountConnectionsExceeded,
     /// A message over `max_payload`.
     MaximumPayloadExceeded,
     /// A line over `max_control_line`.
@@ -59,6 +61,7 @@ impl CloseReason {
             Self::ProtocolViolation => "Protocol Violation",
             Self::BadClientProtocolVersion => "Bad Client Protocol Version",
             Self::MaximumConnectionsExceeded => "Maximum Connections Exceeded",
+            Self::MaximumAccountConnectionsExceeded => "Maximum Account Connections Exceeded",
             Self::MaximumPayloadExceeded => "Maximum Message Payload Exceeded",
             Self::MaximumControlLineExceeded => "Maximum Control Line Exceeded",
             Self::MessageHeaderViolation => "Message Header Violation",

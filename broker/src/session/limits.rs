@@ -1,6 +1,9 @@
 //! What a session may cost.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use levee_protocol::ids::AccountName;
 
 /// Limits of each client connection. The defaults are nats-server's.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,6 +30,37 @@ pub struct SessionLimits {
     pub auth_timeout: Duration,
     /// How many ended connections are remembered for monitoring. Default 10000.
     pub max_closed_clients: usize,
+    /// What accounts limit further. Default: nothing.
+    pub accounts: BTreeMap<AccountName, ConnectionLimits>,
+}
+
+/// Limits of an account's clients. `None` is no limit, and zero is a limit like others.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ConnectionLimits {
+    /// Connections at one time, on all nodes together.
+    pub max_connections: Option<u64>,
+    /// Subscriptions of one connection.
+    pub max_subscriptions: Option<u64>,
+    /// Bytes of header and body of one message.
+    pub max_payload: Option<u64>,
+}
+
+impl SessionLimits {
+    /// What holds for clients of an account.
+    #[must_use]
+    pub fn of(&self, account: &AccountName) -> ConnectionLimits {
+        let own = self.accounts.get(account).copied().unwrap_or_default();
+        let of_node = |limit: usize| (limit > 0).then_some(limit as u64);
+        ConnectionLimits {
+            max_connections: own.max_connections,
+            max_subscriptions: lower(of_node(self.max_subscriptions), own.max_subscriptions),
+            max_payload: lower(Some(self.max_payload as u64), own.max_payload),
+        }
+    }
+}
+
+fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 impl Default for SessionLimits {
@@ -43,6 +77,7 @@ impl Default for SessionLimits {
             ping_max: 2,
             auth_timeout: Duration::from_secs(2),
             max_closed_clients: 10_000,
+            accounts: BTreeMap::new(),
         }
     }
 }

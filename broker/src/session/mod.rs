@@ -7,6 +7,7 @@
 //! | [`ops`] | what each operation does |
 //! | [`outbound`] | what waits to be written |
 //! | [`handle`] | what others hold of a session |
+//! | [`places`] | how many clients of an account there may be |
 //! | [`registry`] | all sessions of the node: admission, keep-alive, lame duck, listings |
 //! | [`auth`] | credentials |
 //! | [`guard`] | what a user may publish and subscribe to |
@@ -22,6 +23,7 @@ pub mod handle;
 pub mod limits;
 mod ops;
 pub mod outbound;
+pub mod places;
 pub mod registry;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -40,7 +42,7 @@ use levee_protocol::wire::{ClientOp, ConnectOptions, Parser, ProtocolError, enco
 pub use auth::{AuthConfig, Identity, Secret, User};
 pub use closing::CloseReason;
 pub use handle::{ConnectionView, SessionHandle, SubscriptionView};
-pub use limits::SessionLimits;
+pub use limits::{ConnectionLimits, SessionLimits};
 pub use outbound::Tally;
 pub use registry::{Sessions, Totals};
 
@@ -50,6 +52,7 @@ use crate::router::{AccountTable, ClientInfo};
 use crate::runtime::clock;
 use crate::runtime::net::ReadHalf;
 use crate::session::guard::Guard;
+use crate::session::places::Place;
 
 /// The task's half of a session.
 pub(crate) struct Session {
@@ -69,6 +72,11 @@ pub(crate) struct Session {
     account: Option<Arc<AccountTable>>,
     /// What it may do there; `None` if everything.
     guard: Option<Arc<Guard>>,
+    /// Among the connections of the account, if those are limited.
+    place: Option<Place>,
+    max_subscriptions: Option<u64>,
+    /// Whether the account of clients without credentials is full.
+    is_crowded_out: bool,
     violations: Violations,
     view: Viewpoint,
     routes: RouteCache,
@@ -106,6 +114,11 @@ pub(crate) struct Ending {
 impl Ending {
     fn with(reason: CloseReason, error: &'static str) -> Self {
         Self { reason, error: Some(error) }
+    }
+
+    fn crowded_out() -> Self {
+        let error = "maximum account active connections exceeded";
+        Self::with(CloseReason::MaximumAccountConnectionsExceeded, error)
     }
 
     fn silently(reason: CloseReason) -> Self {
@@ -149,6 +162,9 @@ impl Session {
             ponged: false,
             account: None,
             guard: None,
+            place: None,
+            max_subscriptions: None,
+            is_crowded_out: false,
             violations: Violations::default(),
             view: Viewpoint::default(),
             routes: RouteCache::new(),
@@ -156,7 +172,8 @@ impl Session {
             is_active: false,
         };
         if let Some(identity) = session.sessions.auth().anonymous() {
-            session.become_user(identity);
+            // An account that is full is no reason to turn away who has not said yet who it is.
+            session.is_crowded_out = session.become_user(identity).is_err();
         }
         session
     }
@@ -170,6 +187,7 @@ impl Session {
         }
         self.handle.outbound.end(ending.reason, &last_words);
         self.drop_subscriptions();
+        self.place = None;
         self.sessions.left(&self.handle);
         self.discard().await;
     }
@@ -242,10 +260,11 @@ impl Session {
         loop {
             // Whoever has to authenticate does so first, and is told so at the first byte of anything else.
             if self.account.is_none() && buf.get(self.at).is_some_and(|first| !matches!(first, b'c' | b'C')) {
-                return Step::Close(Ending::with(
-                    CloseReason::AuthenticationFailure,
-                    "Authorization Violation",
-                ));
+                return Step::Close(if self.is_crowded_out {
+                    Ending::crowded_out()
+                } else {
+                    Ending::with(CloseReason::AuthenticationFailure, "Authorization Violation")
+                });
             }
             let (op, next) = match self.parser.next(buf, self.at) {
                 Ok(Some(parsed)) => parsed,

@@ -197,7 +197,7 @@ impl Session {
             if owned.contains_key(sid) {
                 // A sid that is in use stays with its subscription.
                 None
-            } else if limits.max_subscriptions > 0 && owned.len() >= limits.max_subscriptions {
+            } else if self.max_subscriptions.is_some_and(|max| owned.len() as u64 >= max) {
                 drop(owned);
                 self.err("maximum subscriptions exceeded");
                 return;
@@ -205,8 +205,14 @@ impl Session {
                 if let Some(guard) = &self.guard {
                     guard.prepare(subject, queue);
                 }
-                let subscription =
-                    Subscription::new(account, subject, queue, sid, Arc::clone(&self.handle), self.guard.clone());
+                let subscription = Subscription::new(
+                    account,
+                    subject,
+                    queue,
+                    sid,
+                    Arc::clone(&self.handle),
+                    self.guard.clone(),
+                );
                 owned.insert(sid.into(), Arc::clone(&subscription));
                 Some(subscription)
             }
@@ -289,7 +295,7 @@ impl Session {
         self.handle.headers.store(options.headers, Ordering::Relaxed);
         self.view.without = (!options.echo).then_some(self.handle.cid);
         self.options = options;
-        self.become_user(identity);
+        self.become_user(identity)?;
         if !self.handle.subscriptions.lock().is_empty() {
             // Routes of publishers remember whether this client takes headers.
             self.sessions.router().moved();
@@ -300,7 +306,20 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn become_user(&mut self, identity: Identity) {
+    /// Fails if there are as many clients of that account as may be.
+    pub(super) fn become_user(&mut self, identity: Identity) -> Result<(), Ending> {
+        self.place = None;
+        let Ok(place) = self.sessions.places().take(&identity.account) else {
+            let (remote, cid, account) = (self.handle.remote, self.handle.cid, &identity.account);
+            tracing::warn!("{remote} - cid:{cid} - maximum connections of account {account} exceeded");
+            return Err(Ending::crowded_out());
+        };
+        self.place = place;
+        let limits = self.sessions.limits().of(&identity.account);
+        self.max_subscriptions = limits.max_subscriptions;
+        if let Some(max) = limits.max_payload {
+            self.parser.set_max_payload(usize::try_from(max).unwrap_or(usize::MAX));
+        }
         let client = Arc::new(ClientInfo {
             account: identity.account.clone(),
             cid: self.handle.cid,
@@ -315,6 +334,7 @@ impl Session {
         self.account = Some(self.sessions.router().account(&identity.account));
         self.guard = identity.permissions.map(|permissions| Arc::new(Guard::new(permissions)));
         self.routes.judge_by(self.guard.clone());
+        Ok(())
     }
 
     pub(super) fn drop_subscriptions(&mut self) {

@@ -18,6 +18,7 @@ use crate::runtime::clock::{self, Clock};
 use crate::runtime::net::{self, TcpStream};
 use crate::runtime::tasks;
 use crate::session::outbound::{Delivery, Outbound};
+use crate::session::places::Places;
 use crate::session::{
     AuthConfig, CloseReason, ConnectionView, Identity, Session, SessionHandle, SessionLimits,
     SubscriptionView, Tally,
@@ -29,6 +30,7 @@ pub struct Sessions {
     clock: Clock,
     limits: SessionLimits,
     auth: Arc<AuthConfig>,
+    places: Places,
     hashing: tokio::sync::Semaphore,
     info: RwLock<ServerInfo>,
     other_urls: RwLock<Vec<String>>,
@@ -81,11 +83,15 @@ impl Sessions {
         mut info: ServerInfo,
     ) -> Arc<Self> {
         info.max_payload = limits.max_payload as u64;
+        let full_at = limits.accounts.iter();
+        let full_at = full_at.filter_map(|(name, limits)| Some((name.clone(), limits.max_connections?)));
+        let places = Places::new(full_at);
         info.auth_required = auth.turns_strangers_away();
         let sessions = Arc::new(Self {
             router,
             clock,
             limits,
+            places,
             auth: Arc::new(auth),
             hashing: tokio::sync::Semaphore::new(HASHING_MAX),
             info: RwLock::new(info),
@@ -272,6 +278,12 @@ impl Sessions {
         &self.limits
     }
 
+    /// How many clients of accounts there may be.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
     /// Who may connect.
     #[must_use]
     pub fn auth(&self) -> &AuthConfig {
@@ -298,6 +310,9 @@ impl Sessions {
         let mut info = self.info.read().clone();
         info.client_id = handle.cid;
         info.client_ip = handle.remote.ip().to_canonical().to_string();
+        if let Some(max) = self.limits.of(&handle.client().account).max_payload {
+            info.max_payload = info.max_payload.min(max);
+        }
         info
     }
 

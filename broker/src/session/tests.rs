@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::router::{ClientInfo, Inbound, MessageRef, Resolved, Services, Sink};
 use crate::session::testing::{Server, wait_until};
-use crate::session::{AuthConfig, Secret, SessionLimits, User};
+use crate::session::{AuthConfig, ConnectionLimits, Secret, SessionLimits, User};
 
 /// What a usual client sends, and all it gets.
 async fn check(sent: &str, expected: &str) {
@@ -641,4 +641,86 @@ async fn an_operator_can_close_one_connection() {
 
     one.expect_end().await;
     two.expect_nothing().await;
+}
+
+fn limited(limits: ConnectionLimits) -> Server {
+    let account = AccountName::parse("A").unwrap();
+    let user = |name: &str, account: &AccountName| User {
+        name: name.into(),
+        password: Secret::new(""),
+        account: account.clone(),
+        permissions: None,
+    };
+    let auth = AuthConfig {
+        users: vec![user("ann", &account), user("bob", &AccountName::global())],
+        guest: Some(user("ann", &account).identity()),
+        ..AuthConfig::default()
+    };
+    let session = SessionLimits {
+        max_subscriptions: 2,
+        accounts: [(account, limits)].into(),
+        ..SessionLimits::default()
+    };
+    Server::with(session, auth)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_has_as_many_connections_as_it_may_have() {
+    let server = limited(ConnectionLimits { max_connections: Some(2), ..ConnectionLimits::default() });
+    let refused = "-ERR 'maximum account active connections exceeded'\r\n";
+    // A guest is of the account, too, whether it has said so or not.
+    let mut guest = server.dial().await;
+    guest.send("PING\r\n").await;
+    guest.expect("PONG\r\n").await;
+    let mut ann = server.client_with(r#""user":"ann""#).await;
+
+    for said in ["CONNECT {\"user\":\"ann\"}\r\n", "CONNECT {}\r\n", "PING\r\n"] {
+        let mut more = server.dial().await;
+        more.send(said).await;
+        more.expect(refused).await;
+        more.expect_end().await;
+    }
+    let mut bob = server.dial().await;
+    bob.send("CONNECT {\"user\":\"bob\",\"verbose\":false}\r\nPING\r\n").await;
+    bob.expect("PONG\r\n").await;
+
+    // Who comes again under the same name keeps its place; who leaves makes room.
+    ann.send("CONNECT {\"user\":\"ann\",\"verbose\":false}\r\n").await;
+    ann.expect_nothing().await;
+    ann.send("CONNECT {\"user\":\"bob\",\"verbose\":false}\r\n").await;
+    ann.expect_nothing().await;
+    let _second = server.client_with(r#""user":"ann""#).await;
+    drop(guest);
+    wait_until("the guest is gone", || server.sessions.connections().len() == 3).await;
+    let _third = server.client_with(r#""user":"ann""#).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_lowers_the_limits_of_the_server_and_never_raises_them() {
+    let lower =
+        ConnectionLimits { max_subscriptions: Some(1), max_payload: Some(5), ..ConnectionLimits::default() };
+    let higher = ConnectionLimits {
+        max_subscriptions: Some(9),
+        max_payload: Some(1 << 30),
+        ..ConnectionLimits::default()
+    };
+    for (limits, subscriptions, payload) in [(lower, 1, 5), (higher, 2, 1 << 20)] {
+        let server = limited(limits);
+        let mut ann = server.dial().await;
+        ann.send("CONNECT {\"user\":\"ann\",\"protocol\":1,\"verbose\":false}\r\nPING\r\n").await;
+        ann.expect("PONG\r\n").await;
+        let info = ann.line().await;
+        assert!(info.contains(&format!("\"max_payload\":{payload},")), "{info}");
+
+        ann.send("SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n").await;
+        ann.expect(&"-ERR 'maximum subscriptions exceeded'\r\n".repeat(3 - subscriptions)).await;
+        ann.send(&format!("PUB b {payload}\r\n{}\r\n", "x".repeat(payload))).await;
+        ann.expect_nothing().await;
+        ann.send(&format!("PUB b {}\r\n", payload + 1)).await;
+        ann.expect("-ERR 'Maximum Payload Violation'\r\n").await;
+
+        let mut bob = server.client_with(r#""user":"bob""#).await;
+        bob.send("SUB c 1\r\nSUB c 2\r\nPUB b 9\r\n123456789\r\n").await;
+        bob.expect_nothing().await;
+    }
 }

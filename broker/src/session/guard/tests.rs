@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use levee_broker_core::permission::{Grant, GroupFilter, Permissions, PublishGrant, Responses, SubscribeGrant};
+use levee_broker_core::permission::{
+    Grant, GroupFilter, Permissions, PublishGrant, Responses, SubscribeGrant,
+};
 use levee_protocol::ids::AccountName;
 use levee_protocol::subject::Filter;
 use levee_protocol::time::Nanos;
@@ -40,7 +42,8 @@ fn server(grant: Grant) -> Server {
         account: AccountName::global(),
         permissions: grant.map(|grant| Arc::new(Permissions::new(grant))),
     };
-    let auth = AuthConfig { users: vec![user("any", None), user("some", Some(grant))], ..AuthConfig::default() };
+    let auth =
+        AuthConfig { users: vec![user("any", None), user("some", Some(grant))], ..AuthConfig::default() };
     Server::with(SessionLimits::default(), auth)
 }
 
@@ -61,7 +64,10 @@ async fn what_may_not_be_published_is_refused_and_the_connection_goes_on() {
     let mut some = server.dial().await;
 
     some.send("CONNECT {\"user\":\"some\",\"headers\":true}\r\n").await;
-    some.send("PUB a.x 1\r\nx\r\nPUB a.no 1\r\nx\r\nPUB b _R_.x 1\r\nx\r\nHPUB b 12 13\r\nNATS/1.0\r\n\r\nx\r\n").await;
+    some.send(
+        "PUB a.x 1\r\nx\r\nPUB a.no 1\r\nx\r\nPUB b _R_.x 1\r\nx\r\nHPUB b 12 13\r\nNATS/1.0\r\n\r\nx\r\n",
+    )
+    .await;
     some.send("PUB a.no 1\r\nx\r\nPUB a.no 1\r\nx\r\nPUB a.x r 1\r\ny\r\n").await;
 
     let (no, b) = (refused("a.no"), refused("b"));
@@ -77,7 +83,8 @@ async fn a_verdict_is_for_the_user_it_was_made_for() {
     watching.send("SUB a 1\r\n").await;
     watching.expect_nothing().await;
     let mut one = client(&server, "some").await;
-    let connect = |user: &str| format!("CONNECT {{\"user\":\"{user}\",\"verbose\":false,\"pedantic\":false}}\r\n");
+    let connect =
+        |user: &str| format!("CONNECT {{\"user\":\"{user}\",\"verbose\":false,\"pedantic\":false}}\r\n");
 
     // Often enough that the route is kept.
     one.send(&"PUB a 0\r\n\r\n".repeat(3)).await;
@@ -160,9 +167,11 @@ async fn who_is_asked_may_answer_and_nobody_else() {
     let mut other = client(&server, "some").await;
     some.send("SUB q.> 1\r\nSUB g work 2\r\n").await;
     some.expect_nothing().await;
-    any.send("SUB r.> 1\r\nPUB q.1 r.1 0\r\n\r\nPUB q.2 r.2 0\r\n\r\nPUB g r.3 0\r\n\r\nPUB q.3 0\r\n\r\n").await;
+    any.send("SUB r.> 1\r\nPUB q.1 r.1 0\r\n\r\nPUB q.2 r.2 0\r\n\r\nPUB g r.3 0\r\n\r\nPUB q.3 0\r\n\r\n")
+        .await;
     any.expect_nothing().await;
-    some.expect("MSG q.1 1 r.1 0\r\n\r\nMSG q.2 1 r.2 0\r\n\r\nMSG g 2 r.3 0\r\n\r\nMSG q.3 1 0\r\n\r\n").await;
+    some.expect("MSG q.1 1 r.1 0\r\n\r\nMSG q.2 1 r.2 0\r\n\r\nMSG g 2 r.3 0\r\n\r\nMSG q.3 1 0\r\n\r\n")
+        .await;
 
     for reply in ["r.1", "r.2", "r.3"] {
         let answer = format!("PUB {reply} 2\r\nok\r\n");
@@ -200,7 +209,8 @@ async fn texts_are_quoted_as_nats_server_quotes_them() {
     some.send("PUB a\"\\b\x01 0\r\n\r\nSUB a..b \"q\" 1\r\nSUB ok _sys_ 2\r\n").await;
 
     some.expect("-ERR 'Permissions Violation for Publish to \"a\\\"\\\\b\\x01\"'\r\n").await;
-    some.expect("-ERR 'Permissions Violation for Subscription to \"a..b\" using queue \"\\\"q\\\"\"'\r\n").await;
+    some.expect("-ERR 'Permissions Violation for Subscription to \"a..b\" using queue \"\\\"q\\\"\"'\r\n")
+        .await;
     some.expect("-ERR 'Permissions Violation for Subscription to \"ok\" using queue \"_sys_\"'\r\n").await;
 }
 
