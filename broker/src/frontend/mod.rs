@@ -30,7 +30,7 @@ pub async fn gossip_connect_urls(peers: Arc<Peers>, sessions: Arc<Sessions>) {
 }
 
 /// [`Peers::forward`]: how many clients of accounts with a limit are connected to the sender.
-pub const FORWARD_CONNECTED: u8 = 8;
+pub const FORWARD_CONNECTED: u8 = 17;
 /// How often it is looked whether that changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// It is told again after so many looks, in case it was lost on the way.

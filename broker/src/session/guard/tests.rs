@@ -234,3 +234,22 @@ async fn who_asks_is_told_what_it_may_do() {
     });
     assert_eq!(answer["data"]["permissions"], expected);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_brings_no_credentials_may_do_what_the_guest_may() {
+    let guest = User {
+        name: "guest".into(),
+        password: Secret::new("secret"),
+        account: AccountName::global(),
+        permissions: Some(Arc::new(Permissions::new(publish(&["a"], &[])))),
+    };
+    let auth = AuthConfig { guest: Some(guest.identity()), users: vec![guest], ..AuthConfig::default() };
+    let server = Server::with(SessionLimits::default(), auth);
+    let mut client = server.dial().await;
+    let tries = "PUB a 0\r\n\r\nPUB b 0\r\n\r\n";
+
+    client.send(tries).await;
+    client.expect(&("+OK\r\n".to_owned() + &refused("b"))).await;
+    client.send(&("CONNECT {}\r\n".to_owned() + tries)).await;
+    client.expect(&("+OK\r\n+OK\r\n".to_owned() + &refused("b"))).await;
+}
