@@ -8,6 +8,7 @@ use async_nats::{Client, ConnectOptions};
 use futures::StreamExt as _;
 use levee_tests::client::{api, api_ok, leader};
 use levee_tests::cluster::{Cluster, Setup};
+use levee_tests::raw::Raw;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 
@@ -199,4 +200,42 @@ async fn the_system_account_operates_and_is_told() -> Result<()> {
         Ok((left == [0, 1]).then_some(()))
     })
     .await
+}
+
+#[tokio::test]
+async fn an_account_has_as_many_connections_as_it_may_have_on_all_nodes_together() -> Result<()> {
+    let limited = "accounts {
+      A { users [{ user: a, password: a }], limits { max_connections: 3 } }
+      B { users [{ user: b, password: b }], jetstream: enabled }
+    }
+    no_auth_user: b";
+    let mut cluster =
+        Cluster::with(Setup { nodes: 3, extra: limited.to_owned(), ..Setup::default() }).await?;
+    let let_in = async |cluster: &Cluster, node: usize| {
+        let mut raw = Raw::connect(cluster.node(node).address()).await?;
+        let is_in = raw.hello(&json!({ "user": "a", "pass": "a" })).await.is_ok();
+        anyhow::Ok(is_in.then_some(raw))
+    };
+    let first = [let_in(&cluster, 0).await?, let_in(&cluster, 1).await?, let_in(&cluster, 2).await?];
+    ensure!(first.iter().all(Option::is_some), "there is room for three");
+
+    for node in 0..3 {
+        wait_until("the fourth is refused", PATIENCE, async || {
+            Ok(let_in(&cluster, node).await?.is_none().then_some(()))
+        })
+        .await?;
+    }
+    let [_zero, one, _two] = first;
+    drop(one);
+    let again = wait_until("there is room again", PATIENCE, async || let_in(&cluster, 2).await).await?;
+    wait_until("and then none", PATIENCE, async || Ok(let_in(&cluster, 1).await?.is_none().then_some(())))
+        .await?;
+
+    // Clients of a node that is gone are gone, too; nats-server takes more than a minute to say so.
+    if cluster.program().is_levee() {
+        cluster.kill(0)?;
+        let _last = wait_until("their room is free", PATIENCE, async || let_in(&cluster, 1).await).await?;
+    }
+    drop(again);
+    Ok(())
 }

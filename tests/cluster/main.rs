@@ -10,6 +10,7 @@ mod cut;
 mod failover;
 mod joining;
 mod last_words;
+mod permissions;
 mod redrive;
 mod restoring;
 mod spreading;

@@ -9,6 +9,7 @@ mod fast_batches;
 mod mirrors;
 mod monitoring;
 mod pair;
+mod permissions;
 mod priority;
 mod snapshots;
 mod steps;
