@@ -81,7 +81,7 @@ impl PullRequest {
         request.batch = request.batch.max(1);
         request.idle_heartbeat.0 = request.idle_heartbeat.0.max(0);
         request.max_bytes = request.max_bytes.max(0);
-        if request.idle_heartbeat.0 > request.expires.0 / 2 {
+        if request.idle_heartbeat > Nanos::ZERO && request.idle_heartbeat.0 > request.expires.0 / 2 {
             return Err(MalformedPull("heartbeat value too large".to_owned()));
         }
         Ok(request)
@@ -131,6 +131,8 @@ mod tests {
             "Bad Request - heartbeat value too large"
         );
         assert_eq!(refused(r#"{"idle_heartbeat": 1}"#), "Bad Request - heartbeat value too large");
+        // What is over already is told so later.
+        assert!(PullRequest::parse(br#"{"expires": -9223372036854775808}"#).is_ok());
         assert_eq!(
             refused("{x"),
             "Bad Request - invalid character 'x' looking for beginning of object key string at offset 2"
