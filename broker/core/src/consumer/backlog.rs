@@ -60,6 +60,10 @@ pub(crate) struct Backlog {
     /// All undelivered messages up to `read_to`, ascending.
     ahead: VecDeque<Record>,
     read_to: Seq,
+    /// The stream's last sequence when this began to be told of messages that match.
+    listens_from: Option<Seq>,
+    /// No message in here matches.
+    silence: Option<Run>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -87,6 +91,22 @@ impl Backlog {
         } else {
             self.stamp = None;
         }
+    }
+
+    /// As of the last `sync`: from here on `heard` is told of what matches.
+    pub(crate) fn listens(&mut self) {
+        self.listens_from = self.last_seq();
+    }
+
+    /// This is the first message that matches, of those that came since `listens`. What is known to have been read before
+    /// that, and what comes before this one, need not be read to find it.
+    pub(crate) fn heard(&mut self, first: Seq) {
+        let Some(from) = self.listens_from.filter(|from| *from < first) else { return };
+        let silence = Run { first: from.next(), last: first.previous() };
+        if self.read_to >= from {
+            self.read_to = self.read_to.max(silence.last);
+        }
+        self.silence = Some(silence);
     }
 
     /// Sequences that are or may be gone since the last `sync`; more than is reported when a report may be missing.
@@ -194,7 +214,10 @@ impl Backlog {
             }
         }
         if now.last > old.last {
-            let from = old.last.max(marks.delivered.stream).next();
+            let mut from = old.last.max(marks.delivered.stream).next();
+            if let Some(silence) = self.silence.filter(|silence| silence.first <= from) {
+                from = from.max(silence.last.next());
+            }
             self.count += reading.stream.count_matching(reading.filters, from, reading.view)?;
         }
         Ok(true)

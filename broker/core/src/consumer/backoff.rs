@@ -32,14 +32,19 @@ impl Deadlines {
         self.heap.push(Reverse((at, seq)));
     }
 
-    pub(crate) fn next(&self) -> Option<Timestamp> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+    /// When the first one is due that still holds. Those before it are dropped.
+    pub(crate) fn next(&mut self, holds: impl Fn(Timestamp, Seq) -> bool) -> Option<Timestamp> {
+        while let Some(Reverse((at, seq))) = self.heap.peek().copied() {
+            if holds(at, seq) {
+                return Some(at);
+            }
+            self.heap.pop();
+        }
+        None
     }
 
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<(Timestamp, Seq)> {
-        if self.next()? > now {
-            return None;
-        }
+        self.heap.peek().filter(|Reverse((at, _))| *at <= now)?;
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
@@ -82,5 +87,17 @@ mod tests {
         assert_eq!(deadlines.heap.len(), 2);
         assert_eq!(deadlines.pop_due(Timestamp(998)), Some((Timestamp(998), Seq(998))));
         assert_eq!(deadlines.pop_due(Timestamp(998)), None);
+    }
+
+    #[test]
+    fn what_does_not_hold_any_more_is_no_reason_to_wake() {
+        let mut deadlines = Deadlines::default();
+        for seq in [3, 1, 2] {
+            deadlines.add(Timestamp(seq), Seq(seq.cast_unsigned()));
+        }
+
+        assert_eq!(deadlines.next(|_, seq| seq != Seq(1)), Some(Timestamp(2)));
+        assert_eq!(deadlines.heap.len(), 2);
+        assert_eq!(deadlines.next(|_, _| false), None);
     }
 }

@@ -106,7 +106,7 @@ pub enum Attention {
     None,
     /// Messages that leave the stream, because some are unacked.
     Removals,
-    /// Whatever happens to the stream or to the interest in it: somebody waits for messages.
+    /// Whatever happens to the stream: somebody waits for messages.
     All,
 }
 
@@ -200,12 +200,10 @@ impl Dispatch {
         }
         self.used_at = now;
         let mut notices = Vec::new();
-        let max_waiting =
-            usize::try_from(config.max_waiting).ok().filter(|max| *max > 0).unwrap_or(MAX_WAITING_DEFAULT);
-        if self.waiting.len() + self.arrived.len() >= max_waiting {
+        if self.is_full() {
             self.waiting.due(self.marks.delivered, None, now, |notice| notices.push(notice));
         }
-        if self.waiting.len() + self.arrived.len() < max_waiting {
+        if !self.is_full() {
             self.arrived.push_back(Waiter::new(request, standing, reply, now));
         } else if request.idle_heartbeat.is_zero() {
             notices.push(Notice::exceeded(reply, "MaxWaiting"));
@@ -213,8 +211,42 @@ impl Dispatch {
         notices
     }
 
-    /// The stream took messages. Their subjects do not matter: the next `poll` looks.
-    pub fn on_appended(&mut self, _first: Seq, _last: Seq) {}
+    /// From here on the caller says with [`on_match`](Self::on_match) when a message is stored that one of the
+    /// [`filters`](Self::filters) matches. To be called in the moment of the last `poll`.
+    pub fn listens(&mut self) {
+        self.backlog.listens();
+    }
+
+    /// This message was stored, and no matching one before it since it began to listen.
+    pub fn on_match(&mut self, first: Seq) {
+        self.backlog.heard(first);
+    }
+
+    /// What it delivers; no filter is everything.
+    #[must_use]
+    pub fn filters(&self) -> &[Filter] {
+        &self.filters
+    }
+
+    /// Messages whose end it has to hear of: those that are unacked, and those that were passed over for their keys.
+    pub fn open(&self) -> impl Iterator<Item = Seq> {
+        self.marks.unacked.keys().chain(&self.marks.passed).copied()
+    }
+
+    /// The first and the last of those; without any, a first behind the last.
+    #[must_use]
+    pub fn open_between(&self) -> (Seq, Seq) {
+        let Marks { unacked, passed, .. } = &self.marks;
+        let firsts = [unacked.keys().next(), passed.first()].into_iter().flatten();
+        let lasts = [unacked.keys().next_back(), passed.last()].into_iter().flatten();
+        (firsts.min().copied().unwrap_or(Seq(u64::MAX)), lasts.max().copied().unwrap_or(Seq::NONE))
+    }
+
+    /// How many those are.
+    #[must_use]
+    pub fn num_open(&self) -> usize {
+        self.marks.unacked.len() + self.marks.passed.len()
+    }
 
     /// The stream lost messages. To be handed in before the next `poll` that may see it; a late report costs a count
     /// of what is pending, and nothing else.
@@ -282,27 +314,62 @@ impl Dispatch {
         self.incarnation
     }
 
+    /// Looks which requests nobody waits for any more, and whether anybody listens on the deliver subject.
+    pub fn look_for_interest(&mut self, interest: &dyn Fn(&[u8]) -> bool, now: Timestamp) {
+        self.interest_changed = true;
+        self.look_at_interest(interest, now);
+    }
+
+    /// Whether as many requests wait as may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() + self.arrived.len() >= self.max_waiting()
+    }
+
     /// Which changes it has to be polled after.
     #[must_use]
     pub fn attention(&self) -> Attention {
-        let is_waited_for = self.push.is_some()
+        let is_waited_for = self.push.as_ref().is_some_and(|push| push.bound)
             || !self.waiting.is_empty()
             || !self.arrived.is_empty()
             || !self.held.is_empty()
             || !self.outbox.is_empty();
         if is_waited_for {
             Attention::All
-        } else if self.marks.num_unacked() > 0 {
+        } else if self.num_open() > 0 {
             Attention::Removals
         } else {
             Attention::None
         }
     }
 
-    /// Whether it has something to do before anybody asks it to.
+    /// The subject on which subscribers that come or go are to be told of, with
+    /// [`on_interest_changed`](Self::on_interest_changed). Inboxes of requests are looked at when there is something for
+    /// them.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.attention() != Attention::None || self.inactive_at.is_some() || self.told_paused.is_some()
+    pub fn deliver_subject(&self) -> Option<&Bytes> {
+        self.push.as_ref().map(|push| &push.subject)
+    }
+
+    /// Whether there is something to be taken: by `poll`, or by `take_progress`.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        !self.outbox.is_empty() || self.fold.events() > 0
+    }
+
+    /// When it has to be polled although nothing happened; `None` is never.
+    pub fn next_timer(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let timers = [
+            self.next_deadline(),
+            self.look_for_commits(now),
+            self.dead_letters.next(),
+            self.waiting.wake(),
+            self.priority.wake(),
+            self.push.as_ref().and_then(Push::next_timer),
+            self.inactive_at,
+            self.told_paused,
+        ];
+        timers.into_iter().flatten().min()
     }
 
     /// Whether it works by this ledger's configuration and has not missed a reset.
@@ -332,7 +399,7 @@ impl Dispatch {
         self.sync(stream, view, now)?;
         self.expire_acks(now);
         self.look_at_interest(interest, now);
-        self.admit(stream, view)?;
+        self.admit(stream, view, interest, now)?;
         self.run_timers(interest, now);
         if let Some(step) = self.outbox.pop_front() {
             return Ok(step);
@@ -347,17 +414,7 @@ impl Dispatch {
         if let Some(step) = self.outbox.pop_front() {
             return Ok(step);
         }
-        let timers = [
-            resume_at,
-            self.deadlines.next(),
-            self.look_for_commits(now),
-            self.dead_letters.next(),
-            self.waiting.wake(),
-            self.priority.wake(),
-            self.push.as_ref().and_then(Push::next_timer),
-            self.inactive_at,
-        ];
-        Ok(Step::Sleep(timers.into_iter().flatten().min()))
+        Ok(Step::Sleep([resume_at, self.next_timer(now)].into_iter().flatten().min()))
     }
 
     /// What happened since this was last called, to be proposed; `None` when nothing did.
@@ -398,7 +455,8 @@ impl Dispatch {
         view: &dyn MessageView,
         now: Timestamp,
     ) -> Result<ConsumerInfo, ReadFailed> {
-        let num_pending = self.num_pending(stream, view)?;
+        self.sync(stream, view, now)?;
+        let num_pending = self.undelivered(stream, view)?;
         let paused_until = self.paused_until(now);
         let marks = &self.marks;
         Ok(ConsumerInfo {
@@ -525,6 +583,11 @@ impl Dispatch {
         self.outbox.push_back(Step::Advisory(advisory));
     }
 
+    fn max_waiting(&self) -> usize {
+        let max = usize::try_from(self.config.max_waiting).ok();
+        max.filter(|max| *max > 0).unwrap_or(MAX_WAITING_DEFAULT)
+    }
+
     fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
         self.config.pause_until.filter(|until| *until > now)
     }
@@ -562,11 +625,21 @@ impl Dispatch {
     }
 
     /// Lets new requests in. One that does not wait is answered at once when earlier ones take all there is.
-    fn admit(&mut self, stream: &dyn Source, view: &dyn MessageView) -> Result<(), ReadFailed> {
+    fn admit(
+        &mut self,
+        stream: &dyn Source,
+        view: &dyn MessageView,
+        interest: &dyn Fn(&[u8]) -> bool,
+        now: Timestamp,
+    ) -> Result<(), ReadFailed> {
         while let Some(waiter) = self.arrived.pop_front() {
             if waiter.no_wait() {
                 let again = self.ready.len() + self.slots.due().len();
                 let available = self.undelivered(stream, view)? + again as u64;
+                if available > 0 && available < self.waiting.wanted() {
+                    // Not those of clients that are gone.
+                    self.look_for_interest(interest, now);
+                }
                 if available > 0 && available < self.waiting.wanted() {
                     self.outbox.push_back(Step::Notify(Notice::requests_pending(waiter.into_inbox())));
                     continue;

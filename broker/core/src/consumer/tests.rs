@@ -11,6 +11,7 @@ mod places;
 mod priority;
 mod pull;
 mod pushing;
+mod resting;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -23,10 +24,11 @@ use levee_protocol::api::{
 use levee_protocol::command::{Progress, StreamCommand};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::record::BlockBuilder;
+use levee_protocol::subject::Filter;
 use levee_protocol::time::{Nanos, Timestamp};
 
 use super::*;
-use crate::stream::{Event, Outcome, Reply, StreamMachine};
+use crate::stream::{Event, MessageView, Outcome, Reply, StreamMachine};
 use crate::testing::MemoryView;
 
 pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
@@ -41,6 +43,8 @@ pub(super) struct World {
     pub(super) deaf: BTreeSet<Vec<u8>>,
     /// Whether removals are reported to the dispatch, as they should be.
     pub(super) reports: bool,
+    /// Whether the dispatch was told of a message that matches since it slept.
+    has_heard: bool,
     log_index: u64,
 }
 
@@ -63,6 +67,7 @@ impl World {
             dispatch: None,
             deaf: BTreeSet::new(),
             reports: true,
+            has_heard: true,
             log_index: 0,
         };
         let config = StreamConfig {
@@ -89,7 +94,18 @@ impl World {
         if let Some(dispatch) = &mut self.dispatch {
             for event in &outcome.events {
                 match event {
-                    Event::Appended { first, last } => dispatch.on_appended(*first, *last),
+                    Event::Appended { first, last } => {
+                        let matching = |seq: &Seq| {
+                            let record = self.view.record(*seq).unwrap();
+                            let matches = |filter: &Filter| filter.matches(&record.as_ref().unwrap().subject);
+                            dispatch.filters().is_empty() || dispatch.filters().iter().any(matches)
+                        };
+                        if let Some(first) = (first.0..=last.0).map(Seq).find(matching)
+                            && !std::mem::replace(&mut self.has_heard, true)
+                        {
+                            dispatch.on_match(first);
+                        }
+                    }
                     Event::Removed { first, last } if self.reports => dispatch.on_removed(*first, *last),
                     Event::ConsumerUpdated { name } => {
                         dispatch.on_configured(self.machine.consumer(name).unwrap(), self.now);
@@ -197,7 +213,11 @@ impl World {
                 Step::Notify(status) => lines.push(notice(&status)),
                 Step::Advisory(advisory) => lines.push(format!("{advisory:?}")),
                 Step::Inactive => lines.push("inactive".into()),
-                Step::Sleep(until) => return (lines, until),
+                Step::Sleep(until) => {
+                    dispatch.listens();
+                    self.has_heard = false;
+                    return (lines, until);
+                }
             }
         }
     }

@@ -267,10 +267,7 @@ impl Dispatch {
 
     pub(super) fn expire_acks(&mut self, now: Timestamp) {
         while let Some((at, seq)) = self.deadlines.pop_due(now) {
-            let is_queued = self.ready.contains(&seq)
-                || self.slots.due().contains(&seq)
-                || self.marks.dead.contains_key(&seq);
-            if is_queued || !is_due_at(&self.config, &self.marks, seq, at) {
+            if !self.is_awaited(at, seq) {
                 continue;
             }
             if self.is_held(seq) {
@@ -283,6 +280,23 @@ impl Dispatch {
                 self.outbox.push_back(Step::Advisory(advisory));
             }
         }
+    }
+
+    /// When the first wait for an ack is over.
+    pub(super) fn next_deadline(&mut self) -> Option<Timestamp> {
+        let mut deadlines = std::mem::take(&mut self.deadlines);
+        let next = deadlines.next(|at, seq| self.is_awaited(at, seq));
+        self.deadlines = deadlines;
+        next
+    }
+
+    /// Whether the wait for the ack of a message ends at this time. One that is queued to be delivered again, or given up,
+    /// is not waited for.
+    fn is_awaited(&self, at: Timestamp, seq: Seq) -> bool {
+        let is_queued = self.ready.contains(&seq)
+            || self.slots.due().contains(&seq)
+            || self.marks.dead.contains_key(&seq);
+        !is_queued && is_due_at(&self.config, &self.marks, seq, at)
     }
 
     fn sample(&mut self, seq: Seq, ack: &AckReply<'_>, now: Timestamp, advisories: &mut Vec<Advisory>) {

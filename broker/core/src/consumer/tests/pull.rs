@@ -242,14 +242,15 @@ fn a_no_wait_request_that_others_would_leave_nothing_for_is_told_so() {
     let mut world = World::empty(StreamConfig::default());
     world.consumer(explicit());
     world.next(3);
-    world.deaf.insert(b"mine".to_vec());
     world.publish("c1.0", "0");
 
-    let now = world.now;
-    let request = PullRequest { batch: 1, no_wait: true, ..PullRequest::default() };
-    world.dispatch().on_pull(&request, Bytes::from_static(b"other"), now);
+    let request = || PullRequest { batch: 1, no_wait: true, ..PullRequest::default() };
+    assert_eq!(world.pull_from("other", request()), ["other 408 Requests Pending", "mine c1.0 1.1.1.0 0"]);
 
-    assert_eq!(world.run(), ["other 408 Requests Pending"]);
+    // Those of clients that are gone leave it.
+    world.deaf.insert(b"mine".to_vec());
+    world.publish("c1.0", "1");
+    assert_eq!(world.pull_from("other", request()), ["other c1.0 1.2.2.0 1"]);
 }
 
 #[test]
