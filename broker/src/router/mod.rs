@@ -10,6 +10,7 @@
 //! | [`route`] | what a publisher remembers about a subject |
 //! | [`stage`] | what it collected, per destination |
 //! | [`batch`] | the node's own messages: deliveries, answers, advisories |
+//! | [`watchers`] | who wants to know when somebody listens on a subject |
 //! | [`interest`] | what this node tells its peers it wants, and what they told |
 //! | [`peers`] | the streams between nodes |
 //! | [`sink`] | what the stream side implements to take part |
@@ -21,6 +22,7 @@ pub(crate) mod route;
 pub(crate) mod sink;
 pub(crate) mod stage;
 pub(crate) mod table;
+pub(crate) mod watchers;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,14 +31,15 @@ use std::sync::{Arc, OnceLock};
 use foldhash::fast::RandomState;
 use levee_protocol::ids::AccountName;
 use parking_lot::RwLock;
-use tokio::sync::watch;
 
 pub use batch::RouteBatch;
 pub use sink::{ClientInfo, Inbound, InboundItem, Resolved, Services, Sink};
 pub use table::{AccountTable, Subscription};
+pub use watchers::InterestWatcher;
 
 use interest::InterestBook;
 use table::{Interest, RemoteInterest};
+use watchers::Watchers;
 
 /// The node's routing table.
 pub struct Router {
@@ -44,7 +47,7 @@ pub struct Router {
     generation: AtomicU64,
     services: OnceLock<Arc<dyn Services>>,
     book: InterestBook,
-    changed: watch::Sender<u64>,
+    watchers: Watchers,
 }
 
 /// A message on its way.
@@ -69,7 +72,7 @@ impl Router {
             generation: AtomicU64::new(1),
             services: OnceLock::new(),
             book: InterestBook::default(),
-            changed: watch::Sender::new(1),
+            watchers: Watchers::default(),
         })
     }
 
@@ -119,10 +122,9 @@ impl Router {
         table.is_some_and(|table| table.has_literal_interest(subject))
     }
 
-    /// Moves whenever [`Self::has_interest`] may have changed.
-    #[must_use]
-    pub fn interest_changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// Who is told when [`Self::has_interest`] may have changed for a subject.
+    pub(crate) fn watchers(&self) -> &Watchers {
+        &self.watchers
     }
 
     /// The subjects of an account. Accounts come into being when they are first named.
@@ -159,6 +161,7 @@ impl Router {
     pub(crate) fn subscribe(&self, subscription: &Arc<Subscription>) {
         subscription.table.insert(Interest::Local(Arc::clone(subscription)));
         self.moved();
+        self.watchers.moved(&subscription.table.name, &subscription.filter);
         self.book.added(&subscription.table.name, &subscription.filter, &subscription.queue);
     }
 
@@ -166,6 +169,7 @@ impl Router {
         subscription.close();
         if subscription.table.remove_local(subscription) {
             self.moved();
+            self.watchers.moved(&subscription.table.name, &subscription.filter);
             self.book.removed(&subscription.table.name, &subscription.filter, &subscription.queue);
         }
     }
@@ -183,19 +187,24 @@ impl Router {
     pub(crate) fn add_remote(&self, table: &AccountTable, remote: &Arc<RemoteInterest>) {
         table.insert(Interest::Remote(Arc::clone(remote)));
         self.moved();
+        self.watchers.moved(&table.name, &remote.filter);
     }
 
     pub(crate) fn remove_remote(&self, table: &AccountTable, remote: &Arc<RemoteInterest>) {
         table.remove_remote(remote);
         self.moved();
+        self.watchers.moved(&table.name, &remote.filter);
+    }
+
+    /// A link to a peer came up or broke.
+    pub(crate) fn link_moved(&self) {
+        self.moved();
+        self.watchers.all_moved();
     }
 
     /// What caches hold may be wrong now: called after the table changed, so that who sees the new generation sees
     /// the new table.
     pub(crate) fn moved(&self) {
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        if self.changed.receiver_count() > 0 {
-            self.changed.send_replace(generation);
-        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use levee_protocol::ids::AccountName;
 use parking_lot::Mutex;
 
-use crate::router::{ClientInfo, Inbound, MessageRef, Resolved, Services, Sink};
+use crate::router::{ClientInfo, Inbound, InterestWatcher, MessageRef, Resolved, Services, Sink};
 use crate::session::testing::{Server, wait_until};
 use crate::session::{AuthConfig, ConnectionLimits, Secret, SessionLimits, User};
 
@@ -487,13 +487,24 @@ async fn the_nodes_own_messages_go_to_an_inbox_under_their_own_subject() {
         client.expect(&format!("HMSG orders.eu 3 $JS.ACK.1 12 13\r\nNATS/1.0\r\n\r\n{at}\r\n")).await;
     }
     assert!(server.router.has_interest(&account, b"_INBOX.x.9"));
-    let mut changed = server.router.interest_changed();
-    changed.mark_unchanged();
+    let told = Arc::new(Told::default());
+    let watcher: std::sync::Weak<Told> = Arc::downgrade(&told);
+    server.router.watchers().add(&account, b"_INBOX.x.9", watcher, || false);
     client.send("UNSUB 3\r\n").await;
     client.expect_nothing().await;
-    assert!(changed.has_changed().unwrap());
+    assert_eq!(told.0.load(Ordering::Relaxed), 1);
     assert!(!server.router.has_interest(&account, b"_INBOX.x.9"));
     assert_eq!(batch.send(&account, b"_INBOX.x.1", MessageRef::default()), 0);
+}
+
+/// How often it was told of subscribers.
+#[derive(Default)]
+struct Told(AtomicU64);
+
+impl InterestWatcher for Told {
+    fn interest_moved(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A stream side that captures `orders.>`, and can be full.

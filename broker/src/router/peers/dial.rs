@@ -159,7 +159,7 @@ async fn connect(peers: &Arc<Peers>, address: &str) -> Ended {
     peers.router.book().attach(&link, connection);
     // If the stream is gone already, `hold` finds out at once.
     let _ = admit.send(Arc::clone(&link));
-    peers.router.moved();
+    peers.router.link_moved();
     peers.look(node);
     peers.learn(known);
 
@@ -168,7 +168,7 @@ async fn connect(peers: &Arc<Peers>, address: &str) -> Ended {
     if link.disconnect(connection) {
         peers.router.book().detach(&link);
     }
-    peers.router.moved();
+    peers.router.link_moved();
     peers.look(node);
     Ended::Broke
 }
