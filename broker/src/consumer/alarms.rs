@@ -1,5 +1,6 @@
-//! When consumers without a task are to look again: an ephemeral one that nobody uses is deleted at some time, and keeps
-//! neither a task nor a timer until then. One task per stream sleeps for all of them.
+//! When consumers without a task are to look again: a message is to be delivered again when the wait for its ack is over, a
+//! request ends, a pause ends, an ephemeral consumer that nobody uses is deleted. None keeps a task or a timer until then.
+//! One task per stream sleeps for all of them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
@@ -50,12 +51,21 @@ impl Set {
 }
 
 impl Alarms {
-    /// Has the consumer look at `due`, in place of when it was to look before. True the first time: then somebody has
-    /// to [`watch`](Self::watch).
+    /// Has the consumer look at `due`, in place of when it was to look before; not if it is over, and there may be
+    /// another one of its name. True the first time: then somebody has to [`watch`](Self::watch).
     #[must_use]
-    pub(crate) fn set(&self, name: &ConsumerName, due: Timestamp) -> bool {
+    pub(crate) fn set(
+        &self,
+        name: &ConsumerName,
+        due: Option<Timestamp>,
+        is_over: impl FnOnce() -> bool,
+    ) -> bool {
         let mut set = self.set.lock();
+        if is_over() {
+            return false;
+        }
         set.remove(name);
+        let Some(due) = due else { return false };
         set.by_name.insert(name.clone(), due);
         set.by_time.insert((due, name.clone()));
         if set.by_time.first().is_some_and(|(_, first)| first == name) {
@@ -107,11 +117,15 @@ mod tests {
     #[test]
     fn each_consumer_has_one_alarm_and_the_first_asks_for_a_watch() {
         let alarms = Alarms::default();
-        assert!(alarms.set(&name("a"), Timestamp(5)), "nobody watches yet");
-        assert!(!alarms.set(&name("b"), Timestamp(3)));
-        assert!(!alarms.set(&name("a"), Timestamp(9)), "in place of 5");
-        assert!(!alarms.set(&name("c"), Timestamp(4)));
+        let set = |who: &str, at: i64| alarms.set(&name(who), Some(Timestamp(at)), || false);
+        assert!(set("a", 5), "nobody watches yet");
+        assert!(!set("b", 3));
+        assert!(!set("a", 9), "in place of 5");
+        assert!(!set("c", 4));
         alarms.remove(&name("c"));
+        assert!(!set("d", 4));
+        assert!(!alarms.set(&name("d"), None, || false), "never");
+        assert!(!alarms.set(&name("a"), Some(Timestamp(1)), || true), "it is over");
 
         assert_eq!(due(&alarms, 2), [""; 0]);
         assert_eq!(due(&alarms, 8), ["b"]);

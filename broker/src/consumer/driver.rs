@@ -2,7 +2,7 @@
 //! goes into an inbox under one short lock; a task drains it, asks the rules for steps until they sleep, and hands
 //! deliveries to the router in batches. One lock, one flush and one wakeup per batch of deliveries, not per message.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use levee_broker_core::consumer::{Advisory, Attention, Closed, Confirm, Delivery
 use levee_broker_core::stream::{Event, ReadFailed};
 use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest, RetentionPolicy};
 use levee_protocol::command::StreamCommand;
-use levee_protocol::ids::{AccountName, ConsumerName};
+use levee_protocol::ids::{AccountName, ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
 use levee_storage::kind::INLINE;
 use parking_lot::Mutex;
@@ -22,8 +22,8 @@ use crate::consumer::letters::{Letters, Outcome};
 use crate::consumer::progress::Collector;
 use crate::jetstream::JetStream;
 use crate::nuid;
-use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
-use crate::runtime::clock::Clock;
+use crate::router::{Inbound, InboundItem, InterestWatcher, MessageRef, RouteBatch};
+use crate::runtime::clock::{self, Clock};
 use crate::sinks::no_responders;
 use crate::stream::{Leader, Replica};
 
@@ -36,6 +36,10 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 
 /// A consumer that has nothing to do for this long has no task until it is used again, or until it is due.
 const LINGER: Duration = Duration::from_secs(2);
+/// A sleep that is not longer is slept by the task.
+const NAP: Duration = Duration::from_millis(100);
+/// A consumer with more open messages than this keeps its task: to hear of their removal, each would be noted for it.
+const OPEN_MAX: usize = 1024;
 /// As long as those of nats-server.
 const PIN_ID_CHARS: usize = 22;
 
@@ -66,8 +70,13 @@ pub struct Driver {
     leader: Weak<Leader>,
     /// Whether it has a task. One that has nothing to do for a while has none.
     is_running: AtomicBool,
-    /// An [`Attention`].
-    attention: AtomicU8,
+    /// Whether it has ended.
+    is_over: AtomicBool,
+    /// The deliver subject whose subscribers the router tells of.
+    watched: Mutex<Option<Bytes>>,
+    /// Between which sequences its open messages are, for removals while it has a task. None are, if the first is behind
+    /// the last.
+    open: (AtomicU64, AtomicU64),
     /// Its info as of before the first delivery: what the answer to a create says. Watchers count on `num_pending`
     /// there being all that will come.
     first_info: Mutex<Option<Box<ConsumerInfo>>>,
@@ -86,6 +95,10 @@ pub enum Beginning {
 struct Inbox {
     requests: Vec<Request>,
     stream_moved: bool,
+    /// Something that may concern it was removed.
+    removals: bool,
+    /// The first message that concerns it since it last looked.
+    first_match: Option<Seq>,
     ledger_changed: bool,
     interest_changed: bool,
     unpinned: bool,
@@ -94,8 +107,13 @@ struct Inbox {
 
 impl Inbox {
     fn is_empty(&self) -> bool {
-        let told = self.ledger_changed || self.interest_changed || self.unpinned || self.ended;
-        self.requests.is_empty() && !self.stream_moved && !told
+        !self.is_use() && !self.removals && !self.ended
+    }
+
+    /// Whether it is reason to expect more.
+    fn is_use(&self) -> bool {
+        let told = self.stream_moved || self.ledger_changed || self.interest_changed || self.unpinned;
+        told || !self.requests.is_empty()
     }
 }
 
@@ -116,11 +134,11 @@ impl Driver {
     pub fn new(
         jetstream: &JetStream,
         replica: &Replica,
-        leader: Weak<Leader>,
+        leader: &Arc<Leader>,
         name: &ConsumerName,
         beginning: Beginning,
     ) -> Result<Option<Arc<Self>>, ReadFailed> {
-        let clock = jetstream.clock().clone();
+        let (leader, clock) = (Arc::downgrade(leader), leader.clock().clone());
         let account = replica.assignment().account.clone();
         let begun = replica.read(|machine, view| {
             let Some(ledger) = machine.consumer(name) else { return Ok(None) };
@@ -148,7 +166,9 @@ impl Driver {
                 is_idle,
                 leader,
                 is_running: AtomicBool::new(false),
-                attention: AtomicU8::new(Attention::None as u8),
+                is_over: AtomicBool::new(false),
+                watched: Mutex::default(),
+                open: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
                 first_info: Mutex::new(first_info),
             })
         }))
@@ -160,10 +180,22 @@ impl Driver {
         self.first_info.lock().take().map(|info| *info)
     }
 
-    /// Begins, if there is anything to do already.
-    pub fn begin(self: &Arc<Self>) {
-        if !self.is_idle && self.dispatch.lock().is_busy() {
-            self.rouse();
+    /// Begins: at once, if there is anything to do already, or when it is due.
+    pub fn begin(self: &Arc<Self>, replica: &Replica) {
+        if self.is_idle {
+            return;
+        }
+        let mut dispatch = self.dispatch.lock();
+        // One that pushes begins to watch who listens.
+        let is_busy = dispatch.deliver_subject().is_some() || dispatch.has_news();
+        let alarm = dispatch.next_timer(self.clock.now());
+        if is_busy || !self.watch(replica, &dispatch) {
+            drop(dispatch);
+            return self.rouse();
+        }
+        drop(dispatch);
+        if let Some(leader) = self.leader.upgrade() {
+            leader.set_alarm(self, alarm);
         }
     }
 
@@ -179,13 +211,18 @@ impl Driver {
 
     /// Gives up its task, until `alarm` at the latest. False if something came in between and there is no other task
     /// for it.
-    fn rests(self: &Arc<Self>, alarm: Option<Timestamp>) -> bool {
+    fn rests(self: &Arc<Self>, replica: &Replica, alarm: Option<Timestamp>) -> bool {
+        let dispatch = self.dispatch.lock();
+        if dispatch.has_news() || !self.watch(replica, &dispatch) {
+            return false;
+        }
+        drop(dispatch);
         // Whoever is known to the leader as awake has a task, so it leaves first.
         self.leave();
         self.is_running.store(false, Ordering::SeqCst);
         // An alarm that rings while there is still a task would be lost with it.
-        if let (Some(due), Some(leader)) = (alarm, self.leader.upgrade()) {
-            leader.set_alarm(self, due);
+        if let Some(leader) = self.leader.upgrade() {
+            leader.set_alarm(self, alarm);
         }
         if self.inbox.lock().is_empty() || self.is_running.swap(true, Ordering::SeqCst) {
             return true;
@@ -194,6 +231,25 @@ impl Driver {
             leader.enter(self);
         }
         false
+    }
+
+    /// From here on it is told when one of its open messages is removed. False if one was since it looked at the stream, or
+    /// if there are too many.
+    fn watch(self: &Arc<Self>, replica: &Replica, dispatch: &Dispatch) -> bool {
+        let Some(leader) = self.leader.upgrade() else { return true };
+        // While nothing can be applied.
+        replica.read(|machine, _| {
+            if dispatch.num_open() > OPEN_MAX || !dispatch.open().all(|seq| machine.is_live(seq)) {
+                return false;
+            }
+            leader.listeners().watch(&self.name, self, dispatch.open(), || self.is_over());
+            true
+        })
+    }
+
+    /// Whether nobody is to remember it: there may be another one of its name.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
     }
 
     fn leave(self: &Arc<Self>) {
@@ -234,16 +290,24 @@ impl Driver {
         true
     }
 
-    /// Something happened to the stream. Who has nobody waiting finds out when it looks again.
-    pub fn on_stream_events(self: &Arc<Self>, events: &[Event]) {
-        let has_removals = || events.iter().any(|event| matches!(event, Event::Removed { .. }));
-        let attention = self.attention.load(Ordering::SeqCst);
-        if attention == Attention::None as u8 || (attention == Attention::Removals as u8 && !has_removals()) {
-            return;
-        }
-        // The next poll looks at the stream itself.
-        self.inbox.lock().stream_moved = true;
+    /// Something happened that concerns it: the first message that matches, or the end of an open one.
+    pub fn on_told(self: &Arc<Self>, first_match: Option<Seq>) {
+        let mut inbox = self.inbox.lock();
+        inbox.stream_moved = true;
+        inbox.first_match = [inbox.first_match, first_match].into_iter().flatten().min();
+        drop(inbox);
         self.rouse();
+    }
+
+    /// Messages left the stream while it has a task.
+    pub fn on_removals(self: &Arc<Self>, events: &[Event]) {
+        let (first_open, last_open) = &self.open;
+        let (first_open, last_open) = (first_open.load(Ordering::SeqCst), last_open.load(Ordering::SeqCst));
+        let concerns = |event: &Event| matches!(event, Event::Removed { first, last } if first.0 <= last_open && last.0 >= first_open);
+        if events.iter().any(concerns) {
+            self.inbox.lock().removals = true;
+            self.rouse();
+        }
     }
 
     /// The consumer was updated, paused or resumed.
@@ -262,7 +326,13 @@ impl Driver {
     }
 
     /// It is over: whoever waits is told why, here and now, because the task may be gone before its next turn.
-    pub fn end(&self, jetstream: &JetStream, why: Ended) {
+    pub fn end(self: &Arc<Self>, jetstream: &JetStream, why: Ended) {
+        self.is_over.store(true, Ordering::SeqCst);
+        if let Some(subject) = self.watched.lock().take() {
+            let this: Weak<Self> = Arc::downgrade(self);
+            let this: Weak<dyn InterestWatcher> = this;
+            jetstream.router().watchers().remove(&self.account, &subject, &this);
+        }
         let mut inbox = self.inbox.lock();
         inbox.ended = true;
         let requests = std::mem::take(&mut inbox.requests);
@@ -289,8 +359,8 @@ impl Driver {
     }
 
     /// Everything there is to know of the consumer now, the cluster apart.
-    pub fn info(&self, jetstream: &JetStream, replica: &Replica) -> Option<ConsumerInfo> {
-        let now = jetstream.clock().now();
+    pub fn info(self: &Arc<Self>, jetstream: &JetStream, replica: &Replica) -> Option<ConsumerInfo> {
+        let now = self.clock.now();
         // The same order of locks as in `turn`: first the dispatch, then the machine.
         let mut dispatch = self.dispatch.lock();
         let info = replica.read(|machine, view| {
@@ -307,8 +377,17 @@ impl Driver {
                 return Dispatch::new(ledger, machine, view, now)?.info(machine, view, now);
             }
             self.take_removals(&mut dispatch, replica);
+            // Nobody has looked since the last message came, or the last request.
+            let interest = interest(jetstream, &self.account, &dispatch);
+            dispatch.look_for_interest(&interest, now);
             dispatch.info(machine, view, now)
         });
+        let has_news = dispatch.has_news();
+        drop(dispatch);
+        if has_news {
+            self.inbox.lock().stream_moved = true;
+            self.rouse();
+        }
         info.inspect_err(|error| tracing::error!("consumer '{}': {error}", self.name)).ok()
     }
 
@@ -323,15 +402,16 @@ impl Driver {
             return;
         }
         let mut route = jetstream.router().batch();
-        let mut interest = jetstream.router().interest_changed();
         let mut scratch = Vec::with_capacity(256);
         let mut letters = Letters::new(&jetstream, self.account.clone());
+        let Some(leader) = self.leader.upgrade() else { return };
+        leader.listeners().woke(&self.name, || self.is_over());
+        drop(leader);
+        let mut used_at = None;
         loop {
             while let Some(outcome) = letters.next_now() {
                 self.letter_posted(&replica, &mut letters, &outcome);
             }
-            // From here on what happens to the stream is told.
-            self.attention.store(Attention::All as u8, Ordering::SeqCst);
             let inbox = {
                 let mut inbox = self.inbox.lock();
                 if inbox.ended {
@@ -341,6 +421,9 @@ impl Driver {
                 }
                 std::mem::take(&mut *inbox)
             };
+            if inbox.is_use() {
+                used_at = Some(clock::monotonic());
+            }
             let caught_up = self.after_commits(&replica, &mut route, &mut scratch, &letters);
             let turn = self.turn(&jetstream, &replica, &progress, inbox, &mut route, &mut scratch);
             let turn = caught_up.and(turn);
@@ -363,10 +446,11 @@ impl Driver {
                 }
                 Ok(Turn::Sleep(until)) => {
                     let wait = until.map(|until| until.since(self.clock.now()).max(Nanos::ZERO).to_std());
-                    let is_long = wait.is_none_or(|wait| wait > LINGER);
-                    may_rest = is_long && self.attention.load(Ordering::SeqCst) == Attention::None as u8;
+                    let linger = used_at.map_or(Duration::ZERO, |at| LINGER.saturating_sub(at.elapsed()));
+                    let is_long = wait.is_none_or(|wait| wait > linger.max(NAP));
+                    may_rest = is_long && letters.is_empty() && self.dispatch.lock().num_open() <= OPEN_MAX;
                     alarm = until;
-                    if may_rest { Some(LINGER) } else { wait }
+                    if may_rest { Some(linger) } else { wait }
                 }
                 Err(error) => {
                     tracing::error!(
@@ -377,21 +461,14 @@ impl Driver {
                     Some(READ_RETRY)
                 }
             };
-            let attends = self.attention.load(Ordering::SeqCst) == Attention::All as u8;
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = sleep(wait) => {
-                    if may_rest && self.rests(alarm) {
+                    if may_rest && self.rests(&replica, alarm) {
                         return;
                     }
                 }
                 outcome = letters.next() => self.letter_posted(&replica, &mut letters, &outcome),
-                changed = interest.changed(), if attends => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.inbox.lock().interest_changed = true;
-                }
             }
         }
     }
@@ -433,7 +510,7 @@ impl Driver {
 
     /// Hands in what arrived, then takes steps up to one flush.
     fn turn(
-        &self,
+        self: &Arc<Self>,
         jetstream: &JetStream,
         replica: &Replica,
         progress: &Collector,
@@ -445,7 +522,12 @@ impl Driver {
         let stream = replica.assignment().config.name.clone();
         let mut dispatch = self.dispatch.lock();
         let mut confirmations = Vec::new();
-        self.take_events(&mut dispatch, replica, &inbox, now);
+        self.take_events(&mut dispatch, jetstream, replica, &inbox, now);
+        if dispatch.is_full() && inbox.requests.iter().any(|request| request.kind == RequestKind::Pull) {
+            // Requests of clients that are gone make place.
+            let interest = interest(jetstream, &self.account, &dispatch);
+            dispatch.look_for_interest(&interest, now);
+        }
         if dispatch.wants_pin_id() {
             // One is enough: nobody is pinned and released within a turn.
             dispatch.supply_pin_id(nuid::draw(PIN_ID_CHARS));
@@ -473,20 +555,35 @@ impl Driver {
                     Step::Notify(notice) => self.notify(route, &notice),
                     Step::Advisory(advice) => self.advise(jetstream, route, &stream, &advice),
                     Step::Inactive => return Ok(Turn::Inactive),
-                    Step::Sleep(until) => return Ok(Turn::Sleep(until)),
+                    Step::Sleep(until) => {
+                        self.attend(&mut dispatch);
+                        return Ok(Turn::Sleep(until));
+                    }
                 }
             }
             Ok(Turn::More)
         });
-        if matches!(turn, Ok(Turn::Sleep(_))) {
-            self.attention.store(dispatch.attention() as u8, Ordering::SeqCst);
-        }
         let urgent = dispatch.waits_for_commit()
             || replica.read(|machine, _| {
                 machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
             });
         progress.report(dispatch.take_progress(), confirmations, urgent);
         turn
+    }
+
+    /// Says what it wants to hear of, in the moment in which it has looked at the stream.
+    fn attend(self: &Arc<Self>, dispatch: &mut Dispatch) {
+        let (first_open, last_open) = dispatch.open_between();
+        self.open.0.store(first_open.0, Ordering::SeqCst);
+        self.open.1.store(last_open.0, Ordering::SeqCst);
+        let Some(leader) = self.leader.upgrade() else { return };
+        match dispatch.attention() {
+            Attention::All => {
+                dispatch.listens();
+                leader.listeners().listen(&self.name, self, dispatch.filters(), || self.is_over());
+            }
+            Attention::Removals | Attention::None => leader.listeners().ignore(&self.name, || self.is_over()),
+        }
     }
 
     fn letter_posted(&self, replica: &Replica, letters: &mut Letters, outcome: &Outcome) {
@@ -506,9 +603,16 @@ impl Driver {
         self.removals_known.store(number, Ordering::Relaxed);
     }
 
-    fn take_events(&self, dispatch: &mut Dispatch, replica: &Replica, inbox: &Inbox, now: Timestamp) {
-        if inbox.interest_changed {
-            dispatch.on_interest_changed();
+    fn take_events(
+        self: &Arc<Self>,
+        dispatch: &mut Dispatch,
+        jetstream: &JetStream,
+        replica: &Replica,
+        inbox: &Inbox,
+        now: Timestamp,
+    ) {
+        if let Some(first) = inbox.first_match {
+            dispatch.on_match(first);
         }
         if inbox.ledger_changed {
             replica.read(|machine, _| {
@@ -517,6 +621,26 @@ impl Driver {
                 }
             });
         }
+        if inbox.interest_changed || self.watch_interest(jetstream, dispatch) {
+            dispatch.on_interest_changed();
+        }
+    }
+
+    /// Has the router tell who comes and goes on the deliver subject. Says whether it did not before.
+    fn watch_interest(self: &Arc<Self>, jetstream: &JetStream, dispatch: &Dispatch) -> bool {
+        let mut watched = self.watched.lock();
+        if watched.as_ref() == dispatch.deliver_subject() {
+            return false;
+        }
+        let this: Weak<Self> = Arc::downgrade(self);
+        let (this, watchers): (Weak<dyn InterestWatcher>, _) = (this, jetstream.router().watchers());
+        if let Some(before) = watched.take() {
+            watchers.remove(&self.account, &before, &this);
+        }
+        let Some(subject) = dispatch.deliver_subject() else { return false };
+        watchers.add(&self.account, subject, this, || self.is_over());
+        *watched = Some(subject.clone());
+        true
     }
 
     fn pull(
@@ -617,6 +741,13 @@ impl Driver {
 
     fn advise(&self, jetstream: &JetStream, route: &mut RouteBatch, stream: &str, advice: &Advisory) {
         advisory::consumer(jetstream, route, &self.account, stream, &self.name, advice);
+    }
+}
+
+impl InterestWatcher for Driver {
+    fn interest_moved(self: Arc<Self>) {
+        self.inbox.lock().interest_changed = true;
+        self.rouse();
     }
 }
 

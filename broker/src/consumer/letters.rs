@@ -59,6 +59,11 @@ impl Letters {
         }));
     }
 
+    /// Whether none is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
     /// What became of the next one; never, while none is under way. Cancel safe.
     pub(super) async fn next(&mut self) -> Outcome {
         match self.under_way.next().await {

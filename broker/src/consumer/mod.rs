@@ -6,4 +6,5 @@
 pub(crate) mod alarms;
 pub mod driver;
 mod letters;
+pub(crate) mod listeners;
 pub mod progress;

@@ -21,9 +21,11 @@ use tokio::sync::futures::Notified;
 use crate::advisory;
 use crate::consumer::alarms::Alarms;
 use crate::consumer::driver::{Beginning, Driver, Ended};
+use crate::consumer::listeners::Listeners;
 use crate::consumer::progress::{self, Collector};
 use crate::jetstream::JetStream;
 use crate::mirror::Receivers;
+use crate::runtime::clock::Clock;
 use crate::runtime::tasks;
 use crate::stream::ingest::{Ingest, PubAckStream};
 use crate::stream::{Replica, announce, ticker};
@@ -44,6 +46,7 @@ pub struct Leader {
     /// Of the leadership it was built for.
     epoch: u64,
     since: Timestamp,
+    clock: Clock,
     /// Nobody knows whether an entry of it was committed, or a part of it broke.
     in_doubt: AtomicBool,
     doubt: Arc<Notify>,
@@ -52,8 +55,10 @@ pub struct Leader {
     /// Where consumers' deliveries and acks are folded.
     pub progress: Arc<Collector>,
     drivers: RwLock<BTreeMap<ConsumerName, Arc<Driver>>>,
-    /// Those with a task: the others want to hear of nothing.
+    /// Those with a task.
     awake: Mutex<BTreeMap<ConsumerName, Arc<Driver>>>,
+    /// Who wants to hear of what is stored, and those without a task of what is removed.
+    listeners: Listeners<Arc<Driver>>,
     /// When those without one look again.
     alarms: Arc<Alarms>,
     /// Who reads the streams that this one mirrors or sources.
@@ -121,7 +126,10 @@ impl Leader {
             name: replica.assignment().config.name.clone(),
             domain: jetstream.domain().to_owned(),
         };
+        // What the leader before had seen may lie in the future of this node.
+        let clock = jetstream.clock().going_on_from(replica.read(|machine, _| machine.clock()));
         let leader = Arc::new(Self {
+            clock: clock.clone(),
             epoch: now.epoch,
             since: jetstream.clock().now(),
             in_doubt: AtomicBool::new(false),
@@ -132,6 +140,7 @@ impl Leader {
             progress: Arc::default(),
             drivers: RwLock::new(BTreeMap::new()),
             awake: Mutex::new(BTreeMap::new()),
+            listeners: Listeners::default(),
             alarms: Arc::default(),
             receivers: Receivers::default(),
             moved: Notify::new(),
@@ -145,7 +154,7 @@ impl Leader {
             ticker::run(
                 Arc::clone(replica),
                 Arc::clone(jetstream.router()),
-                jetstream.clock().clone(),
+                clock.clone(),
                 Arc::clone(&leader.tick_changed),
             ),
         );
@@ -154,7 +163,7 @@ impl Leader {
             now.raft_term,
             Arc::clone(replica),
             Arc::clone(jetstream.router()),
-            jetstream.clock().clone(),
+            clock,
         );
         // When it ends, what the drivers believe may not be what the log holds.
         leader.spawn_vital("consumer progress", progress);
@@ -193,6 +202,11 @@ impl Leader {
         });
     }
 
+    /// The time by which what is led goes.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Since when this node leads the stream.
     #[must_use]
     pub fn since(&self) -> Timestamp {
@@ -219,17 +233,24 @@ impl Leader {
                 }
                 Event::ConsumerDeleted { name, .. } => {
                     let driver = self.drivers.write().remove(name);
-                    self.alarms.remove(name);
                     if let Some(driver) = driver {
                         self.end_drivers([(name.clone(), driver)], Ended::Deleted);
                     }
+                    // What has ended comes back to neither.
+                    self.alarms.remove(name);
+                    self.listeners.remove(name);
                 }
                 Event::Configured => self.configure_receivers(),
                 Event::Appended { .. } | Event::Removed { .. } => {}
             }
         }
-        for driver in self.awake.lock().values() {
-            driver.on_stream_events(events);
+        for (driver, first) in self.listeners.take_told() {
+            driver.on_told(first);
+        }
+        if events.iter().any(|event| matches!(event, Event::Removed { .. })) {
+            for driver in self.awake.lock().values() {
+                driver.on_removals(events);
+            }
         }
         self.tick_changed.notify_one();
         self.moved.notify_waiters();
@@ -303,6 +324,7 @@ impl Leader {
 
     fn take_drivers(&self) -> BTreeMap<ConsumerName, Arc<Driver>> {
         self.awake.lock().clear();
+        self.listeners.clear();
         std::mem::take(&mut *self.drivers.write())
     }
 
@@ -326,12 +348,21 @@ impl Leader {
         }
     }
 
-    /// From here on a consumer hears of what happens to the stream.
-    pub(crate) fn enter(&self, driver: &Arc<Driver>) {
-        self.awake.lock().insert(driver.name().clone(), Arc::clone(driver));
+    /// Who hears of what.
+    pub(crate) fn listeners(&self) -> &Listeners<Arc<Driver>> {
+        &self.listeners
     }
 
-    /// A consumer wants to hear of nothing any more.
+    /// From here on a consumer hears of all that is removed.
+    pub(crate) fn enter(&self, driver: &Arc<Driver>) {
+        let mut awake = self.awake.lock();
+        // One that has ended has nothing to hear, and another one may have its name by now.
+        if !driver.is_over() {
+            awake.insert(driver.name().clone(), Arc::clone(driver));
+        }
+    }
+
+    /// A consumer has no task any more.
     pub(crate) fn leave(&self, driver: &Arc<Driver>) {
         let mut awake = self.awake.lock();
         // Another one may have its name by now.
@@ -340,25 +371,20 @@ impl Leader {
         }
     }
 
-    /// A consumer without a task gets one at `due`.
-    pub(crate) fn set_alarm(self: &Arc<Self>, driver: &Driver, due: Timestamp) {
-        if self.alarms.set(driver.name(), due)
-            && let Some(jetstream) = self.jetstream.upgrade()
-        {
-            let watch = Arc::clone(&self.alarms).watch(Arc::downgrade(self), jetstream.clock().clone());
+    /// A consumer without a task gets one at `due`, or not before something happens.
+    pub(crate) fn set_alarm(self: &Arc<Self>, driver: &Driver, due: Option<Timestamp>) {
+        if self.alarms.set(driver.name(), due, || driver.is_over()) {
+            let watch = Arc::clone(&self.alarms).watch(Arc::downgrade(self), self.clock.clone());
             self.tasks.spawn("consumer alarms", watch);
         }
     }
 
-    /// Gives a consumer a task.
+    /// Gives a consumer a task. May be called while a stream is looked at, so it must not wait for `drivers`.
     pub(crate) fn run_driver(self: &Arc<Self>, driver: &Arc<Driver>) {
         let (Some(jetstream), Some(replica)) = (self.jetstream.upgrade(), self.replica.upgrade()) else {
             return;
         };
-        // One that was removed in the meantime has nothing to hear.
-        if self.driver(driver.name()).is_some_and(|known| Arc::ptr_eq(&known, driver)) {
-            self.enter(driver);
-        }
+        self.enter(driver);
         let (guard, driver) = (Vital(Arc::downgrade(self)), Arc::clone(driver));
         let progress = Arc::clone(&self.progress);
         self.tasks.spawn("consumer driver", async move {
@@ -379,11 +405,11 @@ impl Leader {
         if drivers.contains_key(name) {
             return;
         }
-        match Driver::new(&jetstream, &replica, Arc::downgrade(self), name, beginning) {
+        match Driver::new(&jetstream, &replica, self, name, beginning) {
             Ok(Some(driver)) => {
                 drivers.insert(name.clone(), Arc::clone(&driver));
                 drop(drivers);
-                driver.begin();
+                driver.begin(&replica);
             }
             // Created and deleted within one batch of entries.
             Ok(None) => {}

@@ -25,7 +25,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use levee_broker_core::stream::{Event, MessageView, ReadFailed, StreamMachine};
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::{GroupId, Seq};
-use levee_protocol::record::{Record, RecordRef};
+use levee_protocol::record::{Block, Record, RecordRef};
 use levee_protocol::time::Timestamp;
 use levee_raft::Group;
 use levee_storage::{MessageStore, Storage};
@@ -126,9 +126,22 @@ impl Replica {
         look(&self.removals.lock())
     }
 
+    /// Notes whom the records of a block concern, all but those at `holes`, before anybody can see that they are stored.
+    fn note_stored(&self, block: &Block, first_seq: Seq, holes: &[u32]) {
+        let Some(leader) = self.leader() else { return };
+        let mut holes = holes.iter().copied().peekable();
+        let stored = (0..block.count()).filter(|position| holes.next_if_eq(position).is_none());
+        leader.listeners().stored(first_seq, stored.map(|position| block.record(position).subject));
+    }
+
     /// Notes what an entry removed, before anybody can see that it is applied.
     fn note_removals(&self, events: &[Event]) {
         let Some(leader) = self.leader() else { return };
+        for event in events {
+            if let Event::Removed { first, last } = event {
+                leader.listeners().removed(*first, *last);
+            }
+        }
         let mut removals = self.removals.lock();
         if !leader.is_anybody_awake() {
             return removals.forget();
