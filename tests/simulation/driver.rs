@@ -50,6 +50,7 @@ pub(crate) struct Driver {
 struct Inbox {
     requests: Vec<Request>,
     events: Vec<Event>,
+    first_match: Option<Seq>,
     ledger_changed: bool,
     interest_changed: bool,
     ended: bool,
@@ -134,15 +135,51 @@ impl Driver {
         self.wake.notify_one();
     }
 
-    /// Something happened to the stream.
+    /// Something happened to the stream. It wakes for the first message that one of its filters matches and for the end of
+    /// an open one, and for nothing else.
     pub(crate) fn on_stream_events(&self, events: &[Event]) {
-        let removals = || events.iter().filter(|event| matches!(event, Event::Removed { .. }));
         let attention = *self.attention.lock();
-        if attention == Attention::None || (attention == Attention::Removals && removals().next().is_none()) {
+        if attention == Attention::None {
             return;
         }
-        self.inbox.lock().events.extend(removals().cloned());
-        self.wake.notify_one();
+        let mut wakes = false;
+        for event in events {
+            match event {
+                Event::Removed { first, last } => {
+                    wakes |= self.dispatch.lock().open().any(|seq| (*first..=*last).contains(&seq));
+                    self.inbox.lock().events.push(event.clone());
+                }
+                Event::Appended { first, last } if attention == Attention::All => {
+                    let mut inbox = self.inbox.lock();
+                    if inbox.first_match.is_none() {
+                        inbox.first_match = self.first_match(*first, *last);
+                    }
+                    wakes |= inbox.first_match.is_some();
+                }
+                Event::Appended { .. }
+                | Event::ConsumerCreated { .. }
+                | Event::ConsumerUpdated { .. }
+                | Event::ConsumerDeleted { .. }
+                | Event::Configured => {}
+            }
+        }
+        if wakes {
+            self.wake.notify_one();
+        }
+    }
+
+    fn first_match(&self, first: Seq, last: Seq) -> Option<Seq> {
+        let dispatch = self.dispatch.lock();
+        let filters = dispatch.filters();
+        self.leader.stream.replica.read(|_, view| {
+            (first.0..=last.0).map(Seq).find(|seq| match view.record(*seq) {
+                Ok(Some(record)) => {
+                    filters.is_empty() || filters.iter().any(|filter| filter.matches(&record.subject))
+                }
+                // Removed since, or not to be read: it is to look for itself.
+                Ok(None) | Err(_) => true,
+            })
+        })
     }
 
     /// The consumer was updated, paused, resumed or reset.
@@ -203,7 +240,7 @@ impl Driver {
                         Some(READ_RETRY)
                     }
                 };
-                let attends = *driver.attention.lock() == Attention::All;
+                let watches = driver.dispatch.lock().deliver_subject().is_some();
                 tokio::select! {
                     () = driver.wake.notified() => {}
                     () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
@@ -212,7 +249,7 @@ impl Driver {
                         let Outcome { seq, incarnation, posted } = outcome;
                         driver.dispatch.lock().on_dead_letter(seq, incarnation, posted, now);
                     }
-                    changed = interest.changed(), if attends => {
+                    changed = interest.changed(), if watches => {
                         if changed.is_err() {
                             return;
                         }
@@ -272,6 +309,9 @@ impl Driver {
         if inbox.ledger_changed {
             self.look_at_ledger(&mut dispatch, now);
         }
+        if let Some(first) = inbox.first_match {
+            dispatch.on_match(first);
+        }
         for request in inbox.requests {
             self.handle(&mut dispatch, request, now, &mut confirmations);
         }
@@ -301,15 +341,14 @@ impl Driver {
                             let pending = dispatch.num_pending(machine, view)?;
                             world.oracle.sleeps(self.number(), pending);
                         }
+                        dispatch.listens();
+                        *self.attention.lock() = dispatch.attention();
                         return Ok(Turn::Sleep(until));
                     }
                 }
             }
             Ok(Turn::More)
         });
-        if matches!(turn, Ok(Turn::Sleep(_))) {
-            *self.attention.lock() = dispatch.attention();
-        }
         let retains = |retention| retention != RetentionPolicy::Limits;
         let urgent = dispatch.waits_for_commit()
             || stream
