@@ -11,6 +11,7 @@ mod core;
 mod dead_letters;
 mod expiry;
 mod features;
+mod floods;
 mod ground;
 mod keyed;
 mod kv;
@@ -23,6 +24,7 @@ mod pull;
 mod reads;
 mod redrive;
 mod replay;
+mod resting;
 mod snapshots;
 mod streams;
 
@@ -140,6 +142,22 @@ claims! {
         a_filtered_work_queue_is_emptied_while_it_is_filled,
         two_clients_share_one_consumer_without_doubles,
         a_deleted_consumer_ends_its_waiting_requests,
+    }
+    floods {
+        requests_beyond_those_that_may_wait_are_refused,
+        senseless_requests_are_answered_and_hold_nobody_up,
+        acks_of_what_nobody_got_change_nothing,
+        a_client_that_breaks_off_while_its_request_waits_takes_no_message_along,
+        a_thousand_requests_of_clients_that_are_gone_hold_nobody_up,
+    }
+    resting {
+        messages_whose_acks_do_not_come_are_delivered_again_to_who_waits,
+        the_end_of_the_last_attempt_is_told_in_time,
+        a_request_that_waits_gets_what_matches_and_ends_in_time,
+        a_removed_message_gives_its_place_to_the_next,
+        a_pause_ends_for_who_waits,
+        a_push_consumer_hears_of_subscribers_and_messages,
+        heartbeats_go_on,
     }
     priority {
         a_request_with_a_bound_gets_only_what_overflows,

@@ -17,7 +17,7 @@ fn durable(name: &str) -> pull::Config {
 }
 
 /// A connection by hand to the node that is not the leader's, with an inbox of its own.
-async fn by_hand(ground: &Ground, home: &Home) -> Result<Raw> {
+pub(crate) async fn by_hand(ground: &Ground, home: &Home) -> Result<Raw> {
     let info = home.client.server_info();
     let mut raw =
         Raw::connect(ground.cluster.node(ground.cluster.index_of(&info.server_name)?).address()).await?;
@@ -39,7 +39,8 @@ async fn by_hand(ground: &Ground, home: &Home) -> Result<Raw> {
     Ok(raw)
 }
 
-fn inbox(home: &Home) -> String {
+/// The inbox of [`by_hand`].
+pub(crate) fn inbox(home: &Home) -> String {
     format!("{}-inbox", home.name)
 }
 
