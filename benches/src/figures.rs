@@ -100,6 +100,10 @@ pub enum Figure {
     /// From killing the leader of a stream until it has another, and every consumer that was asked gave a message,
     /// seconds.
     FailoverSeconds,
+    /// How late messages without an ack are delivered again, milliseconds, median.
+    LateP50Ms,
+    /// The same, the last.
+    LateMaxMs,
 }
 
 impl Figure {
@@ -136,6 +140,8 @@ impl Figure {
         Self::MemoryBeforeMib,
         Self::MemoryAfterMib,
         Self::FailoverSeconds,
+        Self::LateP50Ms,
+        Self::LateMaxMs,
     ];
 
     /// For tables.
@@ -185,6 +191,8 @@ impl Figure {
             Self::MemoryBeforeMib => "memory before the consumers, MiB",
             Self::MemoryAfterMib => "memory when they are gone, MiB",
             Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",
+            Self::LateP50Ms => "unacked messages delivered again, late by, p50, ms",
+            Self::LateMaxMs => "unacked messages delivered again, late by, at most, ms",
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::servers::Servers;
 use crate::setup::{self, STREAM, Storage};
 
 /// Connections that create consumers side by side.
-const CREATORS: u64 = 8;
+pub(super) const CREATORS: u64 = 8;
 
 /// Messages of the stream. No consumer reads them all.
 const MESSAGES: u64 = 1000;
@@ -37,7 +37,7 @@ const PUBLISHED_EACH: u64 = 300;
 const REST: Duration = Duration::from_secs(3);
 
 /// How long a server may take for an answer before it is asked again.
-const QUESTION: Duration = Duration::from_millis(500);
+pub(super) const QUESTION: Duration = Duration::from_millis(500);
 
 /// Creates until all are there or the time limit is reached.
 pub fn run(
@@ -52,7 +52,8 @@ pub fn run(
     publish::windowed(setup::leader(servers, STREAM)?, &text, 0..MESSAGES, fetch::FILL_WINDOW)?;
     std::thread::sleep(REST);
     let (before, start) = (servers.memory()?, Instant::now());
-    let by_creator = create(servers, consumers, start + effort.limit)?;
+    let config = |consumer: u64| json!({ "durable_name": format!("D{consumer}"), "ack_policy": "explicit" });
+    let by_creator = create(servers, consumers, start + effort.limit, config)?;
     let (created, seconds) = (by_creator.iter().sum::<u64>(), start.elapsed().as_secs_f64());
     std::thread::sleep(REST);
     let after = servers.memory()?;
@@ -72,8 +73,13 @@ pub fn run(
 }
 
 /// Creates `D0`, `D1` and so on until a moment, and answers how many each creator made.
-fn create(servers: &Servers, consumers: u64, until: Instant) -> anyhow::Result<Vec<u64>> {
-    let creators = CREATORS.min(consumers);
+pub(super) fn create(
+    servers: &Servers,
+    consumers: u64,
+    until: Instant,
+    config: impl Fn(u64) -> Value + Sync,
+) -> anyhow::Result<Vec<u64>> {
+    let (creators, config) = (CREATORS.min(consumers), &config);
     std::thread::scope(|scope| {
         let threads = (0..creators)
             .map(|creator| {
@@ -84,9 +90,7 @@ fn create(servers: &Servers, consumers: u64, until: Instant) -> anyhow::Result<V
                         if Instant::now() > until {
                             break;
                         }
-                        let name = format!("D{consumer}");
-                        let config = json!({ "durable_name": name, "ack_policy": "explicit" });
-                        setup::create_consumer_of(&mut client, &name, &config)?;
+                        setup::create_consumer_of(&mut client, &format!("D{consumer}"), &config(consumer))?;
                         created += 1;
                     }
                     Ok(created)

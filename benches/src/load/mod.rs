@@ -34,6 +34,7 @@ pub mod push;
 pub mod recovery;
 pub mod replay;
 pub mod request_reply;
+pub mod resting;
 pub mod space;
 pub mod subjects;
 
@@ -168,6 +169,13 @@ pub enum Load {
         /// Consumers there are.
         consumers: u64,
     },
+    /// Durable consumers that wait for something.
+    Resting {
+        /// Consumers there are.
+        consumers: u64,
+        /// For what.
+        what: resting::For,
+    },
     /// Consumers that are used once.
     Ephemerals {
         /// Consumers there were.
@@ -287,6 +295,9 @@ pub fn run(row: &Row, servers: &mut Servers, effort: &Effort) -> anyhow::Result<
         }
         Load::Filtered { subjects } => filtered::run(servers, subjects, payload_bytes)?,
         Load::Durables { consumers } => durables::run(servers, consumers, payload_bytes, effort)?,
+        Load::Resting { consumers, what } => {
+            resting::run(servers, consumers, what, payload_bytes, row.offered, effort)?
+        }
         Load::Ephemerals { consumers, ending } => {
             ephemerals::run(servers, ending, consumers, payload_bytes, effort)?
         }

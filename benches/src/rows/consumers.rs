@@ -5,6 +5,7 @@ use crate::load::delivery::Mode;
 use crate::load::ephemerals::Ending;
 use crate::load::fetch::Acks;
 use crate::load::many_consumers::Share;
+use crate::load::resting::For;
 use crate::report::number;
 use crate::rows::{Row, Sizes};
 
@@ -28,6 +29,7 @@ pub(super) fn rows(sizes: &Sizes) -> Vec<Row> {
     rows.extend(many());
     rows.push(filtered(sizes));
     rows.extend(durables(sizes));
+    rows.extend(resting(sizes));
     rows.extend(ephemerals(sizes));
     rows.into_iter().map(Row::long).collect()
 }
@@ -91,6 +93,20 @@ fn durables(sizes: &Sizes) -> Vec<Row> {
             Row::new(name, 3, Load::Durables { consumers })
         })
         .collect()
+}
+
+fn resting(sizes: &Sizes) -> [Row; 3] {
+    let many = sizes.durables();
+    let few = (many / 100).max(1);
+    [
+        (many, For::Acks, "each with an unacked message"),
+        (few, For::Messages, "each with a waiting request"),
+        (many, For::Messages, "each with a waiting request"),
+    ]
+    .map(|(consumers, what, doing)| {
+        let name = format!("R3 durables: {consumers}, {doing}, 128 B");
+        Row::new(name, 3, Load::Resting { consumers, what }).offered(10_000)
+    })
 }
 
 fn ephemerals(sizes: &Sizes) -> [Row; 3] {
