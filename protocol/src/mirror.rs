@@ -49,6 +49,9 @@ pub struct FetchRequest {
     /// The first sequence that is wanted when `from` does not say; 0 is not set.
     #[prost(uint64, tag = "11")]
     pub start_seq: u64,
+    /// No messages are wanted, but this consumer of the origin reset to its ack floor, to deliver them; empty is none.
+    #[prost(string, tag = "12")]
+    pub consumer: String,
 }
 
 /// The stream that asks, as a consumer of an origin that has work-queue or interest retention.
@@ -113,6 +116,9 @@ pub struct FetchAnswer {
     /// Up to this sequence this incarnation was restored from an archive; 0 if it was not.
     #[prost(uint64, tag = "12")]
     pub restored_to: u64,
+    /// The consumer that was named is reset, and delivers what follows `through`.
+    #[prost(bool, tag = "13")]
+    pub attached: bool,
     /// The stream exists and is led by another node, or by none.
     #[prost(bool, tag = "10")]
     pub elsewhere: bool,

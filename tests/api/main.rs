@@ -89,6 +89,8 @@ claims! {
         a_schedule_publishes_once_and_goes,
         subjects_are_rewritten_before_messages_are_stored,
         what_is_stored_is_published_again,
+        what_is_published_again_is_stored_when_the_original_is_acknowledged,
+        streams_that_publish_into_each_other_answer_at_once,
         bounds_for_consumers_hold_for_those_that_exist,
         a_fast_batch_is_acked_now_and_then_and_at_its_end,
         a_fast_batch_without_holes_ends_at_the_first_refusal,
@@ -108,6 +110,10 @@ claims! {
         an_origin_keeps_messages_until_its_readers_have_them,
         counters_are_gathered,
         leaders_may_move_on_both_sides,
+        a_work_queue_is_moved_through_a_consumer_made_by_hand,
+        a_mirror_reads_what_its_consumer_delivers,
+        a_source_wants_a_consumer_that_is_acked_by_flow_control,
+        a_copy_goes_on_when_its_consumer_is_reset_or_made_again,
     }
     snapshots {
         a_stream_comes_back_from_its_archive,

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::pair::{Differences, Pair, normalized};
 
-// Where Levee answers otherwise on purpose, and is not compared: consumers that the owner makes for a mirror or source are
-// refused (nats-server takes them), and infos say at once that origins of other accounts and domains are not read.
+// Where Levee answers otherwise on purpose, and is not compared: infos say at once that origins of other accounts and
+// domains are not read.
 
 /// Streams named `X`, each created and deleted again, while there is a stream `O`.
 const CONFIGURATIONS: &[&str] = &[
@@ -38,6 +38,16 @@ const CONFIGURATIONS: &[&str] = &[
     r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"opt_start_seq":4}}"#,
     r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"a.b","deliver_subject":"d"}}}"#,
     r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d.*"}}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d..x"}}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"deliver_subject":"d"}}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{}}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"filter_subject":"o.a"}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"opt_start_time":"2020-01-01T00:00:00Z"}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"filter_subject":"o.a","subject_transforms":[{"src":"o.b","dest":"x"}]}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"subject_transforms":[{"src":"o.*","dest":"x"}]}}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"}},"subject_delete_marker_ttl":1000000000}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"a.b","deliver_subject":"d"}},"subject_delete_marker_ttl":1000000000}"#,
+    r#"{"name":"X","mirror":{"name":"O","consumer":{"name":"c","deliver_subject":"d"}}}"#,
     r#"{"name":"X","mirror":{"name":"O","external":{"api":"$JS.x.API","deliver":"dd.*"}}}"#,
     r#"{"name":"X","mirror":{"name":"O","external":{"api":"$JS.*.API","deliver":"dd"}}}"#,
     r#"{"name":"X","mirror":{"name":"O","external":{"api":"","deliver":""}}}"#,
@@ -62,6 +72,12 @@ const CONFIGURATIONS: &[&str] = &[
     r#"{"name":"X","sources":[{"name":"O"}],"allow_msg_schedules":true}"#,
     r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c"}}]}"#,
     r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"filter_subject":"o.a"}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d.>"}}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d"},"opt_start_seq":2}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d"}},{"name":"O","consumer":{"name":"c","deliver_subject":"e"}}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d"}},{"name":"O","consumer":{"name":"c","deliver_subject":"e"},"subject_transforms":[{"src":"o.a","dest":"x"}]}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"a.b","deliver_subject":"d"},"subject_transforms":[{"src":"o..a","dest":"x"}]}]}"#,
+    r#"{"name":"X","sources":[{"name":"O","consumer":{"name":"c","deliver_subject":"d"}},{"name":"O","consumer":{"name":"e","deliver_subject":"d"}},{"name":"O"}]}"#,
     r#"{"name":"X","sources":[{"name":"O","external":{"api":"$JS.x.API","deliver":"dd.*"}}],"subjects":["dd.x"]}"#,
     r#"{"name":"X","sources":[{"name":"O"}],"duplicate_window":1000000000}"#,
     r#"{"name":"X","sources":[{"name":"O"}],"allow_msg_counter":true}"#,
@@ -78,6 +94,7 @@ const ORIGINS: &[&str] = &[
     r#"{"name":"B","subjects":["b.>"]}"#,
     r#"{"name":"C","subjects":["c"],"allow_msg_counter":true}"#,
     r#"{"name":"W","subjects":["w.>"],"retention":"workqueue"}"#,
+    r#"{"name":"V","subjects":["v.>"],"retention":"workqueue"}"#,
 ];
 const PUBLISHED: &[(&str, &str, &str)] = &[
     ("a.1", "", "one"),
@@ -90,6 +107,8 @@ const PUBLISHED: &[(&str, &str, &str)] = &[
     ("c", "Nats-Incr: 5\r\n", ""),
     ("c", "Nats-Incr: -2\r\n", ""),
     ("w.1", "", "seven"),
+    ("v.1", "", "eight"),
+    ("v.2", "", "nine"),
 ];
 const COPIES: &[(&str, u64)] = &[
     (r#"{"name":"M1","mirror":{"name":"A"}}"#, 4),
@@ -116,6 +135,26 @@ const COPIES: &[(&str, u64)] = &[
     ),
     (r#"{"name":"S5","sources":[{"name":"S1"}]}"#, 3),
     (r#"{"name":"S6","sources":[{"name":"A"}],"max_msgs":2,"discard":"new"}"#, 2),
+    (r#"{"name":"M7","mirror":{"name":"A","consumer":{"name":"m7","deliver_subject":"to.m7"}}}"#, 4),
+    (r#"{"name":"M8","mirror":{"name":"B","consumer":{"name":"m8","deliver_subject":"to.m8"}}}"#, 3),
+    (
+        r#"{"name":"S7","sources":[{"name":"B","consumer":{"name":"s7","deliver_subject":"to.s7"},"subject_transforms":[{"src":"b.1","dest":"q.1"}]}]}"#,
+        3,
+    ),
+    (r#"{"name":"S8","sources":[{"name":"V","consumer":{"name":"s8","deliver_subject":"to.s8"}}]}"#, 2),
+];
+/// Consumers made by hand for some of them, each of a stream.
+const CONSUMERS: &[(&str, &str)] = &[
+    ("A", r#"{"durable_name":"m7","deliver_subject":"to.m7","ack_policy":"flow_control"}"#),
+    (
+        "B",
+        r#"{"durable_name":"m8","deliver_subject":"to.m8","ack_policy":"flow_control","deliver_policy":"by_start_sequence","opt_start_seq":2,"headers_only":true}"#,
+    ),
+    (
+        "B",
+        r#"{"durable_name":"s7","deliver_subject":"to.s7","ack_policy":"flow_control","max_ack_pending":1}"#,
+    ),
+    ("V", r#"{"durable_name":"s8","deliver_subject":"to.s8","ack_policy":"flow_control"}"#),
 ];
 
 async fn ask(raw: &mut Raw, subject: &str, body: &str) -> Result<Value> {
@@ -168,6 +207,12 @@ async fn copied(cluster: &Cluster) -> Result<Vec<Value>> {
         let header = if header.is_empty() { String::new() } else { format!("NATS/1.0\r\n{header}\r\n") };
         raw.request(subject, &header, body).await?;
     }
+    for (stream, config) in CONSUMERS {
+        let config: Value = serde_json::from_str(config)?;
+        let name = config["durable_name"].as_str().unwrap_or_default();
+        let request = json!({"stream_name": stream, "config": config});
+        ask(&mut raw, &format!("CONSUMER.CREATE.{stream}.{name}"), &request.to_string()).await?;
+    }
     let mut found = Vec::new();
     for (config, last) in COPIES {
         let name = serde_json::from_str::<Value>(config)?["name"].as_str().unwrap_or_default().to_owned();
@@ -199,6 +244,17 @@ async fn copied(cluster: &Cluster) -> Result<Vec<Value>> {
         config[named_by_hash] = json!(kind);
     }
     found.push(normalized(&config));
+    for (stream, consumer) in [("A", "m7"), ("B", "m8"), ("B", "s7"), ("V", "s8")] {
+        let info = wait_until(&format!("everything is acked by {consumer}"), PATIENCE, async || {
+            let info = ask(&mut raw, &format!("CONSUMER.INFO.{stream}.{consumer}"), "").await?;
+            let is_done = info["num_pending"] == 0 && info["num_ack_pending"] == 0;
+            Ok(is_done.then_some(info))
+        })
+        .await?;
+        found.push(normalized(&info));
+    }
+    let left = ask(&mut raw, "STREAM.INFO.V", "").await?;
+    found.push(normalized(&left["state"]));
     let names = ask(&mut raw, "CONSUMER.NAMES.A", "").await?;
     found.push(names);
     Ok(found)

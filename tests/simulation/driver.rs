@@ -402,7 +402,7 @@ impl Driver {
             Request::Ack { subject, body, confirm } => (subject, body, confirm),
         };
         let Some(ack) = AckReply::parse(&subject) else {
-            dispatch.on_flow_reply(&subject, now);
+            dispatch.on_flow_reply(&subject, b"", now);
             return;
         };
         let kind = AckKind::parse(&body);

@@ -40,9 +40,6 @@ pub(super) fn checked_config(
         Endpoint::StreamRestore => stream_check::validate_restored(&mut config, &limits)?,
         _ => stream_check::validate_create(&mut config, &limits, adjust)?,
     }
-    if let Some(feature) = stream_check::unsupported_yet(&config) {
-        return Err(ApiError::stream_invalid_config(format!("{feature} is not supported by Levee yet")));
-    }
     cx.account_limits().check_stream(&config)?;
     check_origins(cx, &mut config)?;
     check_replicas(cx, config.num_replicas)?;

@@ -684,7 +684,7 @@ impl Driver {
         let subject = batch.subject(item);
         let reply = batch.reply(item);
         let Some(ack) = AckReply::parse(subject) else {
-            dispatch.on_flow_reply(subject, now);
+            dispatch.on_flow_reply(subject, batch.header(item), now);
             return Vec::new();
         };
         let outcome = dispatch.on_ack(&ack, AckKind::parse(batch.payload(item)), now);

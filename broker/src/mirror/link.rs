@@ -1,5 +1,5 @@
-//! The way to an origin. Within the cluster that is a call to the node that leads it; a way to another cluster would be
-//! a sibling of [`Cluster`].
+//! The way to an origin. Within the cluster that is a call to the node that leads it, or a consumer that its owner made
+//! ([`Attached`]); a way to another cluster would be a sibling of these.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use levee_protocol::mirror::{FetchAnswer, FetchRequest};
 use prost::Message;
 
 use crate::jetstream::JetStream;
+use crate::mirror::attached::Attached;
 use crate::mirror::origin::{self, CALL_ORIGIN};
 
 /// What a call may take beyond the time for which the origin waits.
@@ -28,7 +29,10 @@ pub(super) fn to(jetstream: &JetStream, source: &StreamSource, cluster: Cluster)
     match &source.external {
         // Without a prefix it is this account, as with this server's own prefixes.
         Some(external) if !["", "$JS.API", &own].contains(&external.api.as_str()) => Box::new(Elsewhere),
-        Some(_) | None => Box::new(cluster),
+        Some(_) | None => match &source.consumer {
+            Some(consumer) => Box::new(Attached::new(cluster, consumer.clone())),
+            None => Box::new(cluster),
+        },
     }
 }
 
@@ -68,7 +72,8 @@ impl Link for Cluster {
     }
 }
 
-fn unreachable() -> FetchAnswer {
+/// Nobody answers now.
+pub(super) fn unreachable() -> FetchAnswer {
     FetchAnswer { elsewhere: true, ..FetchAnswer::default() }
 }
 

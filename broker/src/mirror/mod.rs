@@ -3,6 +3,7 @@
 //! | file | is |
 //! |---|---|
 //! | `link` | the way to an origin, wherever it is led |
+//! | `attached` | the way through a consumer that the origin's owner made |
 //! | `receiver` | reads one origin and proposes what it got |
 //! | [`origin`] | answers readers, on the origin's leader |
 //! | [`orphans`] | removes consumers of readers that could not say that they left |
@@ -10,6 +11,7 @@
 //! The rules are in `broker-core`: its `mirror` says what is asked for, answered and proposed, its `stream/mirror.rs`
 //! what is stored.
 
+mod attached;
 mod link;
 pub mod origin;
 pub mod orphans;

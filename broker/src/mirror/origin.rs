@@ -7,7 +7,8 @@ use bytes::Bytes;
 use levee_broker_core::mirror::{readers, server};
 use levee_broker_core::stream::Reply;
 use levee_protocol::api::ApiError;
-use levee_protocol::ids::AccountName;
+use levee_protocol::command::StreamCommand;
+use levee_protocol::ids::{AccountName, Seq};
 use levee_protocol::mirror::{FetchAnswer, FetchRequest};
 use prost::Message;
 
@@ -30,6 +31,9 @@ pub async fn answer_peer(jetstream: Arc<JetStream>, frame: Bytes) -> Bytes {
 pub(super) async fn answer(jetstream: &Arc<JetStream>, mut request: FetchRequest) -> FetchAnswer {
     let elsewhere = || FetchAnswer { elsewhere: true, ..FetchAnswer::default() };
     let Ok(account) = AccountName::parse(&request.account) else { return elsewhere() };
+    if !request.consumer.is_empty() {
+        return attach(jetstream, &account, &request).await.unwrap_or_else(elsewhere);
+    }
     let until = clock::monotonic() + Duration::from_millis(request.wait_ms).min(WAIT_MAX);
     let mut began = None;
     loop {
@@ -77,6 +81,28 @@ pub(super) async fn answer(jetstream: &Arc<JetStream>, mut request: FetchRequest
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// Has a consumer that the owner made go back to its ack floor, for a reader that it delivers to. `None` if the stream is
+/// not led here.
+async fn attach(jetstream: &JetStream, account: &AccountName, request: &FetchRequest) -> Option<FetchAnswer> {
+    let Some(group) = jetstream.directory().group(account, &request.stream) else {
+        return Some(FetchAnswer::refused(&ApiError::stream_not_found()));
+    };
+    let replica = jetstream.replica(group).filter(|replica| replica.leader().is_some())?;
+    let name = match replica.read(|machine, _| server::attachable(machine, request)) {
+        Ok(name) => name,
+        Err(error) => return Some(FetchAnswer::refused(&error)),
+    };
+    let now = replica.now(jetstream.clock());
+    let command = StreamCommand::ResetConsumer { now, name: name.clone(), seq: Seq::NONE };
+    let from = match replica.propose(&command).await.ok()? {
+        Reply::Reset { seq } => seq,
+        Reply::Rejected(error) => return Some(FetchAnswer::refused(&error)),
+        _ => return None,
+    };
+    let attached = replica.read(|machine, view| server::attached(machine, view, &name, from));
+    Some(attached.unwrap_or_else(|error| FetchAnswer::refused(&ApiError::stream_general(error))))
 }
 
 /// Has the stream's group note what is new about a reader, if anything is.

@@ -277,6 +277,10 @@ impl Receiver {
 
     /// The origin is read no more: it need not keep anything for this stream.
     pub(super) fn leave(self: Arc<Self>) {
+        if self.copier.source().consumer.is_some() {
+            // It belongs to whoever made it.
+            return;
+        }
         let Some(replica) = self.replica.upgrade() else { return };
         let reader = Reader { leaves: true, ..self.reader(&replica) };
         tasks::spawn("leave an origin", async move {

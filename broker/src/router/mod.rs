@@ -11,11 +11,13 @@
 //! | [`stage`] | what it collected, per destination |
 //! | [`batch`] | the node's own messages: deliveries, answers, advisories |
 //! | [`watchers`] | who wants to know when somebody listens on a subject |
+//! | [`inbox`] | what a part of this node subscribes to itself |
 //! | [`interest`] | what this node tells its peers it wants, and what they told |
 //! | [`peers`] | the streams between nodes |
 //! | [`sink`] | what the stream side implements to take part |
 
 pub(crate) mod batch;
+pub(crate) mod inbox;
 pub(crate) mod interest;
 pub mod peers;
 pub(crate) mod route;

@@ -38,6 +38,8 @@ pub struct Outbound {
     ended: AtomicBool,
     stalled: AtomicBool,
     lagging: AtomicBool,
+    /// There is no socket: a part of this node takes what comes.
+    is_taken_here: bool,
     state: Mutex<State>,
     wake: Notify,
     drained: Notify,
@@ -124,6 +126,7 @@ impl Outbound {
             ended: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
+            is_taken_here: false,
             state: Mutex::new(State {
                 socket,
                 for_task: None,
@@ -137,6 +140,24 @@ impl Outbound {
             wake: Notify::new(),
             drained: Notify::new(),
         }
+    }
+
+    /// The same for a part of this node, which takes what comes with [`Outbound::taken`].
+    #[must_use]
+    pub fn without_socket(max_pending: usize) -> Self {
+        Self { is_taken_here: true, ..Self::new(None, max_pending, Duration::MAX) }
+    }
+
+    /// Takes what waits, as buffers of whole messages. Empty if nothing does.
+    pub fn taken(&self) -> Vec<Vec<u8>> {
+        let segments = std::mem::take(&mut self.state.lock().queue);
+        self.moved(segments.iter().map(|segment| segment.bytes.len()).sum());
+        segments.into_iter().map(|segment| segment.bytes).collect()
+    }
+
+    /// Returns when something may have come since it last returned. Cancel safe.
+    pub async fn handed_over(&self) {
+        self.wake.notified().await;
     }
 
     /// Hands over a buffer of whole protocol lines, which comes back empty.
@@ -167,7 +188,13 @@ impl Outbound {
                 drop(state);
                 self.wake.notify_one();
             }
-            None => state.enqueue(staged),
+            None => {
+                state.enqueue(staged);
+                drop(state);
+                if self.is_taken_here {
+                    self.wake.notify_one();
+                }
+            }
         }
         self.pressure()
     }

@@ -24,6 +24,8 @@ pub const MAX_ACK_PENDING_DEFAULT: i64 = 1000;
 pub const MAX_WAITING_DEFAULT: i64 = 512;
 /// Inactivity after which an ephemeral consumer is removed unless configured.
 pub const INACTIVE_THRESHOLD_DEFAULT: Nanos = Nanos::from_secs(5);
+/// The heartbeat of consumers that are acked by answers to flow control: readers take a longer silence for an end.
+pub const FLOW_CONTROL_HEARTBEAT: Nanos = Nanos::from_secs(1);
 /// How long a pinned client stays pinned unless configured.
 pub const PRIORITY_TIMEOUT_DEFAULT: Nanos = Nanos::from_secs(120);
 
@@ -83,6 +85,9 @@ impl ConsumerConfig {
         self.check_names()?;
         self.apply_defaults(stream, limits, adjust)?;
         self.check_replicas(stream)?;
+        if self.ack_policy == AckPolicy::FlowControl {
+            self.check_flow_control_acks()?;
+        }
         self.check_redelivery()?;
         self.check_texts()?;
         if self.is_push() {
@@ -103,11 +108,7 @@ impl ConsumerConfig {
     /// The first feature of the configuration that this server does not have yet.
     #[must_use]
     pub fn unsupported_yet(&self) -> Option<&'static str> {
-        let features = [
-            (self.ack_policy == AckPolicy::FlowControl, "flow control acks"),
-            (self.direct || self.sourcing, "sourcing consumers"),
-        ];
-        features.into_iter().find(|(used, _)| *used).map(|(_, name)| name)
+        (self.direct || self.sourcing).then_some("sourcing consumers")
     }
 
     fn check_names(&mut self) -> Result<(), ApiError> {
@@ -139,13 +140,12 @@ impl ConsumerConfig {
         if self.backoff.iter().any(|wait| wait.0 < 0) {
             return Err(ApiError::backoff_negative());
         }
-        let waits_for_acks = matches!(self.ack_policy, AckPolicy::Explicit | AckPolicy::All);
         if let Some(first) = self.backoff.first() {
             if self.ack_wait != *first {
                 adjust.allow("first backoff value has to equal batch AckWait")?;
             }
             self.ack_wait = *first;
-        } else if self.ack_wait.is_zero() && waits_for_acks {
+        } else if self.ack_wait.is_zero() && self.ack_policy.is_of_messages() {
             self.ack_wait = ACK_WAIT_DEFAULT;
         }
         let bounds = stream.consumer_limits;
@@ -157,7 +157,7 @@ impl ConsumerConfig {
         if self.inactive_threshold.is_zero() && !self.is_durable() {
             self.inactive_threshold = INACTIVE_THRESHOLD_DEFAULT;
         }
-        if self.max_ack_pending == 0 && waits_for_acks {
+        if self.max_ack_pending == 0 && self.ack_policy != AckPolicy::None {
             if bounds.max_ack_pending > 0 {
                 adjust.allow("max_ack_pending must be set if it's configured in stream limits")?;
             }
@@ -194,9 +194,9 @@ impl ConsumerConfig {
         if self.priority_policy == PriorityPolicy::PinnedClient && self.priority_timeout.is_zero() {
             self.priority_timeout = PRIORITY_TIMEOUT_DEFAULT;
         }
-        if self.ack_policy == AckPolicy::FlowControl && self.idle_heartbeat.is_zero() {
-            adjust.allow("idle_heartbeat must be set to 1s")?;
-            self.idle_heartbeat = Nanos::from_secs(1);
+        if self.ack_policy == AckPolicy::FlowControl && adjust == Adjust::Silently {
+            self.flow_control = true;
+            self.idle_heartbeat = FLOW_CONTROL_HEARTBEAT;
         }
         Ok(())
     }
@@ -251,9 +251,6 @@ impl ConsumerConfig {
         if !self.idle_heartbeat.is_zero() && self.idle_heartbeat < Nanos::from_millis(100) {
             return Err(ApiError::idle_heartbeat_too_small());
         }
-        if self.ack_policy == AckPolicy::FlowControl {
-            return self.check_flow_control_acks();
-        }
         if self.flow_control && self.idle_heartbeat.is_zero() {
             return Err(ApiError::flow_control_without_heartbeat());
         }
@@ -261,13 +258,19 @@ impl ConsumerConfig {
     }
 
     fn check_flow_control_acks(&self) -> Result<(), ApiError> {
+        if !self.is_push() {
+            return Err(ApiError::flow_control_ack_requires_push());
+        }
         if !self.flow_control {
             return Err(ApiError::flow_control_ack_requires_flow_control());
+        }
+        if self.idle_heartbeat != FLOW_CONTROL_HEARTBEAT {
+            return Err(ApiError::stream_invalid_config("flow control ack policy heartbeat needs to be 1s"));
         }
         if self.max_ack_pending <= 0 {
             return Err(ApiError::flow_control_ack_requires_max_ack_pending());
         }
-        if !self.ack_wait.is_zero() {
+        if !self.ack_wait.is_zero() || !self.backoff.is_empty() {
             return Err(ApiError::flow_control_ack_requires_no_ack_wait());
         }
         if self.max_deliver > 0 {
@@ -277,9 +280,6 @@ impl ConsumerConfig {
     }
 
     fn check_pull(&self, stream: &StreamConfig, limits: &ServerLimits) -> Result<(), ApiError> {
-        if self.ack_policy == AckPolicy::FlowControl {
-            return Err(ApiError::flow_control_ack_requires_push());
-        }
         if self.ack_policy == AckPolicy::None && stream.retention == RetentionPolicy::WorkQueue {
             return Err(ApiError::pull_requires_ack_on_workqueue());
         }

@@ -186,6 +186,17 @@ json_words! {
     }
 }
 
+impl AckPolicy {
+    /// Whether clients ack messages.
+    #[must_use]
+    pub const fn is_of_messages(self) -> bool {
+        match self {
+            Self::All | Self::Explicit => true,
+            Self::None | Self::FlowControl => false,
+        }
+    }
+}
+
 json_words! {
     /// The pace of delivery.
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -68,7 +68,7 @@ pub use message::{
 };
 pub use publish::{PubAck, PublishIntent, RareIntent, Rollup, Ttl, stored_header};
 pub use pull::{MalformedPull, PullRequest};
-pub use stream_check::{Adjust, ServerLimits, unsupported_yet, validate_create, validate_update};
+pub use stream_check::{Adjust, ServerLimits, validate_create, validate_update};
 pub use stream_config::{
     Compression, ConsumerLimits, DiscardPolicy, ExternalStream, PersistMode, Placement, Republish,
     RetentionPolicy, SourceConsumer, StorageType, StreamConfig, StreamSource, SubjectTransform,

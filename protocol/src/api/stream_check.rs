@@ -124,14 +124,6 @@ impl StreamConfig {
     }
 }
 
-/// The first feature of a configuration that this server does not have yet.
-#[must_use]
-pub fn unsupported_yet(config: &StreamConfig) -> Option<&'static str> {
-    let origins = config.mirror.iter().chain(&config.sources);
-    let own = origins.into_iter().any(|origin| origin.consumer.is_some());
-    own.then_some("a consumer of one's own for a mirror or source")
-}
-
 fn refuse<T>(why: impl std::fmt::Display) -> Result<T, ApiError> {
     Err(ApiError::stream_invalid_config(why))
 }

@@ -17,10 +17,10 @@ impl StreamSource {
     pub fn key(&self) -> String {
         let or_everything =
             |text: &str| if text.is_empty() { EVERYTHING.to_owned() } else { text.to_owned() };
-        let name = match &self.external {
-            Some(external) => format!("{}:{}", self.name, short_hash(&external.api)),
-            None => self.name.clone(),
-        };
+        let mut name = self.full_name();
+        if let Some(consumer) = &self.consumer {
+            name = format!("{name}:C={}", short_hash(&consumer.name));
+        }
         if self.subject_transforms.is_empty() {
             return format!("{name} {} {EVERYTHING}", or_everything(&self.filter_subject));
         }
@@ -29,6 +29,15 @@ impl StreamSource {
         let destinations: Vec<String> =
             self.subject_transforms.iter().map(|transform| or_everything(&transform.dest)).collect();
         format!("{name} {} {}", sources.join(SEPARATOR), destinations.join(SEPARATOR))
+    }
+
+    /// Its name, which for a stream of another account or domain tells which one that is.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        match &self.external {
+            Some(external) => format!("{}:{}", self.name, short_hash(&external.api)),
+            None => self.name.clone(),
+        }
     }
 
     /// Filters of the messages that are meant; none is all of them.
@@ -118,7 +127,7 @@ pub fn short_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::stream_config::{ExternalStream, SubjectTransform};
+    use crate::api::stream_config::{ExternalStream, SourceConsumer, SubjectTransform};
 
     fn transformed(pairs: &[(&str, &str)]) -> StreamSource {
         let transforms =
@@ -132,11 +141,14 @@ mod tests {
         let filtered = StreamSource { filter_subject: "s.1".into(), ..plain.clone() };
         let external = ExternalStream { api: "$JS.hub.API".into(), deliver: String::new() };
         let external = StreamSource { external: Some(external), ..plain.clone() };
+        let consumer = SourceConsumer { name: "C".into(), deliver_subject: "d".into() };
+        let through = StreamSource { consumer: Some(consumer), ..external.clone() };
 
         assert_eq!(plain.key(), "S > >");
         assert_eq!(filtered.key(), "S s.1 >");
         assert_eq!(transformed(&[("s.0", "x.0"), ("s.1", "")]).key(), "S s.0\u{c}s.1 x.0\u{c}>");
         assert_eq!(external.key(), format!("S:{} > >", short_hash("$JS.hub.API")));
+        assert_eq!(through.key(), format!("S:{}:C={} > >", short_hash("$JS.hub.API"), short_hash("C")));
         let through = transformed(&[("s.*", "agg.{{wildcard(1)}}")]);
         let header = SourceHeader::of(&through).value(1, b"s.a", "v1SG4L62");
         assert_eq!(String::from_utf8(header).unwrap(), "S 1 s.* agg.{{wildcard(1)}} s.a v1SG4L62");

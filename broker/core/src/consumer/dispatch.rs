@@ -8,6 +8,7 @@
 mod acks;
 mod committed;
 mod deliver;
+mod flow;
 mod step;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -264,14 +265,6 @@ impl Dispatch {
         self.interest_changed = true;
     }
 
-    /// A client answered flow control; `subject` is where it answered to.
-    pub fn on_flow_reply(&mut self, subject: &[u8], now: Timestamp) {
-        self.used_at = now;
-        if let Some(push) = &mut self.push {
-            push.answered(subject);
-        }
-    }
-
     /// The deliver subject of a push consumer and the queue group that it is for, if it is for one.
     #[must_use]
     pub fn deliver_group(&self) -> Option<(&str, &str)> {
@@ -507,6 +500,9 @@ impl Dispatch {
             keyed.clear();
         }
         self.deadlines.clear();
+        if let Some(push) = &mut self.push {
+            push.start_over();
+        }
         // Acks of before are of deliveries that do not count any more.
         self.inherits_until = Timestamp::ZERO;
     }
@@ -667,6 +663,7 @@ impl Dispatch {
             self.bind(interest, now);
             if self.push.as_ref().is_some_and(|push| push.bound) {
                 self.outbox.push_back(Step::Notify(notice));
+                self.ask_at_rest();
             }
         }
         if self.inactive_at.is_some_and(|at| at <= now) {

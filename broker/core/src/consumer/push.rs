@@ -14,6 +14,15 @@ const WINDOW_BYTES_FIRST: u64 = WINDOW_BYTES_MAX / 16;
 /// A rate allows at least one message of the largest usual size at once.
 const BURST_BYTES_MIN: u64 = 1024 * 1024;
 
+/// Whether more may be sent after a message before something is acked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Room {
+    /// As far as acks go.
+    Left,
+    /// Nothing, and an answer to flow control is the ack.
+    None,
+}
+
 /// The state of a push consumer's delivery subject.
 #[derive(Debug)]
 pub(crate) struct Push {
@@ -42,9 +51,7 @@ impl Push {
     pub(crate) fn bind(&mut self, bound: bool, now: Timestamp) {
         if bound && !self.bound {
             self.heartbeat_at = now.plus(self.heartbeat);
-            if let Some(flow) = &mut self.flow {
-                flow.start_over();
-            }
+            self.start_over();
         }
         self.bound = bound;
     }
@@ -60,19 +67,32 @@ impl Push {
     }
 
     /// A message was sent. Returns the flow control request that follows it, if one does.
-    pub(crate) fn sent(&mut self, size: u64, now: Timestamp) -> Option<Notice> {
+    pub(crate) fn sent(&mut self, size: u64, room: Room, now: Timestamp) -> Option<Notice> {
         self.heartbeat_at = now.plus(self.heartbeat);
         if let Some(pace) = &mut self.pace {
             pace.spend(size);
         }
-        let reply = self.flow.as_mut()?.sent(size)?;
+        let flow = self.flow.as_mut()?;
+        flow.outstanding += size;
+        let is_due = room == Room::None || flow.outstanding > flow.window / 2;
+        if is_due { self.ask() } else { None }
+    }
+
+    /// Asks the client how far it is, unless it was asked and has not answered.
+    pub(crate) fn ask(&mut self) -> Option<Notice> {
+        let reply = self.flow.as_mut()?.ask()?;
         Some(Notice::flow_control(self.subject.clone(), reply))
     }
 
-    /// The client has worked through what it got before this request.
-    pub(crate) fn answered(&mut self, reply: &[u8]) {
+    /// The client has worked through what it got before this request. False if it is not the one that is open.
+    pub(crate) fn answered(&mut self, reply: &[u8]) -> bool {
+        self.flow.as_mut().is_some_and(|flow| flow.answered(reply))
+    }
+
+    /// What was sent before counts no more.
+    pub(crate) fn start_over(&mut self) {
         if let Some(flow) = &mut self.flow {
-            flow.answered(reply);
+            flow.start_over();
         }
     }
 
@@ -119,9 +139,8 @@ impl Flow {
         self.asked = None;
     }
 
-    fn sent(&mut self, size: u64) -> Option<Bytes> {
-        self.outstanding += size;
-        if self.asked.is_some() || self.outstanding <= self.window / 2 {
+    fn ask(&mut self) -> Option<Bytes> {
+        if self.asked.is_some() {
             return None;
         }
         self.count = self.count.wrapping_add(1);
@@ -130,13 +149,11 @@ impl Flow {
         Some(reply)
     }
 
-    fn answered(&mut self, reply: &[u8]) {
-        if self.asked.as_ref().is_none_or(|asked| asked.reply != reply) {
-            return;
-        }
-        let covers = self.asked.take().map_or(0, |asked| asked.covers);
-        self.outstanding = self.outstanding.saturating_sub(covers);
+    fn answered(&mut self, reply: &[u8]) -> bool {
+        let Some(asked) = self.asked.take_if(|asked| asked.reply == reply) else { return false };
+        self.outstanding = self.outstanding.saturating_sub(asked.covers);
         self.window = (self.window * 2).min(WINDOW_BYTES_MAX);
+        true
     }
 }
 
@@ -206,16 +223,16 @@ mod tests {
     fn the_window_is_asked_about_at_half_and_closes_when_full() {
         let mut push = push(ConsumerConfig { flow_control: true, ..ConsumerConfig::default() });
 
-        assert_eq!(push.sent(MIB, NOW), None);
-        let asked = push.sent(1, NOW).expect("over half of 2 MiB");
+        assert_eq!(push.sent(MIB, Room::Left, NOW), None);
+        let asked = push.sent(1, Room::Left, NOW).expect("over half of 2 MiB");
         assert_eq!(asked.header, b"NATS/1.0 100 FlowControl Request\r\n\r\n");
         assert_eq!(asked.reply.as_deref(), Some(&b"$JS.FC.S.C.0001"[..]));
-        assert_eq!(push.sent(MIB, NOW), None, "one request at a time");
+        assert_eq!(push.sent(MIB, Room::Left, NOW), None, "one request at a time");
         assert!(!push.open());
 
-        push.answered(b"$JS.FC.S.C.0000");
-        assert!(!push.open(), "not the answer");
-        push.answered(b"$JS.FC.S.C.0001");
+        assert!(!push.answered(b"$JS.FC.S.C.0000"), "not the answer");
+        assert!(!push.open());
+        assert!(push.answered(b"$JS.FC.S.C.0001"));
         assert!(push.open());
         assert_eq!(push.flow.as_ref().map(|flow| (flow.window, flow.outstanding)), Some((4 * MIB, MIB)));
     }
@@ -227,7 +244,7 @@ mod tests {
             idle_heartbeat: Nanos::from_secs(1),
             ..ConsumerConfig::default()
         });
-        push.sent(3 * MIB, NOW);
+        push.sent(3 * MIB, Room::Left, NOW);
 
         assert_eq!(push.due(Position::default(), NOW), None);
         let heartbeat = push.due(Position::default(), NOW.plus(Nanos::from_secs(1))).expect("due");
@@ -246,7 +263,7 @@ mod tests {
                 assert!(at > now);
                 now = at;
             }
-            push.sent(500, now);
+            push.sent(500, Room::Left, now);
         }
 
         let seconds = now.since(NOW).0 as f64 / 1e9;

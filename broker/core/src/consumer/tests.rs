@@ -6,6 +6,7 @@
 mod acks;
 mod dead;
 mod exact;
+mod flow;
 mod keys;
 mod places;
 mod priority;

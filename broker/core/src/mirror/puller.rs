@@ -4,10 +4,9 @@ use levee_protocol::api::{ApiError, StreamSource};
 use levee_protocol::mirror::{FetchAnswer, FetchRequest};
 use levee_protocol::time::{Nanos, Timestamp};
 
+use super::server::BYTES_MAX;
 use crate::stream::mirror::Origin;
 
-/// An answer is closed when it holds about so many bytes: as much as a block of publishes.
-const BYTES_MAX: u64 = 1 << 20;
 /// The first pause after a failure; each further one is twice as long, up to the longest.
 const RETRY_FIRST: Nanos = Nanos::from_millis(100);
 const RETRY_LONGEST: Nanos = Nanos::from_secs(2);

@@ -3,16 +3,20 @@
 use std::ops::ControlFlow;
 
 use levee_protocol::api::stream_source::short_hash;
-use levee_protocol::ids::Seq;
+use levee_protocol::api::{AckPolicy, ApiError};
+use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::mirror::{FetchAnswer, FetchRequest};
 use levee_protocol::record::{BlockBuilder, RecordFlags};
 use levee_protocol::subject::Filter;
 use levee_protocol::time::Timestamp;
 
+use super::attachment::stored_of;
 use crate::stream::{MessageView, ReadFailed, StreamMachine};
 
 /// Messages in one answer: what fits into a block of the reader.
-const MESSAGES_MAX: usize = 2048;
+pub(super) const MESSAGES_MAX: usize = 2048;
+/// An answer is closed when it holds about so many bytes: as much as a block of publishes.
+pub(super) const BYTES_MAX: u64 = 1 << 20;
 /// So many messages that are not wanted are stepped over in one answer, and so many bytes of them: the stream's lock is
 /// held meanwhile.
 const STEPPED_OVER_MAX: usize = 8192;
@@ -46,6 +50,54 @@ pub fn answer(
         answer.pending = Some(machine.count_matching(&filters, Seq(answer.through).next(), view)?);
     }
     Ok(answer)
+}
+
+/// The consumer that a reader is to be attached to, if it may be. It is to be reset then.
+pub fn attachable(machine: &StreamMachine, request: &FetchRequest) -> Result<ConsumerName, ApiError> {
+    let reader = request.reader.clone().unwrap_or_default();
+    let name = ConsumerName::parse(&request.consumer).map_err(|_| ApiError::consumer_not_found())?;
+    let ledger = machine.consumer(&name).ok_or_else(ApiError::consumer_not_found)?;
+    if ledger.config().ack_policy != AckPolicy::FlowControl {
+        return Err(if reader.mirrors {
+            ApiError::mirror_consumer_requires_flow_control()
+        } else {
+            ApiError::source_consumer_requires_flow_control()
+        });
+    }
+    // It would skip those, and ack what it never stored.
+    let skips = stored_of(&reader, &identity(machine), machine.restored_to()) < reader.stored
+        && ledger.marks().floor().stream < Seq(reader.stored);
+    if reader.mirrors && skips {
+        return Err(ApiError::stream_general(format_args!(
+            "the origin was created again and the mirror has messages of the one before: let the consumer begin at {}",
+            reader.stored + 1
+        )));
+    }
+    Ok(name)
+}
+
+/// What an attached reader is told of the origin. The consumer was reset and delivers `from` there on.
+pub fn attached(
+    machine: &StreamMachine,
+    view: &dyn MessageView,
+    name: &ConsumerName,
+    from: Seq,
+) -> Result<FetchAnswer, ReadFailed> {
+    let ledger = machine.consumer(name);
+    let from = from.max(Seq(1));
+    let filters = ledger.map_or(&[][..], |ledger| ledger.filters());
+    Ok(FetchAnswer {
+        identity: identity(machine),
+        born: machine.created().0,
+        restored_to: machine.restored_to(),
+        first_seq: machine.first_seq().0,
+        last_seq: machine.last_seq().0,
+        from: from.0,
+        through: from.0 - 1,
+        pending: Some(machine.count_matching(filters, from, view)?),
+        attached: ledger.is_some(),
+        ..FetchAnswer::default()
+    })
 }
 
 /// Says which incarnation of a stream this is.

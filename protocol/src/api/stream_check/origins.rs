@@ -28,14 +28,14 @@ pub(super) fn check_mirror(config: &StreamConfig) -> Result<(), ApiError> {
     if config.allow_batched {
         return Err(ApiError::mirror_with_batch());
     }
+    if !consumer_is_sound(mirror) {
+        return Err(ApiError::mirror_consumer_invalid());
+    }
     if !config.subject_delete_marker_ttl.is_zero() {
         return Err(ApiError::stream_invalid_config("subject delete markers forbidden on mirrors"));
     }
     if !mirror.filter_subject.is_empty() && !mirror.subject_transforms.is_empty() {
         return Err(ApiError::mirror_filter_and_transforms());
-    }
-    if !consumer_is_sound(mirror) {
-        return Err(ApiError::mirror_consumer_invalid());
     }
     check_transforms(mirror).map_err(|wrong| match wrong {
         Wrong::Source(error) => ApiError::mirror_transform_source(error),
@@ -65,14 +65,17 @@ pub(super) fn check_sources(config: &StreamConfig) -> Result<(), ApiError> {
         if !source.filter_subject.is_empty() && !source.subject_transforms.is_empty() {
             return Err(ApiError::source_filter_and_transforms());
         }
-        if !consumer_is_sound(source) {
-            return Err(ApiError::source_consumer_invalid());
-        }
         check_transforms(source).map_err(|wrong| match wrong {
             Wrong::Source(error) => ApiError::source_transform_source(error),
             Wrong::Destination(error) => ApiError::source_transform(words(&error)),
             Wrong::Overlap => ApiError::source_filters_overlap(),
         })?;
+        if !consumer_is_sound(source) {
+            return Err(ApiError::source_consumer_invalid());
+        }
+        if shares_consumer(source, &config.sources[..position]) {
+            return Err(ApiError::source_consumer_duplicate());
+        }
         check_cycle(config, source)?;
         check_external(source.external.as_ref())?;
         check_filter(source, "the source:")?;
@@ -150,7 +153,7 @@ fn check_filter(origin: &StreamSource, whose: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A consumer that the owner made says itself what is read.
+/// A consumer that the owner made says itself where to begin and what is read. What subjects become is another thing.
 fn consumer_is_sound(origin: &StreamSource) -> bool {
     let Some(SourceConsumer { name, deliver_subject }) = &origin.consumer else { return true };
     ConsumerName::parse(name).is_ok()
@@ -158,5 +161,13 @@ fn consumer_is_sound(origin: &StreamSource) -> bool {
         && origin.opt_start_seq == 0
         && origin.opt_start_time.is_none()
         && origin.filter_subject.is_empty()
-        && origin.subject_transforms.is_empty()
+}
+
+/// A consumer has one reader.
+fn shares_consumer(source: &StreamSource, others: &[StreamSource]) -> bool {
+    let Some(consumer) = &source.consumer else { return false };
+    others.iter().any(|other| {
+        let is_same = other.consumer.as_ref().is_some_and(|known| known.name == consumer.name);
+        is_same && other.full_name() == source.full_name()
+    })
 }

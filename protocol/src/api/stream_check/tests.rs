@@ -198,14 +198,6 @@ fn checking_again_changes_nothing() {
 }
 
 #[test]
-fn the_first_feature_that_is_missing_is_named() {
-    assert_eq!(unsupported_yet(&StreamConfig::default()), None);
-    let config = StreamConfig { allow_atomic: true, allow_msg_ttl: true, ..StreamConfig::default() };
-    assert_eq!(unsupported_yet(&config), None);
-    assert_eq!(unsupported_yet(&StreamConfig { allow_batched: true, ..config }), None);
-}
-
-#[test]
 fn the_name_in_the_subject_must_be_that_in_the_body() {
     let config = StreamConfig { name: "a/b".to_owned(), ..StreamConfig::default() };
 

@@ -24,7 +24,7 @@ impl Dispatch {
     pub fn on_ack(&mut self, ack: &AckReply<'_>, kind: AckKind<'_>, now: Timestamp) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let seq = ack.stream_seq;
-        if self.config.ack_policy == AckPolicy::None {
+        if !self.config.ack_policy.is_of_messages() {
             outcome.confirm = Confirm::Nobody;
             return outcome;
         }
@@ -139,6 +139,10 @@ impl Dispatch {
             self.settle_one(seq, how, now);
             return;
         }
+        self.settle_through(seq, now);
+    }
+
+    pub(super) fn settle_through(&mut self, seq: Seq, now: Timestamp) {
         if seq <= self.marks.floor.stream {
             return;
         }

@@ -221,8 +221,9 @@ impl Dispatch {
             + record.header.len()
             + record.payload.len();
         let size = size as u64;
+        let room = self.room_after_next();
         if let Some(push) = &mut self.push {
-            let follows = push.sent(size, now);
+            let follows = push.sent(size, room, now);
             return Some(Recipient { to: push.subject.clone(), size, follows });
         }
         let load = Load { pending, ack_pending: self.marks.num_unacked() };
@@ -254,7 +255,7 @@ impl Dispatch {
         let sent = Sent { seq: record.seq, consumer_seq, attempt, at: now };
         self.marks.deliver(self.config.ack_policy, sent);
         self.fold.delivered(sent);
-        if self.config.ack_policy != AckPolicy::None {
+        if self.config.ack_policy.is_of_messages() {
             self.wait_for_ack(record.seq, now, attempt);
         }
         let Recipient { to, size, follows } = to;

@@ -62,7 +62,7 @@ fn a_slow_client_is_not_sent_more_than_its_window() {
     assert!(stalled[0].ends_with("Nats-Consumer-Stalled: $JS.FC.S.C.0001"), "{stalled:?}");
 
     let now = world.now;
-    world.dispatch().on_flow_reply(b"$JS.FC.S.C.0001", now);
+    world.dispatch().on_flow_reply(b"$JS.FC.S.C.0001", b"", now);
     assert_eq!(world.run().iter().filter(|line| line.starts_with("pd c1.0")).count(), 6, "twice the window");
 }
 

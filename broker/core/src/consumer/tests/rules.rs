@@ -168,14 +168,13 @@ fn what_is_not_built_yet_is_refused() {
     let mut world = World::with_six_messages();
     let config = ConsumerConfig {
         deliver_subject: "to".into(),
-        flow_control: true,
-        ack_policy: AckPolicy::FlowControl,
-        max_ack_pending: 5,
-        ..explicit()
+        durable_name: String::new(),
+        direct: true,
+        ..no_acks()
     };
 
     assert_eq!(
         refusal(world.request(config, ANY)),
-        (10012, "flow control acks are not supported yet".to_owned())
+        (10012, "sourcing consumers are not supported yet".to_owned())
     );
 }
