@@ -26,6 +26,7 @@ use crate::sinks;
 use crate::stream::block_memory::BlockMemory;
 use crate::stream::directory::Directory;
 use crate::stream::quota::{self, Quota};
+use crate::stream::told::{self, FORWARD_ASKED, FORWARD_TOLD, Questions};
 use crate::stream::{Replica, forward};
 use crate::transfer::{self, FORWARD_TRANSFER, Transfers};
 
@@ -93,6 +94,7 @@ pub struct JetStream {
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
     open_fast_batches: Arc<AtomicUsize>,
+    questions: Questions,
     api_calls: Mutex<BTreeMap<AccountName, ApiCalls>>,
 }
 
@@ -139,6 +141,7 @@ impl JetStream {
             open_batches: Arc::default(),
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             open_fast_batches: Arc::default(),
+            questions: Questions::default(),
             replicas: RwLock::new(BTreeMap::new()),
             api_calls: Mutex::default(),
         });
@@ -220,6 +223,12 @@ impl JetStream {
     #[must_use]
     pub fn open_batches(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.open_batches)
+    }
+
+    /// What this node has asked leaders of streams and was not told yet.
+    #[must_use]
+    pub(crate) fn questions(&self) -> &Questions {
+        &self.questions
     }
 
     /// Places for readers of other streams that wait at an origin.
@@ -470,6 +479,8 @@ impl JetStream {
                 tracing::error!("from server {}: what accounts use: {error}", jetstream.node_name(node));
             }
         });
+        on(FORWARD_ASKED, told::on_asked);
+        on(FORWARD_TOLD, |jetstream, _, frame| told::on_told(jetstream, frame));
         on(FORWARD_LEADS, |jetstream, node, mut frame| {
             while frame.remaining() >= 16 {
                 let (group, raft_term) = (GroupId(frame.get_u64_le()), frame.get_u64_le());

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::{Client, HeaderMap};
 use futures::StreamExt as _;
 use levee_tests::base64::decoded;
+use levee_tests::client::api_ok;
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -279,6 +280,46 @@ pub(crate) async fn what_is_stored_is_published_again(ground: &Ground) -> Result
         (seq.to_string(), (seq - 1).to_string())
     );
     Ok(())
+}
+
+pub(crate) async fn what_is_published_again_is_stored_when_the_original_is_acknowledged(
+    ground: &Ground,
+) -> Result<()> {
+    let copy = Bare::new(ground, "COPY", json!({})).await?;
+    let republish = json!({"src": ">", "dest": format!("{}.>", copy.name)});
+    let stream = Bare::new(ground, "SOURCE", json!({ "republish": republish })).await?;
+
+    // On several nodes nats-server answers before.
+    let counts = ground.replicas == 1 || ground.cluster.program().is_levee();
+    for number in 1..=30 {
+        stream.publish("a", &number.to_string(), &[]).await?;
+        if counts {
+            assert_eq!(copy.state().await?["last_seq"], number);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn streams_that_publish_into_each_other_answer_at_once(ground: &Ground) -> Result<()> {
+    let (one, other) = (ground.name("ONE"), ground.name("OTHER"));
+    let create = async |name: &str, subjects: Value, republish: Value| {
+        let config = json!({"name": name, "subjects": subjects, "republish": republish, "num_replicas": ground.replicas});
+        api_ok(&ground.client, &format!("STREAM.CREATE.{name}"), &config).await
+    };
+    let there = json!({"src": format!("{one}.>"), "dest": format!("{other}.>")});
+    let back = json!({"src": format!("{other}.>"), "dest": format!("{one}-back.>")});
+    create(&one, json!([format!("{one}.>"), format!("{one}-back.>")]), there).await?;
+    create(&other, json!([format!("{other}.>")]), back).await?;
+    let one = Bare { client: ground.client.clone(), name: one };
+
+    let begun = std::time::Instant::now();
+    for number in 1..=20 {
+        one.publish("a", &number.to_string(), &[]).await?;
+    }
+
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?} for 20 messages", begun.elapsed());
+    wait_until("each came back", PATIENCE, async || Ok((one.state().await?["messages"] == 40).then_some(())))
+        .await
 }
 
 pub(crate) async fn bounds_for_consumers_hold_for_those_that_exist(ground: &Ground) -> Result<()> {

@@ -318,7 +318,7 @@ async fn propose(
     let Ok(reply) = reply.downcast::<Reply>() else { return Err(NotStored(None)) };
     let Reply::Publish(replies) = *reply else { return Err(NotStored(None)) };
     if let Some(composition) = replica.read(|machine, _| machine.composition().cloned()) {
-        republish(route, &replica.assignment().account, (&composition, block), &replies, chance);
+        republish(route, &replica.assignment().account, (&composition, block), &replies, chance, &mut |_| {});
         route.flush();
     }
     for reply in replies.iter().skip(1) {

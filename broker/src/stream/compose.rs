@@ -2,7 +2,7 @@
 //! told what afterwards. The rules are in `broker-core`'s composition; streams without one never get here.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,7 +25,9 @@ use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::chance::Chance;
 use crate::runtime::clock;
 use crate::stream::batches::{Batches, Offer, Place};
+use crate::stream::held::{Answer, Held};
 use crate::stream::ingest::PubAckStream;
+use crate::stream::told;
 
 const BATCH_ID_BYTES_MAX: usize = 64;
 
@@ -123,6 +125,8 @@ struct Asker {
 /// A block, and who waits for what becomes of it.
 pub(super) struct Composed {
     pub(super) block: Block,
+    /// How many read chunks it was made of.
+    pub(super) batches: usize,
     composition: Arc<Composition>,
     askers: Vec<Asker>,
 }
@@ -135,6 +139,7 @@ pub(super) struct Composer {
     /// What fast batches count their times from.
     since: Instant,
     chance: Chance,
+    pub(super) held: Held,
 }
 
 /// Answers that do not wait for the log: confirmations and refusals, and what is said about fast batches.
@@ -175,7 +180,14 @@ impl Composer {
         let batches = Batches::new(limits, jetstream.open_batches());
         let fast = FastBatches::new(limits.fast_per_stream_max, limits.idle_max);
         let since = clock::monotonic();
-        Self { jetstream: Arc::clone(jetstream), batches, fast, since, chance: Chance::new() }
+        Self {
+            jetstream: Arc::clone(jetstream),
+            batches,
+            fast,
+            since,
+            chance: Chance::new(),
+            held: Held::default(),
+        }
     }
 
     /// Writes what arrived into a block; `None` if nothing of it goes to the log now.
@@ -192,7 +204,9 @@ impl Composer {
             Draft { composition, block, sums: PendingSums::new(), machine, view, chains: BTreeMap::new() };
         let mut askers = Vec::new();
         let mut at_once = AtOnce::default();
+        let mut batches = 0;
         for (account, inbound) in arrived {
+            batches += 1;
             for item in &inbound.items {
                 let piece = Piece::new(account.clone(), inbound.chunk.clone(), *item);
                 self.one(stream, piece, &mut draft, &mut askers, &mut at_once);
@@ -200,6 +214,7 @@ impl Composer {
         }
         let composed = (!draft.block.is_empty()).then(|| Composed {
             block: draft.block.finish(now),
+            batches,
             composition: Arc::clone(composition),
             askers,
         });
@@ -368,16 +383,23 @@ impl Composer {
     ) -> VecDeque<(AccountName, Inbound)> {
         let mut again = VecDeque::new();
         let mut text = Vec::with_capacity(128);
+        let mut answers = Vec::new();
+        let may_wait = composed.composition.republishes() || !self.held.is_empty();
+        let mut tell = |route: &mut RouteBatch, asker: &Asker, text: &[u8]| {
+            let (account, to) = (&asker.account, &asker.reply);
+            if may_wait {
+                answers.push(Answer { account: account.clone(), to: to.clone(), text: text.to_vec() });
+            } else {
+                route.send(account, to, MessageRef { subject: to, payload: text, ..MessageRef::default() });
+            }
+        };
         for asker in &composed.askers {
             let Some(reply) = replies.get(asker.last as usize) else { break };
             if let Some(ticket) = &asker.fast {
                 let mut said = Vec::new();
                 self.fast.settle(ticket, reply, &mut said);
-                let to = &asker.reply[..];
                 for said in said.iter().filter(|_| acks == Acks::Sent) {
-                    let text = stream.encode_fast(ticket.id(), said);
-                    let message = MessageRef { subject: to, payload: &text, ..MessageRef::default() };
-                    route.send(&asker.account, to, message);
+                    tell(route, asker, &stream.encode_fast(ticket.id(), said));
                 }
                 continue;
             }
@@ -391,18 +413,20 @@ impl Composer {
             let count = if asker.batch.is_empty() { 0 } else { asker.pieces.len() as u64 };
             text.clear();
             stream.encode(reply, (&asker.sum, &asker.batch, count), &mut text);
-            let to = &asker.reply[..];
-            route.send(
-                &asker.account,
-                to,
-                MessageRef { subject: to, payload: &text, ..MessageRef::default() },
-            );
+            tell(route, asker, &text);
         }
+        let mut into = BTreeSet::new();
         if let Some(asker) = composed.askers.first() {
             let stored = (&*composed.composition, &composed.block);
-            republish(route, &asker.account, stored, replies, &mut self.chance);
+            republish(route, &asker.account, stored, replies, &mut self.chance, &mut |subject| {
+                into.extend(self.jetstream.directory().capturing(&asker.account, subject));
+            });
         }
         route.flush();
+        if may_wait {
+            let waits = || into.iter().filter_map(|group| told::ask(&self.jetstream, *group)).collect();
+            self.held.send_after(waits, answers, route);
+        }
         again
     }
 }
@@ -416,13 +440,14 @@ pub(super) enum Acks {
     None,
 }
 
-/// Publishes again what of a block was stored, if the stream does that.
+/// Publishes again what of a block was stored, if the stream does that; tells on which subjects.
 pub(crate) fn republish(
     route: &mut RouteBatch,
     account: &AccountName,
     (composition, block): (&Composition, &Block),
     replies: &[PublishReply],
     chance: &mut Chance,
+    published: &mut dyn FnMut(&[u8]),
 ) {
     if !composition.republishes() {
         return;
@@ -441,6 +466,7 @@ pub(crate) fn republish(
                     ..MessageRef::default()
                 },
             );
+            published(&again.subject);
         }
     }
 }

@@ -19,13 +19,14 @@ use levee_protocol::ids::AccountName;
 use levee_raft::ProposeError;
 use levee_storage::kind::BLOCK;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::jetstream::JetStream;
 use crate::router::{Inbound, InboundItem, MessageRef, RouteBatch};
 use crate::runtime::clock::monotonic;
 use crate::stream::Replica;
 use crate::stream::compose::{Acks, Composed, Composer};
+use crate::stream::held::{self, Answer};
 use crate::stream::quota;
 
 /// Proposals of one stream that may wait for their sync and majority at the same time: what waits together is synced
@@ -72,6 +73,11 @@ struct Queue {
     proposing: bool,
     /// The leader is gone: what comes now is not answered, and its publishers try again.
     closed: bool,
+    /// Read chunks that came, and of those how many are answered.
+    came: u64,
+    answered: u64,
+    /// Who wants to know when so many are.
+    asked: VecDeque<(u64, oneshot::Sender<()>)>,
 }
 
 struct Arrived {
@@ -183,6 +189,17 @@ impl Ingest {
         batch
     }
 
+    /// Comes when all publishes that are here now are answered, or can not be.
+    pub fn told(&self) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
+        let mut queue = self.queue.lock();
+        let came = queue.came;
+        if queue.answered < came {
+            queue.asked.push_back((came, tell));
+        }
+        told
+    }
+
     /// Drops what waits and lets everybody go who waits for room.
     pub fn close(&self) {
         *self.queue.lock() = Queue { closed: true, ..Queue::default() };
@@ -208,17 +225,21 @@ impl Ingest {
         drop(jetstream);
         loop {
             let expiry = composer.next_expiry();
-            // Both are cancel safe.
+            // All are cancel safe.
             tokio::select! {
                 () = self.ready.notified() => {}
                 () = tokio::time::sleep_until(expiry.unwrap_or_else(monotonic)), if expiry.is_some() => {
                     let Some(replica) = self.replica.upgrade() else { return };
                     composer.expire(&replica.assignment().account, &self.stream.name);
                 }
+                answers = composer.held.next() => self.send(answers),
             }
             // The next block first: its sync takes longer than answers do.
             loop {
                 while self.propose_next(&mut composer) {}
+                while let Some(answers) = composer.held.next_now() {
+                    self.send(answers);
+                }
                 if !self.answer_next(&mut composer) {
                     break;
                 }
@@ -330,6 +351,7 @@ impl Ingest {
             return self.done(Asked::Plain(batches), Err(Refused::With(error)));
         }
         let now = replica.now(jetstream.clock());
+        let count = batches.len();
         let arrived = batches.into_iter().map(|arrived| (arrived.account, arrived.batch));
         let (composed, at_once) = replica
             .read(|machine, view| composer.compose(&self.stream, composition, (machine, view), arrived, now));
@@ -344,7 +366,11 @@ impl Ingest {
                 self.propose_block(replica, block, Asked::Composed(Box::new(composed)));
             }
             // Nothing of it goes to the log now.
-            None => self.queue.lock().landed(),
+            None => {
+                let mut queue = self.queue.lock();
+                queue.landed();
+                queue.are_answered(count);
+            }
         }
     }
 
@@ -359,19 +385,20 @@ impl Ingest {
     /// What became of a block is known, in the order of blocks.
     fn done(&self, asked: Asked, outcome: Outcome) {
         let mut answering = self.answering.lock();
-        let left_to_task = match asked {
+        let (left_to_task, answered) = match asked {
             Asked::Plain(batches) if batches.len() <= ANSWERED_AT_ONCE_MAX && answering.known.is_empty() => {
                 self.answer(&mut answering, &batches, outcome);
-                false
+                (false, batches.len())
             }
             asked => {
                 answering.known.push_back((asked, outcome));
-                true
+                (true, 0)
             }
         };
         drop(answering);
         let mut queue = self.queue.lock();
         queue.landed();
+        queue.are_answered(answered);
         if left_to_task || queue.may_propose() {
             drop(queue);
             self.ready.notify_one();
@@ -382,7 +409,11 @@ impl Ingest {
         let mut answering = self.answering.lock();
         let Some((asked, outcome)) = answering.known.pop_front() else { return false };
         match asked {
-            Asked::Plain(batches) => self.answer(&mut answering, &batches, outcome),
+            Asked::Plain(batches) => {
+                self.answer(&mut answering, &batches, outcome);
+                drop(answering);
+                self.queue.lock().are_answered(batches.len());
+            }
             Asked::Composed(composed) => {
                 let (Some(replica), Some(jetstream)) = (self.replica.upgrade(), self.jetstream.upgrade())
                 else {
@@ -391,15 +422,24 @@ impl Ingest {
                 let acks = if no_acks(&replica) { Acks::None } else { Acks::Sent };
                 let Some(replies) = replies_or_error(outcome, composed.block.count()) else {
                     composer.lost_count();
+                    self.queue.lock().are_answered(composed.batches);
                     return true;
                 };
                 let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
                 let again = composer.answer(&self.stream, route, &composed, &replies, acks);
                 drop(answering);
                 self.put_back(again);
+                self.queue.lock().are_answered(composed.batches);
             }
         }
         true
+    }
+
+    fn send(&self, answers: Vec<Answer>) {
+        let Some(jetstream) = self.jetstream.upgrade() else { return };
+        let mut answering = self.answering.lock();
+        let route = answering.route.get_or_insert_with(|| jetstream.router().batch());
+        held::send(answers, route);
     }
 
     /// Puts back what has to be proposed again, in front of what came later.
@@ -450,6 +490,7 @@ impl Queue {
         if self.closed || batch.items.is_empty() {
             return;
         }
+        self.came += 1;
         self.messages += batch.items.len();
         self.bytes += batch.chunk.len();
         self.waiting.push_back(Arrived { account: account.clone(), batch });
@@ -457,6 +498,15 @@ impl Queue {
 
     fn is_full(&self) -> bool {
         self.bytes >= QUEUE_BYTES_MAX || self.messages >= QUEUE_MESSAGES_MAX
+    }
+
+    /// So many more read chunks are answered. They are in the order in which they came, but for those of batches, which
+    /// are answered as soon as they wait for the rest.
+    fn are_answered(&mut self, batches: usize) {
+        self.answered += batches as u64;
+        while let Some((_, tell)) = self.asked.pop_front_if(|(came, _)| *came <= self.answered) {
+            let _ = tell.send(());
+        }
     }
 
     /// A proposal is no longer in flight. What was proposed before the queue was closed counts nowhere.

@@ -9,6 +9,7 @@ pub(crate) mod block_memory;
 pub(crate) mod compose;
 pub mod directory;
 pub mod forward;
+mod held;
 pub mod ingest;
 pub mod leader;
 pub mod machine;
@@ -17,6 +18,7 @@ pub mod reads;
 pub mod removals;
 pub mod single;
 pub mod ticker;
+pub mod told;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};

@@ -109,7 +109,7 @@ async fn store(
     };
     if let Some(composition) = composition {
         let mut route = jetstream.router().batch();
-        republish(&mut route, account, (&composition, &block), &replies, &mut chance);
+        republish(&mut route, account, (&composition, &block), &replies, &mut chance, &mut |_| {});
     }
     match replies.into_iter().next() {
         Some(PublishReply::Stored { .. }) => Ok(Published::Stored),

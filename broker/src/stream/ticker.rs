@@ -77,7 +77,7 @@ async fn propose(replica: &Replica, block: &Block, route: &mut RouteBatch, chanc
     let Ok(reply) = reply.downcast::<Reply>() else { return false };
     let Reply::Publish(replies) = *reply else { return false };
     if let Some(composition) = replica.read(|machine, _| machine.composition().cloned()) {
-        republish(route, &replica.assignment().account, (&composition, block), &replies, chance);
+        republish(route, &replica.assignment().account, (&composition, block), &replies, chance, &mut |_| {});
         route.flush();
     }
     replies.iter().any(|reply| *reply != PublishReply::Outdated)
