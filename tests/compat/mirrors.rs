@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::pair::{Differences, Pair, normalized};
 
 // Where Levee answers otherwise on purpose, and is not compared: infos say at once that origins of other accounts and
-// domains are not read.
+// domains are not read, and that a consumer made by hand does not exist (nats-server tries again without a word).
 
 /// Streams named `X`, each created and deleted again, while there is a stream `O`.
 const CONFIGURATIONS: &[&str] = &[
@@ -166,6 +166,11 @@ async fn configured(cluster: &Cluster) -> Result<Vec<Value>> {
     let mut raw = Raw::connect(cluster.node(0).address()).await?;
     raw.hello(&json!({})).await?;
     ask(&mut raw, "STREAM.CREATE.O", r#"{"name":"O","subjects":["o.>"],"max_msg_size":100}"#).await?;
+    for name in ["c", "e"] {
+        let config = json!({"durable_name": name, "deliver_subject": "d", "ack_policy": "flow_control"});
+        let request = json!({"stream_name": "O", "config": config}).to_string();
+        ask(&mut raw, &format!("CONSUMER.CREATE.O.{name}"), &request).await?;
+    }
     let mut answers = Vec::new();
     for config in CONFIGURATIONS {
         let mut answer = normalized(&ask(&mut raw, "STREAM.CREATE.X", config).await?);

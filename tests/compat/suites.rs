@@ -38,11 +38,6 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
     ),
     ("client_tests client::custom_auth_callback_jwt", "JWT is not supported"),
     ("client_tests client::multiple_auth_methods", "JWT is not supported"),
-    (
-        "jetstream_tests jetstream::source_consumer_round_trip",
-        "consumers made by hand for sources are not supported",
-    ),
-    ("kv_tests kv::republish_headers_handling", "reads a republished message before it is on disk"),
 ];
 
 #[test]
