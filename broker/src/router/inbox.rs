@@ -50,7 +50,7 @@ impl Inbox {
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let owner = SessionHandle::new(cid, Arc::clone(&outbound), nowhere, Timestamp::ZERO);
         owner.headers.store(true, Ordering::Relaxed);
-        let subscription = Subscription::new(&router.account(account), subject, b"", SID, owner);
+        let subscription = Subscription::new(&router.account(account), subject, b"", SID, owner, None);
         router.subscribe(&subscription);
         Self { router: Arc::clone(router), subscription, outbound, ready: VecDeque::new() }
     }
