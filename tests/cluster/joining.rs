@@ -136,9 +136,9 @@ async fn a_store_directory_in_use_is_refused() -> Result<()> {
         return Ok(());
     }
     let first = Cluster::one().await?;
-    let store = Some(first.node(0).store().to_owned());
+    let stores = vec![first.node(0).store().to_owned()];
 
-    let mut second = Cluster::with(Setup { started: 0, store, ..Setup::default() }).await?;
+    let mut second = Cluster::with(Setup { started: 0, stores, ..Setup::default() }).await?;
     second.start(0)?;
     let status = second.ended(0).await?;
 
@@ -183,8 +183,8 @@ async fn a_directory_from_another_cluster_is_refused() -> Result<()> {
     other.stop(0).await?;
 
     // The first node of three has the other's directory; the other two come first and found without it.
-    let store = Some(other.node(0).store().to_owned());
-    let mut cluster = Cluster::with(Setup { nodes: 3, started: 0, store, ..Setup::default() }).await?;
+    let stores = vec![other.node(0).store().to_owned()];
+    let mut cluster = Cluster::with(Setup { nodes: 3, started: 0, stores, ..Setup::default() }).await?;
     cluster.start(1)?;
     cluster.start(2)?;
     cluster.ready().await?;

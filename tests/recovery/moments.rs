@@ -25,7 +25,7 @@ const MOMENTS: [(&str, u32); 10] = [
     ("append-answered", 2000),
     ("applied", 2000),
     ("log-purged", 3),
-    ("block-emptied", 5),
+    ("block-emptied", 1),
     ("rows-written", 3),
 ];
 

@@ -504,7 +504,9 @@ impl Queue {
     /// are answered as soon as they wait for the rest.
     fn are_answered(&mut self, batches: usize) {
         self.answered += batches as u64;
-        while let Some((_, tell)) = self.asked.pop_front_if(|(came, _)| *came <= self.answered) {
+        while self.asked.front().is_some_and(|(came, _)| *came <= self.answered)
+            && let Some((_, tell)) = self.asked.pop_front()
+        {
             let _ = tell.send(());
         }
     }
