@@ -5,6 +5,8 @@
 //! decided by [`program::Program`]: the one that was built beside the tests, or the one that `LEVEE_SUBJECT` names,
 //! so that every claim about NATS can be held against nats-server itself.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod archive;
 pub mod base64;
 pub mod checker;

@@ -29,7 +29,7 @@ pub(crate) fn dir() -> PathBuf {
 
 /// To a pipe, which outlives the process.
 pub(crate) fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// Copies a directory of files and directories, also one that is in use: what a killed process would leave.
