@@ -16,7 +16,7 @@ use rand::Rng as _;
 use crate::site::Site;
 
 /// The steps, and how often each comes at most before a node has to die of it.
-const MOMENTS: [(&str, u32); 10] = [
+const MOMENTS: [(&str, u32); 9] = [
     ("segment-begun", 1),
     ("values-appended", 200),
     ("append-synced", 2000),
@@ -25,7 +25,6 @@ const MOMENTS: [(&str, u32); 10] = [
     ("append-answered", 2000),
     ("applied", 2000),
     ("log-purged", 3),
-    ("block-emptied", 1),
     ("rows-written", 3),
 ];
 
