@@ -13,13 +13,14 @@ use serde_json::Value;
 use crate::ground::{Ground, Home, attempt, bodies, sequence, settle, settle_confirmed, take, take_within};
 
 /// A stream with `count` messages on one subject.
-async fn with_messages(ground: &Ground, name: &str, count: u64) -> Result<Home> {
+pub(crate) async fn with_messages(ground: &Ground, name: &str, count: u64) -> Result<Home> {
     let home = ground.stream(Config { name: name.into(), ..Default::default() }).await?;
     home.publish_many("a", count).await?;
     Ok(home)
 }
 
-fn worker() -> pull::Config {
+/// A durable consumer with defaults.
+pub(crate) fn worker() -> pull::Config {
     pull::Config { durable_name: Some("worker".into()), ..Default::default() }
 }
 

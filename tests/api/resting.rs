@@ -14,22 +14,13 @@ use levee_tests::client::api;
 use levee_tests::wait::PATIENCE;
 use serde_json::json;
 
-use crate::ground::{Ground, Home, attempt, bodies, settle, settle_confirmed, take, take_within, text};
+use crate::acks::{with_messages, worker};
+use crate::ground::{Ground, attempt, bodies, settle, settle_confirmed, take, take_within, text};
 
 /// Longer than a consumer keeps its task.
 const REST: Duration = Duration::from_millis(2600);
 /// Later than this nobody is in time.
 const LATE: Duration = Duration::from_millis(1500);
-
-async fn with_messages(ground: &Ground, name: &str, count: u64) -> Result<Home> {
-    let home = ground.stream(Config { name: name.into(), ..Default::default() }).await?;
-    home.publish_many("a", count).await?;
-    Ok(home)
-}
-
-fn worker() -> pull::Config {
-    pull::Config { durable_name: Some("worker".into()), ..Default::default() }
-}
 
 /// Something came between `after` and a moment later, since `begin`.
 fn in_time(begin: Instant, after: Duration) -> Result<()> {

@@ -37,7 +37,7 @@ const PUBLISHED_EACH: u64 = 300;
 const REST: Duration = Duration::from_secs(3);
 
 /// How long a server may take for an answer before it is asked again.
-pub(super) const QUESTION: Duration = Duration::from_millis(500);
+const QUESTION: Duration = Duration::from_millis(500);
 
 /// Creates until all are there or the time limit is reached.
 pub fn run(
@@ -147,12 +147,17 @@ fn fail_over(servers: &mut Servers, consumers: u64) -> anyhow::Result<Duration> 
             Ok(())
         })?;
     }
+    wait_for_another_leader(servers, leader, other)?;
+    Ok(start.elapsed())
+}
+
+/// Waits until `other` knows of a leader that is not the killed one.
+pub(super) fn wait_for_another_leader(servers: &Servers, killed: usize, other: usize) -> anyhow::Result<()> {
     servers.wait_until(|servers| {
         let mut client = Client::connect_within(servers.address(other), QUESTION)?;
         let info = setup::api(&mut client, &format!("STREAM.INFO.{STREAM}"), &Value::Null)?;
         let leads = info["cluster"]["leader"].as_str().unwrap_or_default();
-        ensure!(!leads.is_empty() && leads != format!("n{leader}"), "the stream has no other leader");
+        ensure!(!leads.is_empty() && leads != format!("n{killed}"), "the stream has no other leader");
         Ok(())
-    })?;
-    Ok(start.elapsed())
+    })
 }

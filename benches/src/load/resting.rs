@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::figures::{Figure, Meter, Outcome};
-use crate::load::durables::{self, CREATORS, QUESTION};
+use crate::load::durables::{self, CREATORS};
 use crate::load::{Effort, fetch, join, mib, publish};
 use crate::messages::{Messages, Subjects};
 use crate::pace;
@@ -90,13 +90,7 @@ fn acks(
     let leader = setup::leading_node(servers, STREAM)?;
     let other = (leader + 1) % servers.nodes();
     let killed = servers.kill(leader)?;
-    servers.wait_until(|servers| {
-        let mut client = Client::connect_within(servers.address(other), QUESTION)?;
-        let info = setup::api(&mut client, &format!("STREAM.INFO.{STREAM}"), &Value::Null)?;
-        let leads = info["cluster"]["leader"].as_str().unwrap_or_default();
-        ensure!(!leads.is_empty() && leads != format!("n{leader}"), "the stream has no other leader");
-        Ok(())
-    })?;
+    durables::wait_for_another_leader(servers, leader, other)?;
     outcome.set(Figure::FailoverSeconds, killed.elapsed().as_secs_f64());
 
     let mut client = Client::connect_within(servers.address(other), ack_wait * 2)?;
