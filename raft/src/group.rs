@@ -13,7 +13,7 @@ use levee_storage::{EntryLog, Room, Storage};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{EmptyNode, ReadPolicy, ServerState};
+use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
@@ -274,25 +274,35 @@ impl Group {
         }
     }
 
-    /// Adds a member that follows without a vote, and returns when it has nearly caught up. A node that is a member
-    /// already stays what it is.
+    /// Adds a member that follows without a vote, and returns when its log has begun and it has nearly caught up. A node
+    /// that is a member already stays what it is.
     ///
     /// The node must have the group open. The wait has no limit of its own; what was added stays when it is given up.
     pub async fn add_learner(&self, node: NodeId) -> Result<(), Error> {
-        match self.0.raft.add_learner(node, EmptyNode::new(), true).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.change_refused(error)),
+        if let Err(error) = self.0.raft.add_learner(node, EmptyNode::new(), true).await {
+            return Err(self.change_refused(error));
         }
+        // For openraft an empty log has nearly caught up with a short one. A voter whose log is empty lost it, and is
+        // refused, so nobody becomes one before something is in its log.
+        let has_begun = |metrics: &RaftMetrics<TypeConfig>| match &metrics.replication {
+            // None for who was removed meanwhile.
+            Some(matched) => matched.get(&node).is_none_or(Option::is_some),
+            None => metrics.state != ServerState::Leader,
+        };
+        self.0
+            .raft
+            .wait(None)
+            .metrics(has_begun, "the log of a learner has begun")
+            .await
+            .map_err(|_| self.stopped(&Fatal::Stopped))?;
+        self.must_lead()
     }
 
     /// Makes exactly these nodes the voters, in two steps through a joint majority. New ones are added as learners
     /// first; voters that are left out leave the group.
     pub async fn change_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
-        let members: BTreeSet<_> = {
-            let status = self.status();
-            status.voters.union(&status.learners).copied().collect()
-        };
-        for node in voters.difference(&members) {
+        // A learner that an earlier leader added may not have begun.
+        for node in voters.difference(&self.status().voters) {
             self.add_learner(*node).await?;
         }
         match self.0.raft.change_membership(voters, false).await {

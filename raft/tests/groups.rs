@@ -294,6 +294,30 @@ async fn a_member_is_replaced_and_the_removed_one_can_be_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_group_opens_late_gets_its_vote_when_its_log_has_begun() {
+    let mut cluster = Cluster::new(2, quick());
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
+    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    put(&founder, "one").await.unwrap();
+    // A leader before may have added it, too, and not seen it begin.
+    let early = tokio::time::timeout(Duration::from_secs(1), founder.add_learner(NodeId(2))).await;
+    assert!(early.is_err(), "{early:?}");
+
+    let change = tokio::spawn({
+        let founder = founder.clone();
+        async move { founder.change_voters(ids([1, 2])).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(founder.status().voters, ids([1]), "an empty log has no vote");
+    cluster.nodes.get_mut(&2).unwrap().open(GROUP, Birth::Joining).await;
+    change.await.unwrap().unwrap();
+
+    assert_eq!(founder.status().voters, ids([1, 2]));
+    put(&founder, "two").await.unwrap();
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_is_handed_over_on_request() {
     let mut cluster = Cluster::new(3, quick());
     cluster.found(GROUP).await;

@@ -94,12 +94,8 @@ async fn look_once(jetstream: &Arc<JetStream>, group: &Group, uid: &str, refused
         tracing::info!("server {} joins the JetStream meta group", node.name);
         let mut voters = status.voters.clone();
         voters.insert(node.id);
-        let taken_in = async {
-            group.add_learner(node.id).await?;
-            group.change_voters(voters).await
-        };
         // A node that dies on the way in is not waited for: others want in, and it can come again.
-        match tokio::time::timeout(JOIN_PATIENCE, taken_in).await {
+        match tokio::time::timeout(JOIN_PATIENCE, group.change_voters(voters)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!("server {} could not join the meta group yet: {error}", node.name);

@@ -251,7 +251,7 @@ impl Receiver {
         let mut attempts = 0;
         loop {
             let admitted = quota::admit(&jetstream, &replica.assignment(), block.as_bytes().len());
-            admitted.map_err(|error| NotStored(Some(error)))?;
+            let _charge = admitted.map_err(|error| NotStored(Some(error)))?;
             let now = replica.now(jetstream.clock());
             let next = replica.read(|machine, view| {
                 if let Some(error) = copied.seqs.first().and_then(|seq| self.copier.check_gap(machine, *seq))

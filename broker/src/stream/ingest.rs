@@ -27,24 +27,9 @@ use crate::runtime::clock::monotonic;
 use crate::stream::Replica;
 use crate::stream::compose::{Acks, Composed, Composer};
 use crate::stream::held::{self, Answer};
-use crate::stream::quota;
+use crate::stream::queue::{Arrived, Queue};
+use crate::stream::quota::{self, Charge};
 
-/// Proposals of one stream that may wait for their sync and majority at the same time: what waits together is synced
-/// and sent together. With four, three replicas took 500k to 700k messages of 128 B a second, with twelve 890k to 1.03M.
-const IN_FLIGHT_MAX: usize = 12;
-/// No more are begun beyond so many bytes: the store's queue is for all streams of the node.
-const IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Beyond this many, a proposal waits for company: each costs the same, whatever is in it.
-const SMALL_IN_FLIGHT_MAX: usize = 2;
-/// A block of this size needs no company.
-const SMALL_MESSAGES: usize = 256;
-const SMALL_BYTES: usize = 128 * 1024;
-/// A block is closed when it holds this many messages or bytes.
-const BLOCK_MESSAGES_MAX: usize = 2048;
-const BLOCK_BYTES_MAX: usize = 1024 * 1024;
-/// A publisher's socket is no longer read while this much waits.
-const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-const QUEUE_MESSAGES_MAX: usize = 100_000;
 /// Read chunks in a block that are answered where it is applied. With more, writing to their clients would hold up
 /// what is applied next.
 const ANSWERED_AT_ONCE_MAX: usize = 4;
@@ -60,29 +45,6 @@ pub struct Ingest {
     /// There is room again.
     room: Notify,
     answering: Mutex<Answering>,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Arrived>,
-    messages: usize,
-    bytes: usize,
-    /// Messages and bytes of each proposal that is in flight.
-    in_flight: VecDeque<(usize, usize)>,
-    /// A publisher's task makes a block of what it took, and nothing may overtake that.
-    proposing: bool,
-    /// The leader is gone: what comes now is not answered, and its publishers try again.
-    closed: bool,
-    /// Read chunks that came, and of those how many are answered.
-    came: u64,
-    answered: u64,
-    /// Who wants to know when so many are.
-    asked: VecDeque<(u64, oneshot::Sender<()>)>,
-}
-
-struct Arrived {
-    account: AccountName,
-    batch: Inbound,
 }
 
 /// What became of a block: the entry's number in the log and the answer of apply.
@@ -191,18 +153,12 @@ impl Ingest {
 
     /// Comes when all publishes that are here now are answered, or can not be.
     pub fn told(&self) -> oneshot::Receiver<()> {
-        let (tell, told) = oneshot::channel();
-        let mut queue = self.queue.lock();
-        let came = queue.came;
-        if queue.answered < came {
-            queue.asked.push_back((came, tell));
-        }
-        told
+        self.queue.lock().ask()
     }
 
     /// Drops what waits and lets everybody go who waits for room.
     pub fn close(&self) {
-        *self.queue.lock() = Queue { closed: true, ..Queue::default() };
+        *self.queue.lock() = Queue::closed();
         self.room.notify_waiters();
     }
 
@@ -250,7 +206,7 @@ impl Ingest {
     /// With nothing in flight the caller proposes. Others' messages that wait go along, so nobody else proposes until
     /// it has.
     fn propose_or_wake(self: &Arc<Self>, queue: MutexGuard<'_, Queue>) {
-        let is_idle = queue.in_flight.is_empty();
+        let is_idle = queue.is_idle();
         drop(queue);
         if !(is_idle && self.propose_here()) {
             self.ready.notify_one();
@@ -264,7 +220,7 @@ impl Ingest {
             return false;
         }
         let mut queue = self.queue.lock();
-        if !queue.in_flight.is_empty() || queue.proposing {
+        if !queue.is_idle() || queue.proposing {
             return false;
         }
         let Some(batches) = self.take(&mut queue) else { return true };
@@ -273,7 +229,7 @@ impl Ingest {
         let proposing = Proposing(self);
         self.propose(&replica, batches);
         drop(proposing);
-        self.queue.lock().waiting.is_empty()
+        self.queue.lock().is_empty()
     }
 
     fn propose_next(self: &Arc<Self>, composer: &mut Composer) -> bool {
@@ -283,7 +239,7 @@ impl Ingest {
         // A sum follows from the one before, so that one has to be applied.
         let counts = composition.as_ref().is_some_and(|composition| composition.counts);
         // What comes next of a batch without holes depends on what is under way of it.
-        let waits = (counts && !queue.in_flight.is_empty()) || composer.waits_for_outcome();
+        let waits = (counts && !queue.is_idle()) || composer.waits_for_outcome();
         if waits || !queue.may_propose() {
             return false;
         }
@@ -296,37 +252,23 @@ impl Ingest {
         true
     }
 
-    /// What the next block is made of: everything that waits, up to the size of a block.
+    /// What the next block is made of.
     fn take(&self, queue: &mut Queue) -> Option<Vec<Arrived>> {
-        let (mut messages, mut bytes) = (0, 0);
-        let mut taken = Vec::new();
-        while messages < BLOCK_MESSAGES_MAX
-            && bytes < BLOCK_BYTES_MAX
-            && let Some(arrived) = queue.waiting.pop_front()
-        {
-            messages += arrived.batch.items.len();
-            bytes += arrived.batch.chunk.len();
-            taken.push(arrived);
-        }
         let was_full = queue.is_full();
-        queue.messages -= messages;
-        queue.bytes -= bytes;
+        let taken = queue.take();
         if was_full && !queue.is_full() {
             self.room.notify_waiters();
         }
-        if taken.is_empty() {
-            return None;
-        }
-        queue.in_flight.push_back((messages, bytes));
-        Some(taken)
+        taken
     }
 
     fn propose(self: &Arc<Self>, replica: &Replica, batches: Vec<Arrived>) {
         let Some(jetstream) = self.jetstream.upgrade() else { return };
         let inbound = batches.iter().map(|arrived| &arrived.batch);
-        if let Err(error) = quota::admit_messages(&jetstream, &replica.assignment(), inbound) {
-            return self.done(Asked::Plain(batches), Err(Refused::With(error)));
-        }
+        let charge = match quota::admit_messages(&jetstream, &replica.assignment(), inbound) {
+            Ok(charge) => charge,
+            Err(error) => return self.done(Asked::Plain(batches), Err(Refused::With(error))),
+        };
         let memory = jetstream.block_memory();
         let mut block = memory.builder(batches.iter().map(|b| b.batch.chunk.len()).sum());
         for Arrived { batch, .. } in &batches {
@@ -335,7 +277,7 @@ impl Ingest {
             }
         }
         let block = memory.finish(block, replica.now(jetstream.clock()));
-        self.propose_block(replica, block.as_bytes().clone(), Asked::Plain(batches));
+        self.propose_block(replica, block.as_bytes().clone(), Asked::Plain(batches), charge);
     }
 
     fn propose_composed(
@@ -347,9 +289,10 @@ impl Ingest {
     ) {
         let Some(jetstream) = self.jetstream.upgrade() else { return };
         let inbound = batches.iter().map(|arrived| &arrived.batch);
-        if let Err(error) = quota::admit_messages(&jetstream, &replica.assignment(), inbound) {
-            return self.done(Asked::Plain(batches), Err(Refused::With(error)));
-        }
+        let charge = match quota::admit_messages(&jetstream, &replica.assignment(), inbound) {
+            Ok(charge) => charge,
+            Err(error) => return self.done(Asked::Plain(batches), Err(Refused::With(error))),
+        };
         let now = replica.now(jetstream.clock());
         let count = batches.len();
         let arrived = batches.into_iter().map(|arrived| (arrived.account, arrived.batch));
@@ -363,7 +306,7 @@ impl Ingest {
         match composed {
             Some(composed) => {
                 let block = composed.block.as_bytes().clone();
-                self.propose_block(replica, block, Asked::Composed(Box::new(composed)));
+                self.propose_block(replica, block, Asked::Composed(Box::new(composed)), charge);
             }
             // Nothing of it goes to the log now.
             None => {
@@ -374,9 +317,10 @@ impl Ingest {
         }
     }
 
-    fn propose_block(self: &Arc<Self>, replica: &Replica, block: Bytes, asked: Asked) {
+    fn propose_block(self: &Arc<Self>, replica: &Replica, block: Bytes, asked: Asked, charge: Charge) {
         let ingest = Arc::clone(self);
         let then = Box::new(move |outcome: Result<_, ProposeError>| {
+            drop(charge);
             ingest.done(asked, outcome.map_err(Refused::from));
         });
         replica.group().propose_then(BLOCK, block, then);
@@ -446,12 +390,7 @@ impl Ingest {
     fn put_back(&self, again: VecDeque<(AccountName, Inbound)>) {
         let mut queue = self.queue.lock();
         for (account, batch) in again.into_iter().rev() {
-            if queue.closed {
-                return;
-            }
-            queue.messages += batch.items.len();
-            queue.bytes += batch.chunk.len();
-            queue.waiting.push_front(Arrived { account, batch });
+            queue.put_back(account, batch);
         }
     }
 
@@ -482,54 +421,6 @@ impl Drop for Proposing<'_> {
 
 fn is_fast_in(chunk: &Bytes) -> impl Fn(&InboundItem) -> bool + '_ {
     move |item| fast_batch::is_fast(item.reply.of(chunk))
-}
-
-impl Queue {
-    /// What comes after the leader is gone is dropped.
-    fn push(&mut self, account: &AccountName, batch: Inbound) {
-        if self.closed || batch.items.is_empty() {
-            return;
-        }
-        self.came += 1;
-        self.messages += batch.items.len();
-        self.bytes += batch.chunk.len();
-        self.waiting.push_back(Arrived { account: account.clone(), batch });
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes >= QUEUE_BYTES_MAX || self.messages >= QUEUE_MESSAGES_MAX
-    }
-
-    /// So many more read chunks are answered. They are in the order in which they came, but for those of batches, which
-    /// are answered as soon as they wait for the rest.
-    fn are_answered(&mut self, batches: usize) {
-        self.answered += batches as u64;
-        while self.asked.front().is_some_and(|(came, _)| *came <= self.answered)
-            && let Some((_, tell)) = self.asked.pop_front()
-        {
-            let _ = tell.send(());
-        }
-    }
-
-    /// A proposal is no longer in flight. What was proposed before the queue was closed counts nowhere.
-    fn landed(&mut self) {
-        self.in_flight.pop_front();
-    }
-
-    /// A small block behind another one waits until it has as much in it as is under way: with many publishers that
-    /// wait for their acks, whoever asks again first would else have a sync to itself, and all others wait for that.
-    fn may_propose(&self) -> bool {
-        let in_flight = self.in_flight.len();
-        let is_small = self.messages < SMALL_MESSAGES && self.bytes < SMALL_BYTES;
-        let has_room = if is_small {
-            let under_way = self.in_flight.iter().map(|(messages, _)| messages).sum();
-            in_flight < SMALL_IN_FLIGHT_MAX && self.messages >= under_way
-        } else {
-            let under_way = self.in_flight.iter().map(|(_, bytes)| bytes).sum::<usize>();
-            in_flight < IN_FLIGHT_MAX && under_way < IN_FLIGHT_BYTES_MAX
-        };
-        !self.waiting.is_empty() && !self.proposing && has_room
-    }
 }
 
 /// What a PubAck of this stream says besides the sequence.

@@ -485,7 +485,7 @@ async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<No
         let status = replica.group().status();
         let wanted = assignment.replicas.iter().copied().collect();
         if status.voters != wanted {
-            let change = tokio::time::timeout(MEMBERSHIP_PATIENCE, change_voters(&replica, &wanted));
+            let change = tokio::time::timeout(MEMBERSHIP_PATIENCE, replica.group().change_voters(wanted));
             match change.await {
                 Ok(Ok(())) => continue,
                 Err(_) => {
@@ -508,16 +508,4 @@ async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<No
         }
         changed.notified().await;
     }
-}
-
-async fn change_voters(
-    replica: &Replica,
-    wanted: &std::collections::BTreeSet<levee_protocol::ids::NodeId>,
-) -> Result<(), levee_raft::Error> {
-    let group = replica.group();
-    let status = group.status();
-    for node in wanted.difference(&status.voters) {
-        group.add_learner(*node).await?;
-    }
-    group.change_voters(wanted.clone()).await
 }

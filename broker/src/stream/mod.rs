@@ -13,6 +13,7 @@ mod held;
 pub mod ingest;
 pub mod leader;
 pub mod machine;
+mod queue;
 pub mod quota;
 pub mod reads;
 pub mod removals;

@@ -1,9 +1,9 @@
 //! What streams may hold: all of this node together (`max_file`, `max_mem`), and those of an account in the whole cluster
 //! (`accounts { A { jetstream { max_store, max_mem } } }`).
 //!
-//! What streams hold is looked at a few times a second, and nodes tell each other what those that they lead hold. In
-//! between, an account is charged for each block that a leader here takes, so it can go over only by what other nodes
-//! take meanwhile. A node can go over its own bounds by what arrives in between.
+//! What streams hold is looked at a few times a second, and nodes tell each other what those that they lead hold. An
+//! account is charged for each block that a leader here takes until a look shows it, so it can go over only by what other
+//! nodes take meanwhile. A node can go over its own bounds by what arrives in between.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,13 +53,33 @@ struct Bound {
     reached: AtomicBool,
 }
 
-/// What an account may still store, by the last look and what was taken since.
+/// What an account may store.
 #[derive(Debug)]
 struct Allowance {
-    limits: AccountLimits,
-    file: AtomicI64,
-    memory: AtomicI64,
+    file: Arc<Share>,
+    memory: Arc<Share>,
 }
+
+/// One kind of it. A block counts as taken from when it is let in, and as landed when what became of it is known: what
+/// the streams hold is what they held at the last look, and what was taken and had not landed when that look began.
+#[derive(Debug)]
+struct Share {
+    /// Bytes; less than zero is no limit.
+    max: i64,
+    /// What the last look found, less all that had landed when it began.
+    found: AtomicI64,
+    /// Bytes, ever.
+    taken: AtomicI64,
+    landed: AtomicI64,
+}
+
+/// A block that was let in. Kept until it is known what became of it.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Charge(Option<(Arc<Share>, i64)>);
+
+/// What had landed when a look began, for each account with bounds: files and memory.
+type Landed = Vec<(i64, i64)>;
 
 /// Bytes in streams of accounts that have bounds, replicas counted.
 pub type Usage = BTreeMap<AccountName, Used>;
@@ -87,20 +107,20 @@ impl Quota {
         Self {
             file: bound("max_file", file_max),
             memory: bound("max_mem", memory_max),
-            accounts: bounded.map(|(name, limits)| (name, Allowance::new(limits))).collect(),
+            accounts: bounded.map(|(name, limits)| (name, Allowance::new(&limits))).collect(),
             look_again_at: AtomicU64::new(0),
             elsewhere: Mutex::new(BTreeMap::new()),
         }
     }
 
-    fn admit(&self, stream: &StreamAssignment, bytes: usize) -> Result<(), ApiError> {
+    fn admit(&self, stream: &StreamAssignment, bytes: usize) -> Result<Charge, ApiError> {
         let storage = stream.config.storage;
         if self.bound(storage).reached.load(Ordering::Relaxed) {
             return Err(ApiError::insufficient_resources());
         }
         match self.accounts.get(&stream.account) {
             Some(allowance) => allowance.take(storage, bytes.saturating_mul(stream.config.replica_count())),
-            None => Ok(()),
+            None => Ok(Charge::default()),
         }
     }
 
@@ -137,16 +157,21 @@ impl Quota {
         self.elsewhere.lock().remove(&node);
     }
 
+    /// To be asked before what the streams hold is added up.
+    fn landed(&self) -> Landed {
+        self.accounts.values().map(|allowance| (allowance.file.landed(), allowance.memory.landed())).collect()
+    }
+
     /// Takes note of what the streams hold: all on this node, and those that it leads.
-    fn look(&self, here: Used, led: &Usage) {
+    fn look(&self, here: Used, led: &Usage, landed: &Landed) {
         self.file.look(here.file);
         self.memory.look(here.memory);
         let elsewhere = self.elsewhere.lock();
-        for (account, allowance) in &self.accounts {
+        for ((account, allowance), landed) in self.accounts.iter().zip(landed) {
             let reports = elsewhere.values().chain([led]).filter_map(|usage| usage.get(account));
             let (file, memory) = reports.fold((0, 0), |sum, used| (sum.0 + used.file, sum.1 + used.memory));
-            allowance.file.store(left(allowance.limits.max_storage, file), Ordering::Relaxed);
-            allowance.memory.store(left(allowance.limits.max_memory, memory), Ordering::Relaxed);
+            allowance.file.look(file, landed.0);
+            allowance.memory.look(memory, landed.1);
         }
     }
 }
@@ -170,32 +195,59 @@ impl Bound {
 }
 
 impl Allowance {
-    fn new(limits: AccountLimits) -> Self {
-        let (file, memory) = (left(limits.max_storage, 0), left(limits.max_memory, 0));
-        Self { limits, file: AtomicI64::new(file), memory: AtomicI64::new(memory) }
+    fn new(limits: &AccountLimits) -> Self {
+        Self { file: Share::new(limits.max_storage), memory: Share::new(limits.max_memory) }
     }
 
-    fn take(&self, storage: StorageType, bytes: usize) -> Result<(), ApiError> {
-        let room = match storage {
-            StorageType::File => &self.file,
-            StorageType::Memory => &self.memory,
-        };
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let taken = room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            left.checked_sub(bytes).filter(|left| *left >= 0)
-        });
-        taken.map(drop).map_err(|_| ApiError::account_resources_exceeded())
+    fn take(&self, storage: StorageType, bytes: usize) -> Result<Charge, ApiError> {
+        match storage {
+            StorageType::File => self.file.take(bytes),
+            StorageType::Memory => self.memory.take(bytes),
+        }
     }
 }
 
-/// Bytes that a limit leaves; less than zero is no limit.
-fn left(max: i64, used: u64) -> i64 {
-    if max < 0 { i64::MAX } else { max.saturating_sub_unsigned(used) }
+impl Share {
+    fn new(max: i64) -> Arc<Self> {
+        let [found, taken, landed] = [0; 3].map(AtomicI64::new);
+        Arc::new(Self { max, found, taken, landed })
+    }
+
+    fn take(self: &Arc<Self>, bytes: usize) -> Result<Charge, ApiError> {
+        if self.max < 0 {
+            return Ok(Charge::default());
+        }
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let found = self.found.load(Ordering::Acquire);
+        let taken = self.taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |taken| {
+            taken.checked_add(bytes).filter(|taken| found.saturating_add(*taken) <= self.max)
+        });
+        taken
+            .map(|_| Charge(Some((Arc::clone(self), bytes))))
+            .map_err(|_| ApiError::account_resources_exceeded())
+    }
+
+    fn landed(&self) -> i64 {
+        self.landed.load(Ordering::Acquire)
+    }
+
+    fn look(&self, used: u64, landed: i64) {
+        let used = i64::try_from(used).unwrap_or(i64::MAX);
+        self.found.store(used.saturating_sub(landed), Ordering::Release);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some((share, bytes)) = self.0.take() {
+            share.landed.fetch_add(bytes, Ordering::Release);
+        }
+    }
 }
 
 /// Whether a stream that is led here may take so many bytes more: the node's streams of its kind hold less than they may,
 /// and its account has room, which it is charged for.
-pub fn admit(jetstream: &JetStream, stream: &StreamAssignment, bytes: usize) -> Result<(), ApiError> {
+pub fn admit(jetstream: &JetStream, stream: &StreamAssignment, bytes: usize) -> Result<Charge, ApiError> {
     let quota = jetstream.quota();
     quota.admit(stream, bytes).or_else(|refused| {
         // Room may have been made since the last look.
@@ -215,7 +267,7 @@ pub fn admit_messages<'a>(
     jetstream: &JetStream,
     stream: &StreamAssignment,
     batches: impl IntoIterator<Item = &'a Inbound>,
-) -> Result<(), ApiError> {
+) -> Result<Charge, ApiError> {
     let sizes = batches.into_iter().flat_map(|batch| {
         batch.items.iter().map(|item| {
             let parts = [batch.subject(item), batch.header(item), batch.payload(item)];
@@ -230,6 +282,7 @@ pub fn admit_messages<'a>(
 /// Adds up what the streams hold, and gives what those hold that this node leads.
 fn look(jetstream: &JetStream) -> Usage {
     let quota = jetstream.quota();
+    let landed = quota.landed();
     let (mut here, mut led) = (Used::default(), Usage::new());
     for replica in jetstream.replicas() {
         let bytes = replica.read(|machine, _| machine.state().bytes);
@@ -240,7 +293,7 @@ fn look(jetstream: &JetStream) -> Usage {
             led.entry(assignment.account.clone()).or_default().add(assignment.config.storage, all);
         }
     }
-    quota.look(here, &led);
+    quota.look(here, &led, &landed);
     led
 }
 
@@ -306,7 +359,11 @@ mod tests {
         }
     }
 
-    fn code(done: Result<(), ApiError>) -> Option<u16> {
+    fn look(quota: &Quota, here: Used, led: &Usage) {
+        quota.look(here, led, &quota.landed());
+    }
+
+    fn code(done: Result<Charge, ApiError>) -> Option<u16> {
         done.err().map(|error| error.err_code)
     }
 
@@ -316,13 +373,16 @@ mod tests {
         let admits = |storage| code(quota.admit(&stream("A", storage, 1), 0));
 
         assert!(quota.check_reserved(StorageType::File, 100).is_ok());
-        assert_eq!(code(quota.check_reserved(StorageType::File, 101)), Some(10047));
+        assert_eq!(
+            code(quota.check_reserved(StorageType::File, 101).map(|()| Charge::default())),
+            Some(10047)
+        );
         assert!(quota.check_reserved(StorageType::Memory, u64::MAX).is_ok());
-        quota.look(Used { file: 99, memory: u64::MAX }, &Usage::new());
+        look(&quota, Used { file: 99, memory: u64::MAX }, &Usage::new());
         assert_eq!((admits(StorageType::File), admits(StorageType::Memory)), (None, None));
-        quota.look(Used { file: 100, memory: 0 }, &Usage::new());
+        look(&quota, Used { file: 100, memory: 0 }, &Usage::new());
         assert_eq!((admits(StorageType::File), admits(StorageType::Memory)), (Some(10023), None));
-        quota.look(Used { file: 50, memory: 0 }, &Usage::new());
+        look(&quota, Used { file: 50, memory: 0 }, &Usage::new());
         assert_eq!(admits(StorageType::File), None);
     }
 
@@ -340,11 +400,35 @@ mod tests {
         assert_eq!(code(quota.admit(&stream("B", StorageType::File, 1), usize::MAX)), None);
 
         quota.take_report(NodeId(2), br#"{"A":{"file":700,"memory":0}}"#).unwrap();
-        quota.look(Used::default(), &Usage::from([(account, Used { file: 300, memory: 0 })]));
+        look(&quota, Used::default(), &Usage::from([(account, Used { file: 300, memory: 0 })]));
         assert_eq!(admits(1), Some(10002));
         quota.forget(NodeId(2));
-        quota.look(Used::default(), &Usage::new());
+        look(&quota, Used::default(), &Usage::new());
         assert_eq!(admits(333), None);
+    }
+
+    #[test]
+    fn what_is_on_its_way_counts_whenever_it_is_looked() {
+        let account = AccountName::parse("A").unwrap();
+        let limits = AccountLimits { max_storage: 1000, ..AccountLimits::default() };
+        let quota = Quota::new(None, None, [(account.clone(), limits)]);
+        let admit = |bytes| quota.admit(&stream("A", StorageType::File, 1), bytes);
+        let holds = |file| Usage::from([(account.clone(), Used { file, memory: 0 })]);
+
+        let first = admit(600).unwrap();
+        look(&quota, Used::default(), &holds(0));
+        assert_eq!(code(admit(600)), Some(10002), "a look that does not show it yet");
+        // It lands while somebody adds up what the streams hold, who may have seen it or not.
+        let begun = quota.landed();
+        drop(first);
+        quota.look(Used::default(), &holds(0), &begun);
+        assert_eq!(code(admit(600)), Some(10002));
+        look(&quota, Used::default(), &holds(600));
+        assert_eq!(code(admit(600)), Some(10002));
+        // What was refused after all takes no room.
+        drop(admit(400).unwrap());
+        look(&quota, Used::default(), &holds(600));
+        assert_eq!(code(admit(400)), None);
     }
 
     #[test]

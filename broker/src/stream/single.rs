@@ -95,12 +95,13 @@ async fn store(
     let replica = led.ok_or_else(|| NotStored::because("the stream is led by another server now"))?;
     let [item] = batch.items[..] else { return Err(NotStored::because("not one message")) };
     let admitted = quota::admit_messages(jetstream, &replica.assignment(), [batch]);
-    admitted.map_err(|error| NotStored(error.to_string()))?;
+    let charge = admitted.map_err(|error| NotStored(error.to_string()))?;
     let mut chance = Chance::new();
     let composition = replica.read(|machine, _| machine.composition().cloned());
     let now = replica.now(jetstream.clock());
     let block = block(composition.as_deref(), batch, &item, &mut chance).finish(now);
     let outcome = replica.group().propose(BLOCK, block.as_bytes().clone()).await;
+    drop(charge);
     let replies = match outcome.map(|(_, reply)| reply.downcast::<Reply>().map(|reply| *reply)) {
         Ok(Ok(Reply::Publish(replies))) => replies,
         Ok(Ok(Reply::Rejected(error))) => return Err(NotStored(error.to_string())),

@@ -40,7 +40,8 @@ use crate::api::stream_info;
 use crate::jetstream::JetStream;
 use crate::router::MessageRef;
 use crate::runtime::{clock, tasks};
-use crate::stream::{Replica, quota};
+use crate::stream::Replica;
+use crate::stream::quota::{self, Charge};
 use crate::transfer::placing::Placing;
 use crate::transfer::{Message, Open};
 
@@ -247,8 +248,8 @@ struct Restore {
     storage: StorageType,
     bounds: Bounds,
     placing: Placing,
-    /// A block on its way, and its bytes in case it has to be proposed again.
-    proposed: Option<(Bytes, Proposal)>,
+    /// A block on its way, its bytes in case it has to be proposed again, and the room that it takes.
+    proposed: Option<(Bytes, Proposal, Charge)>,
     /// Of the archive, so far.
     bytes: u64,
 }
@@ -402,15 +403,15 @@ impl Restore {
     async fn place(&mut self, block: Bytes) -> Result<(), Failed> {
         self.placed().await?;
         let admitted = quota::admit(&self.jetstream, &self.replica.assignment(), block.len());
-        admitted.map_err(|_| Failed::Refused(self.storage.exceeded()))?;
+        let charge = admitted.map_err(|_| Failed::Refused(self.storage.exceeded()))?;
         let proposal = self.replica.group().propose(BLOCK, block.clone());
-        self.proposed = Some((block, proposal));
+        self.proposed = Some((block, proposal, charge));
         Ok(())
     }
 
     /// Waits until the last block is applied.
     async fn placed(&mut self) -> Result<(), Failed> {
-        let Some((block, proposal)) = self.proposed.take() else { return Ok(()) };
+        let Some((block, proposal, _charge)) = self.proposed.take() else { return Ok(()) };
         match proposal.await {
             // The queue was full, and nothing of it got in.
             Err(ProposeError::Full) => self.decide(block, BLOCK).await,
