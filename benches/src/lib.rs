@@ -6,6 +6,7 @@
 //! | [`client`] | a connection that speaks just enough of the protocol |
 //! | [`servers`] | one or three server processes of one side, fresh for each run |
 //! | [`process`] | what processes and the machine spend, from the operating system |
+//! | [`disk`] | what synced writes cost without any server |
 //! | [`pace`] | the schedule of an open loop, and latency against it |
 //! | [`messages`] | what is published |
 //! | [`setup`] | streams and consumers |
@@ -18,6 +19,7 @@
 //! | [`report`] | medians, ratios, tables, charts, the page |
 
 pub mod client;
+pub mod disk;
 pub mod figures;
 pub mod load;
 pub mod messages;

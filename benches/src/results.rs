@@ -19,6 +19,9 @@ pub struct Setting {
     pub machine: String,
     /// What the servers' files lay on.
     pub file_system: String,
+    /// What synced writes cost there. Empty in files of before that was measured.
+    #[serde(default)]
+    pub disk: String,
     /// Our version.
     pub levee: String,
     /// Their version.

@@ -373,6 +373,9 @@ fn windowed(nodes: usize) -> Vec<Row> {
         );
     }
     if nodes == 1 {
+        // The disk bounds these: what nats-server's acks do not wait for shows beside what they do.
+        let large = rows.last().map(|row| synced(row).messages(5000).offered(500));
+        rows.extend(large);
         let ids = Load::Publish { window: WINDOW, header: Header::MsgId, subjects: Subjects::One };
         let subjects =
             Load::Publish { window: WINDOW, header: Header::None, subjects: Subjects::InTurns(100_000) };
@@ -388,18 +391,18 @@ fn windowed(nodes: usize) -> Vec<Row> {
     rows
 }
 
+/// The same at equal durability. nats-server syncs for each message, so that there are to be fewer of them.
+fn synced(row: &Row) -> Row {
+    let name = format!("{}, both synced", row.name);
+    Row { name, against: Side::NatsSynced, targets: Vec::new(), ..row.clone() }
+}
+
 fn one_at_a_time(nodes: usize) -> Vec<Row> {
     let row = |publishers, what: &str| {
         let name = format!("R{nodes} file, {what}, one at a time, 128 B");
         Row::new(name, nodes, Load::OneAtATime { publishers })
     };
     let (fifty, one) = (row(50, "50 publishers"), row(1, "1 publisher"));
-    // At equal durability. nats-server syncs for each message, so that there are fewer of them.
-    let synced = |row: &Row| Row {
-        name: format!("{}, both synced", row.name),
-        against: Side::NatsSynced,
-        ..row.clone()
-    };
     if nodes == 1 {
         return vec![
             synced(&fifty).messages(40_000).offered(2000),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use levee_benches::disk;
 use levee_benches::figures::{Figure, Outcome};
 use levee_benches::load::{self, Effort};
 use levee_benches::process;
@@ -218,6 +219,7 @@ impl Options {
             command: command.join(" "),
             machine: process::machine(),
             file_system: process::file_system(&self.scratch),
+            disk: disk::synced_writes(&self.scratch)?,
             levee: binaries.version(Side::Levee)?,
             nats: binaries.version(Side::Nats)?,
         })

@@ -53,7 +53,7 @@ fn setting(results: &Results) -> String {
     let different = |of: fn(&crate::results::Setting) -> &str| {
         let mut values: Vec<&str> = Vec::new();
         for setting in results.settings() {
-            if !values.contains(&of(setting)) {
+            if !of(setting).is_empty() && !values.contains(&of(setting)) {
                 values.push(of(setting));
             }
         }
@@ -63,10 +63,13 @@ fn setting(results: &Results) -> String {
     for (name, values) in [
         ("Machine", different(|setting| &setting.machine)),
         ("Files", different(|setting| &setting.file_system)),
+        ("Disk", different(|setting| &setting.disk)),
         ("Versions", different(|setting| &setting.levee)),
         ("Against", different(|setting| &setting.nats)),
     ] {
-        let _ = writeln!(text, "- {name}: {}", values.join("; "));
+        if !values.is_empty() {
+            let _ = writeln!(text, "- {name}: {}", values.join("; "));
+        }
     }
     text
 }
