@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod channel;
 mod checkpoints;
 mod codec;
 mod commits;
@@ -18,6 +19,7 @@ mod outbox;
 mod peers;
 mod proposals;
 mod receive;
+mod runtime;
 mod state_machine;
 mod suspects;
 mod tasks;
