@@ -250,7 +250,7 @@ impl Groups {
     /// Whether nobody leads the group and this node has a vote in it.
     fn vacancy(&self, core: &GroupCore) -> Option<Gone> {
         let seen = *core.leadership.borrow();
-        if seen.leading || core.unborn.load(Ordering::Acquire) || *core.stopping.borrow() != Stopping::No {
+        if seen.leading || !core.may_stand() || *core.stopping.borrow() != Stopping::No {
             return None;
         }
         let gone = match seen.leader {

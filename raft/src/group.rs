@@ -24,9 +24,10 @@ use crate::leadership::Leadership;
 use crate::peers::Peers;
 use crate::proposals::{Proposal, Then, Waiting};
 use crate::receive::Transfer;
+use crate::starting_over::Overruled;
 use crate::state_machine::{Applied, Floors};
 use crate::tasks::at_once;
-use crate::types::{Fatal, LeaderId, Proposed, Raft, TypeConfig};
+use crate::types::{Fatal, LeaderId, LogId, Proposed, Raft, TypeConfig, Vote};
 
 /// A handle to one group of this node. Clones are the same group.
 #[derive(Clone)]
@@ -69,6 +70,15 @@ pub(crate) struct GroupCore {
     /// Set while this node has not been told, by a leader that knows it as a learner, what the log holds: until
     /// then its empty log must not be counted in an election.
     pub(crate) unborn: AtomicBool,
+    /// A power cut may take the end of its log.
+    pub(crate) is_volatile: bool,
+    /// Set when a leader would have had committed entries truncated.
+    pub(crate) taken_back: Arc<AtomicBool>,
+    /// The vote of the leader by which this replica is overruled.
+    pub(crate) overruled_by: Mutex<Option<Vote>>,
+    /// A replica that was started over does not vote for logs that end before this.
+    pub(crate) vote_floor: Mutex<Option<LogId>>,
+    pub(crate) overruled: Arc<Overruled>,
     /// Ends a log append that waits for room on the disk.
     pub(crate) closing: Arc<AtomicBool>,
     /// The snapshot that is being received.

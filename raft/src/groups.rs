@@ -24,6 +24,7 @@ use crate::machine::ReplicatedMachine;
 use crate::network::{Links, Network};
 use crate::peers::Peers;
 use crate::proposals::Waiting;
+use crate::starting_over::{Overruled, read_floor, stored_vote};
 use crate::state_machine::{self, Applied, Parts, StateMachine};
 use crate::suspects::Suspects;
 use crate::tasks::spawn;
@@ -49,7 +50,7 @@ pub enum Birth {
 /// All groups of one node.
 pub struct Groups {
     node: NodeId,
-    storage: Arc<Storage>,
+    pub(crate) storage: Arc<Storage>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) config: Arc<Config>,
     durable: Arc<openraft::Config>,
@@ -59,6 +60,7 @@ pub struct Groups {
     pub(crate) suspects: Arc<Suspects>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) restless: Arc<Restless>,
+    pub(crate) overruled: Arc<Overruled>,
     /// Rings when a group was opened.
     opened: Notify,
     pub(crate) this: Weak<Self>,
@@ -92,6 +94,7 @@ impl Groups {
             suspects: Arc::default(),
             peers: Arc::new(Peers::new(config.election_max)),
             restless: Arc::default(),
+            overruled: Arc::default(),
             opened: Notify::new(),
             this: Weak::clone(this),
             transfers: Mutex::new(0),
@@ -143,8 +146,14 @@ impl Groups {
         let volatile = matches!(sync, Sync::Never);
         let log = self.storage.entry_log(group, sync)?;
         let unborn = self.check_birth(group, &log, &birth)?;
+        let floor = read_floor(&self.storage, group)?;
         let founders = match birth {
-            Birth::Founding(founders) if log.last().is_none() && log.purged().is_none() => Some(founders),
+            // What was started over is empty and not new.
+            Birth::Founding(founders)
+                if log.last().is_none() && log.purged().is_none() && floor.is_none() =>
+            {
+                Some(founders)
+            }
             Birth::Founding(_) | Birth::Promised | Birth::Joining | Birth::Existing => None,
         };
         if let Some(founders) = &founders {
@@ -173,7 +182,14 @@ impl Groups {
             members: OnceLock::new(),
         });
         let closing = Arc::new(AtomicBool::new(false));
-        let store = LogStore::new(group, log.clone(), self.config.append_bytes, Arc::clone(&closing));
+        let taken_back = Arc::new(AtomicBool::new(false));
+        let store = LogStore::new(
+            group,
+            log.clone(),
+            self.config.append_bytes,
+            Arc::clone(&closing),
+            Arc::clone(&taken_back),
+        );
         let config = Arc::clone(if volatile { &self.volatile } else { &self.durable });
         let raft = Raft::new(self.node, config, Links(Arc::clone(&network)), store, machine)
             .await
@@ -201,10 +217,16 @@ impl Groups {
             peers: Arc::clone(&self.peers),
             stopping: watch::Sender::new(Stopping::No),
             unborn: AtomicBool::new(unborn),
+            is_volatile: volatile,
+            taken_back,
+            overruled_by: Mutex::new(None),
+            vote_floor: Mutex::new(floor),
+            overruled: Arc::clone(&self.overruled),
             closing,
             transfer: Mutex::new(None),
             gone: Mutex::new(Some(when_gone)),
         });
+        core.look_whether_filled();
         leadership::follow(&core);
         self.restless.mark(group);
         if founders.is_some_and(|founders| turn(&founders, group, self.node) == 0) {
@@ -215,10 +237,7 @@ impl Groups {
 
     /// Whether the group must keep out of elections for now.
     fn check_birth(&self, group: GroupId, log: &EntryLog, birth: &Birth) -> Result<bool, Error> {
-        let vote =
-            log.vote().map(|vote| codec::decode_vote(&vote)).transpose().map_err(|_| {
-                StorageError::Corrupt(format!("group {group}: the stored vote does not decode"))
-            })?;
+        let vote = stored_vote(group, log)?;
         let applied = state_machine::read_applied_row(&self.storage, group)?.and_then(|row| row.last_log_id);
         let last = log.last().map(log_id);
         let born = is_born(&self.storage, group)?;
@@ -336,8 +355,9 @@ impl std::fmt::Debug for Groups {
     }
 }
 
-/// Node row that says a group's log was begun in this store. Persisted: never change.
-fn birth_row(group: GroupId) -> String {
+/// Node row that says a group's log was begun in this store, and whether it was started over since. Persisted: never
+/// change.
+pub(crate) fn birth_row(group: GroupId) -> String {
     format!("raft/born/{group}")
 }
 

@@ -4,6 +4,7 @@
 //! entry of its own term, and with it everything before; and it ends when a majority was silent for long, even if
 //! nobody told us of a successor. If the same leader goes on afterwards, it has applied everything that it had proposed.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use levee_protocol::ids::NodeId;
@@ -12,6 +13,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::watch;
 
 use crate::group::{GroupCore, Stopping};
+use crate::starting_over::stored_vote;
 use crate::tasks::spawn;
 use crate::types::{LeaderId, TypeConfig};
 
@@ -64,6 +66,13 @@ fn stopped(core: &Weak<GroupCore>) {
         && *group.stopping.borrow() == Stopping::No
     {
         tracing::error!(group = %group.id, "the group stopped on this node and serves nothing here: {fatal}");
+    }
+    // What was committed was not known to be when the leader's entries came.
+    if group.is_volatile
+        && group.taken_back.load(Ordering::Acquire)
+        && let Ok(Some(vote)) = stored_vote(group.id, &group.log)
+    {
+        group.overrule(&vote);
     }
     group.stopping.send_replace(Stopping::Stopped);
     group.set_leadership(Leadership::default());

@@ -20,6 +20,7 @@ mod peers;
 mod proposals;
 mod receive;
 mod runtime;
+mod starting_over;
 mod state_machine;
 mod suspects;
 mod tasks;

@@ -31,14 +31,22 @@ pub(crate) struct LogStore {
     /// Bytes of entries that one read returns, give or take one entry.
     read_bytes: usize,
     closing: Arc<AtomicBool>,
+    /// Set when a leader asked to truncate what is committed.
+    taken_back: Arc<AtomicBool>,
 }
 
 /// How often a full disk is looked at again.
 const ROOM_RETRY: Duration = Duration::from_millis(200);
 
 impl LogStore {
-    pub(crate) fn new(group: GroupId, log: EntryLog, read_bytes: usize, closing: Arc<AtomicBool>) -> Self {
-        Self { group, log, read_bytes, closing }
+    pub(crate) fn new(
+        group: GroupId,
+        log: EntryLog,
+        read_bytes: usize,
+        closing: Arc<AtomicBool>,
+        taken_back: Arc<AtomicBool>,
+    ) -> Self {
+        Self { group, log, read_bytes, closing, taken_back }
     }
 
     /// Appends unless the disk is full; gives the callback back if it is.
@@ -232,7 +240,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         tracing::debug!(group = %self.group, after = ?last.as_ref().map(|id| id.index), "conflicting log entries go");
-        self.log.truncate_after(last.map(|id| id.index)).map_err(io::Error::other)
+        let truncated = self.log.truncate_after(last.map(|id| id.index));
+        if matches!(truncated, Err(Error::Committed { .. })) {
+            self.taken_back.store(true, Ordering::Release);
+        }
+        truncated.map_err(io::Error::other)
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {

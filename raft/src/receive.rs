@@ -48,6 +48,10 @@ enum Refused {
     Unborn,
     #[error("this member is for {0} and gives it time to lead")]
     Promised(NodeId),
+    #[error("the leader's log lacks what is committed here; this member is about to be filled anew")]
+    Overruled,
+    #[error("this member was started over and does not vote for a log that ends before that")]
+    BelowFloor,
     #[error("this member lost its log; remove it from the group and add it again")]
     Lost,
     #[error("no such snapshot transfer")]
@@ -134,14 +138,23 @@ fn append(group: &Arc<GroupCore>, from: NodeId, frame: Frame) -> Result<Answerin
         }
         bear(group);
     }
+    let ids = request.entries.iter().map(|entry| &entry.log_id);
+    if group.is_overruled_by(&request.vote, request.prev_log_id.iter().chain(ids)) {
+        return Err(Refused::Overruled);
+    }
     // The log may not refuse what openraft accepted, so a full disk refuses here.
     if frame_holds_blocks(&request) {
         group.storage.room(Room::Messages)?;
     }
     group.leader_heard();
     let (id, raft) = (group.id, group.raft.clone());
+    let filling = group.vote_floor.lock().is_some().then(|| Arc::clone(group));
     Ok(in_order(async move {
-        match raft.append_entries(request).await {
+        let appended = raft.append_entries(request).await;
+        if let Some(group) = filling {
+            group.look_whether_filled();
+        }
+        match appended {
             Ok(response) => answer(id, Kind::Append, codec::encode_append_response(&response)),
             Err(error) => Failure::frame(id, &error),
         }
@@ -164,6 +177,9 @@ fn vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Arc<Suspects>) -> Result
     let (mut request, suspected) = codec::decode_vote_request(head)?;
     if group.unborn.load(Ordering::Acquire) {
         return Err(Refused::Unborn);
+    }
+    if !group.may_vote_for(request.last_log_id.as_ref()) {
+        return Err(Refused::BelowFloor);
     }
     let (id, raft, suspects) = (group.id, group.raft.clone(), Arc::clone(suspects));
     let leader = group.leadership.borrow().leader;
@@ -205,6 +221,9 @@ fn pre_vote(group: &Arc<GroupCore>, head: &[u8], suspects: &Suspects) -> Result<
     if group.unborn.load(Ordering::Acquire) {
         return Err(Refused::Unborn);
     }
+    if !group.may_vote_for(request.last_log_id.as_ref()) {
+        return Err(Refused::BelowFloor);
+    }
     let candidate = request.vote.leader_id().node_id;
     if group.leadership.borrow().leader == Some(candidate) {
         group.doubt(candidate);
@@ -224,6 +243,9 @@ fn transfer(group: &Arc<GroupCore>, head: &[u8]) -> Result<Answering, Refused> {
     let mut reader = Reader::new(head);
     let request = TransferLeaderRequest::new(reader.vote()?, reader.node()?, reader.log_id_option()?);
     reader.end()?;
+    if !group.may_stand() {
+        return Err(Refused::BelowFloor);
+    }
     let (id, raft) = (group.id, group.raft.clone());
     Ok(Box::pin(async move {
         match raft.handle_transfer_leader(request).await {
@@ -244,6 +266,9 @@ fn snapshot_begin(group: &Arc<GroupCore>, head: &[u8], number: u64) -> Result<An
             return Err(Refused::Lost);
         }
         bear(group);
+    }
+    if group.is_overruled_by(&vote, meta.last_log_id.iter()) {
+        return Err(Refused::Overruled);
     }
     tracing::info!(group = %group.id, %meta, "receiving a snapshot");
     let mut transfer = group.transfer.lock();

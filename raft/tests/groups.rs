@@ -582,3 +582,109 @@ async fn what_is_meant_for_one_leadership_never_comes_into_a_later_one() {
     assert!(matches!(late, Err(ProposeError::NotLeader { .. })), "{late:?}");
     assert_eq!(cluster.converged(GROUP, 2).await, [payload("in time"), payload("after")]);
 }
+
+/// A group in memory on three nodes. Node 3 has applied what 1 and 2, which come back from a power cut, have lost.
+async fn majority_loses_power(config: levee_raft::Config) -> Cluster {
+    let mut cluster = Cluster::volatile(3, config);
+    cluster.found(GROUP).await;
+    put_somewhere(&cluster, GROUP, "synced").await;
+    cluster.converged(GROUP, 1).await;
+    // A vote syncs what was written before it.
+    for number in 1..=2 {
+        cluster.nodes[&number].storage.put_node_row("now", b"synced").unwrap();
+    }
+    for number in 0..20 {
+        put_somewhere(&cluster, GROUP, &format!("lost {number}")).await;
+    }
+    cluster.converged(GROUP, 21).await;
+    // Node 3 hears nothing of what happens next, until the two have a leader.
+    cluster.network.isolate(NodeId(3));
+    for number in 1..=2 {
+        let disk = cluster.kill(number);
+        cluster.start(number, disk);
+    }
+    cluster.network.isolate(NodeId(3));
+    for number in 1..=2 {
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Existing).await;
+        let last = cluster.nodes[&number].group(GROUP).status().last_index;
+        assert!(last < Some(20), "{last:?}");
+    }
+    cluster
+}
+
+fn leads(cluster: &Cluster, number: u64) -> bool {
+    cluster.nodes[&number].group(GROUP).leadership().borrow().leading
+}
+
+/// What the node does with a replica that is overruled.
+async fn start_over(cluster: &mut Cluster, number: u64) {
+    let node = cluster.nodes.get_mut(&number).unwrap();
+    let overruled = tokio::time::timeout(Duration::from_secs(20), node.groups.overruled()).await;
+    assert!(overruled.expect("it is overruled").contains(&GROUP));
+    assert!(node.group(GROUP).is_overruled());
+    node.groups.start_over(GROUP).await.unwrap();
+    node.open(GROUP, Birth::Founding(ids([1, 2, 3]))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_in_memory_that_has_what_the_majority_lost_starts_over_and_takes_part() {
+    let mut cluster = majority_loses_power(quick()).await;
+    let leader = until("one of the two leads", || (1..=2).find(|number| leads(&cluster, *number))).await;
+    let group = cluster.nodes[&leader].group(GROUP);
+    put(&group, "while it was away").await.unwrap();
+
+    cluster.network.heal();
+    start_over(&mut cluster, 3).await;
+
+    put(&group, "after").await.unwrap();
+    let expected = ["synced", "while it was away", "after"].map(payload);
+    assert_eq!(cluster.converged(GROUP, 3).await, expected);
+    // With the leader gone, it and the other are the majority.
+    cluster.kill(leader);
+    put_somewhere(&cluster, GROUP, "without the leader").await;
+    assert_eq!(cluster.converged(GROUP, 4).await[..3], expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_in_memory_that_purged_what_the_majority_lost_starts_over() {
+    let config = levee_raft::Config { keep_entries: 1, purge_batch: 1, ..quick() };
+    let mut cluster = majority_loses_power(config).await;
+    let leader = until("one of the two leads", || (1..=2).find(|number| leads(&cluster, *number))).await;
+    until("the log is cut beyond what they have", || {
+        cluster.nodes[&3].group(GROUP).status().purged.filter(|purged| *purged > 10)
+    })
+    .await;
+
+    cluster.network.heal();
+    start_over(&mut cluster, 3).await;
+
+    put(&cluster.nodes[&leader].group(GROUP), "after").await.unwrap();
+    assert_eq!(cluster.converged(GROUP, 2).await, ["synced", "after"].map(payload));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_started_over_does_not_vote_for_a_log_that_ends_before_that() {
+    let mut cluster = majority_loses_power(quick()).await;
+    let leader = until("one of the two leads", || (1..=2).find(|number| leads(&cluster, *number))).await;
+    let other = 3 - leader;
+    put(&cluster.nodes[&leader].group(GROUP), "kept").await.unwrap();
+    cluster.nodes[&leader].storage.put_node_row("now", b"synced").unwrap();
+    cluster.network.heal();
+    until("node 3 is overruled", || cluster.nodes[&3].group(GROUP).is_overruled().then_some(())).await;
+    cluster.network.isolate(NodeId(3));
+    start_over(&mut cluster, 3).await;
+
+    // Only the leader still has it, and it is gone. The other two are a majority.
+    let disk = cluster.kill(other);
+    cluster.start(other, disk);
+    cluster.nodes.get_mut(&other).unwrap().open(GROUP, Birth::Existing).await;
+    let disk = cluster.kill(leader);
+    cluster.network.heal();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!leads(&cluster, other) && !leads(&cluster, 3), "they would lose what is kept");
+
+    cluster.start(leader, disk);
+    cluster.nodes.get_mut(&leader).unwrap().open(GROUP, Birth::Existing).await;
+    put_somewhere(&cluster, GROUP, "after").await;
+    assert_eq!(cluster.converged(GROUP, 3).await, ["synced", "kept", "after"].map(payload));
+}

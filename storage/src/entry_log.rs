@@ -121,31 +121,22 @@ impl EntryLog {
         self.group.log.read().purged
     }
 
-    /// Drops every entry above `index`, all with `None`. What is known to be committed is not dropped: that is refused,
-    /// and a majority that asks for it has lost its logs. Later appends continue there. Ordered with appends; not
-    /// synced by itself, because an append that replaces the entries is.
+    /// Drops every entry above `index`, all with `None`. What is known to be committed is not dropped: that is refused
+    /// (`Committed`), and a majority that asks for it has lost its logs. Later appends continue there. Ordered with
+    /// appends; not synced by itself, because an append that replaces the entries is.
     pub fn truncate_after(&self, index: Option<u64>) -> Result<(), Error> {
         self.check_usable()?;
         let keep = {
             let log = self.group.log.read();
-            let (Some(last), first) = (log.last, log.first_index()) else { return Ok(()) };
-            if index.map_or(0, |index| index + 1) < first {
-                let what =
-                    format!("truncating after {index:?} would cut into the purged part before {first}");
-                return Err(Error::OutOfOrder { group: self.group.id, what });
-            }
+            let Some(last) = log.last else { return Ok(()) };
             if index.is_some_and(|index| index >= last.index) {
                 return Ok(());
             }
             // Applied, then, and answered: this replica would go on with state that no other has.
             if let Some(committed) =
-                log.committed.filter(|committed| index.is_none_or(|index| index < committed.index))
+                log.settled().filter(|settled| index.is_none_or(|index| index < settled.index))
             {
-                let what = format!(
-                    "truncating after {index:?} would take back entry {}, which is committed: the others lost it",
-                    committed.index
-                );
-                return Err(Error::OutOfOrder { group: self.group.id, what });
+                return Err(Error::Committed { group: self.group.id, index: committed.index });
             }
             match index {
                 Some(index) => self.log_id(index)?,
@@ -226,6 +217,18 @@ impl EntryLog {
     #[must_use]
     pub fn committed(&self) -> Option<LogId> {
         self.group.log.read().committed
+    }
+
+    /// Whether a log with these entries, of which the terms do not fall, is another one than this up to where this one is
+    /// committed: then a majority lost what it had agreed on. Sees that in the entry at that very place, and before it in
+    /// entries of later terms.
+    #[must_use]
+    pub fn is_contradicted_by(&self, ids: impl IntoIterator<Item = LogId>) -> bool {
+        let Some(committed) = self.group.log.read().settled() else { return false };
+        ids.into_iter().take_while(|id| id.index <= committed.index).any(|id| {
+            let is_later = (id.raft_term, id.node) > (committed.raft_term, committed.node);
+            is_later || (id.index == committed.index && id != committed)
+        })
     }
 
     /// What the tail holds in memory.

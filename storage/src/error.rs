@@ -87,6 +87,14 @@ pub enum Error {
         /// The refused call.
         what: String,
     },
+    /// What is committed here would be taken back. Nothing was changed. A majority that asks for it has lost its logs.
+    #[error("group {group}: entry {index}, which is committed, would be taken back: the others lost it")]
+    Committed {
+        /// The group.
+        group: GroupId,
+        /// The last committed index.
+        index: u64,
+    },
     /// The group was removed from this node.
     #[error("group {0} was removed")]
     GroupRemoved(GroupId),

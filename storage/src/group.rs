@@ -229,6 +229,11 @@ impl LogState {
         self.purged.map_or(0, |purged| purged.index + 1)
     }
 
+    /// The last entry that is known to be committed. What is purged was.
+    pub(crate) fn settled(&self) -> Option<LogId> {
+        self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
+    }
+
     /// The first index in the tail; the next one when the tail is empty.
     pub(crate) fn tail_first(&self) -> u64 {
         self.tail.front().map_or_else(|| self.next_index(), |entry| entry.id.index)

@@ -212,15 +212,32 @@ impl Storage {
         self.remove(id, Some(row.as_bytes().to_vec()))
     }
 
+    /// Removes everything of a group but its vote, which becomes `vote`, and stores a row of the node that tells of it: in
+    /// one write, synced. Handles that are still around get `GroupRemoved`.
+    pub fn start_group_over(&self, id: GroupId, vote: Vec<u8>, row: &str, value: &[u8]) -> Result<(), Error> {
+        let space = self.group(id)?.space();
+        // What is still to be given back of the old data's space lies apart from what is written from now on.
+        let generation = space.generation + 1;
+        let mark = (row.as_bytes().to_vec(), value.to_vec());
+        self.remove_by(id, Work::StartOver { vote, generation, mark })?;
+        self.reclaim(vec![space.range()]);
+        Ok(())
+    }
+
     fn remove(&self, id: GroupId, node_row: Option<Vec<u8>>) -> Result<(), Error> {
+        self.remove_by(id, Work::Remove { node_row })?;
+        self.reclaim(vec![keys::group_range(id)]);
+        Ok(())
+    }
+
+    fn remove_by(&self, id: GroupId, work: Work) -> Result<(), Error> {
         let group = self.group(id)?;
         // Nobody opens it again before it is gone.
         let _one_at_a_time = self.opening.lock();
         group.set_removed();
         // It stays known as removed, so that a late checkpoint does not bring half of it back.
-        self.run(Some(group), Work::Remove { node_row }, 0)?;
+        self.run(Some(group), work, 0)?;
         self.cache.forget(id);
-        self.reclaim(vec![keys::group_range(id)]);
         Ok(())
     }
 

@@ -89,6 +89,12 @@ pub(crate) enum Work {
     Remove {
         node_row: Option<Vec<u8>>,
     },
+    /// Everything of the group but its vote. A row of the node says so.
+    StartOver {
+        vote: Vec<u8>,
+        generation: u32,
+        mark: Mark,
+    },
 }
 
 /// Key and value of a node row that must be written together with something.
@@ -311,7 +317,10 @@ impl Writer {
 
     fn assemble(&self, batch: &mut Assembled, job: Job) {
         let refused = match &job.group {
-            Some(group) if group.is_removed() && !matches!(job.work, Work::Remove { .. }) => {
+            Some(group)
+                if group.is_removed()
+                    && !matches!(job.work, Work::Remove { .. } | Work::StartOver { .. }) =>
+            {
                 Some(Error::GroupRemoved(group.id))
             }
             _ => None,
@@ -405,13 +414,19 @@ impl Writer {
                 batch.sync = true;
             }
             (Work::Remove { node_row }, Some(group)) => {
-                let range = keys::group_range(group.id);
-                for table in Table::ALL.into_iter().filter(|table| table.scope() != Scope::Node) {
-                    set.delete_range(table, range.clone());
-                }
+                delete_all(set, group.id);
                 if let Some(key) = node_row {
                     set.delete(Table::Node, key);
                 }
+                batch.moments.add(Moment::GroupRemoved);
+                batch.sync = true;
+            }
+            (Work::StartOver { vote, generation, mark }, Some(group)) => {
+                delete_all(set, group.id);
+                let generation = generation.to_le_bytes().to_vec();
+                set.put(Table::HardState, keys::hard_state(group.id, HardItem::Vote), seal(vote));
+                set.put(Table::HardState, keys::hard_state(group.id, HardItem::Generation), seal(generation));
+                put_mark(set, Some(mark));
                 batch.moments.add(Moment::GroupRemoved);
                 batch.sync = true;
             }
@@ -494,6 +509,13 @@ impl Writer {
             self.tail_bytes -= bytes;
             group.log.write().evict_through(through);
         }
+    }
+}
+
+fn delete_all(set: &mut WriteSet, group: GroupId) {
+    let range = keys::group_range(group);
+    for table in Table::ALL.into_iter().filter(|table| table.scope() != Scope::Node) {
+        set.delete_range(table, range.clone());
     }
 }
 

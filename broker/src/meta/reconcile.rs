@@ -1,5 +1,6 @@
 //! Makes this node hold the stream replicas that meta assigns to it: opens what is new, closes and deletes what
-//! is gone, hands changed assignments on. Runs on every node, driven by changes of the meta state.
+//! is gone, hands changed assignments on. Runs on every node, driven by changes of the meta state. And starts replicas of
+//! streams in memory over that hold what their majority has lost.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,15 +39,10 @@ pub async fn run(jetstream: Arc<JetStream>) {
                 left.insert(*group);
             }
         }
-        if left.is_empty() {
-            if changes.changed().await.is_err() {
-                return;
-            }
-        } else {
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                changed = changes.changed() => if changed.is_err() { return },
-            }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY), if !left.is_empty() => {}
+            changed = changes.changed() => if changed.is_err() { return },
+            overruled = jetstream.groups().overruled() => left.extend(overruled),
         }
     }
 }
@@ -81,6 +77,19 @@ async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
                 close(jetstream, &gone).await;
             }
             done
+        }
+        (Some(assignment), Some(replica)) if replica.group().is_overruled() => {
+            let name = assignment.config.name.clone();
+            let started = start_over(jetstream, &replica, assignment).await;
+            match &started {
+                Ok(()) => tracing::warn!(
+                    "stream '{name}', in memory: this server's replica held what the majority lost and was emptied; its leader fills it"
+                ),
+                Err(error) => tracing::error!(
+                    "stream '{name}', in memory: this server's replica holds what the majority lost and can't be emptied yet: {error}"
+                ),
+            }
+            started.is_ok()
         }
         (Some(assignment), Some(replica)) => {
             if *replica.assignment() != assignment {
@@ -124,6 +133,21 @@ async fn open(jetstream: &Arc<JetStream>, assignment: StreamAssignment) -> Resul
     jetstream.insert_replica(Arc::clone(&replica));
     leader::watch(jetstream, replica);
     Ok(())
+}
+
+async fn start_over(
+    jetstream: &Arc<JetStream>,
+    replica: &Arc<Replica>,
+    assignment: StreamAssignment,
+) -> Result<(), OpenFailed> {
+    // Not found by anybody until it is open again.
+    jetstream.take_replica(replica.group_id());
+    if let Some(leader) = replica.leader() {
+        leader.leadership_lost();
+    }
+    replica.set_leader(None);
+    jetstream.groups().start_over(replica.group_id()).await?;
+    open(jetstream, assignment).await
 }
 
 async fn close(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {

@@ -309,7 +309,8 @@ impl Leader {
         self.end(Ended::Stopped);
     }
 
-    fn leadership_lost(&self) {
+    /// Another node leads, or nobody.
+    pub fn leadership_lost(&self) {
         self.end(Ended::LeadershipLost);
     }
 

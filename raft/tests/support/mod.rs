@@ -115,6 +115,8 @@ pub struct Node {
     pub disk: MemoryDisk,
     pub storage: Arc<Storage>,
     pub groups: Arc<Groups>,
+    /// How its groups are opened.
+    pub sync: Sync,
     pub items: BTreeMap<GroupId, Items>,
     pub told_purged: BTreeMap<GroupId, Floor>,
     pub broken: BTreeMap<GroupId, Arc<AtomicBool>>,
@@ -139,6 +141,7 @@ impl Node {
             disk,
             storage,
             groups,
+            sync: Sync::Always,
             items: BTreeMap::new(),
             told_purged: BTreeMap::new(),
             broken: BTreeMap::new(),
@@ -150,7 +153,7 @@ impl Node {
         self.items.insert(group, items);
         self.told_purged.insert(group, Arc::clone(&machine.told_purged));
         self.broken.insert(group, Arc::clone(&machine.broken));
-        self.groups.open(group, Sync::Always, machine, birth).await.expect("the group opens")
+        self.groups.open(group, self.sync, machine, birth).await.expect("the group opens")
     }
 
     pub fn group(&self, group: GroupId) -> Group {
@@ -167,9 +170,17 @@ pub struct Cluster {
     pub network: Arc<LocalNetwork>,
     pub nodes: BTreeMap<u64, Node>,
     pub config: Config,
+    pub sync: Sync,
 }
 
 impl Cluster {
+    /// Nodes whose groups do not sync their logs: who is killed loses power.
+    pub fn volatile(count: u64, config: Config) -> Self {
+        let mut cluster = Self { sync: Sync::Never, ..Self::new(count, config) };
+        cluster.nodes.values_mut().for_each(|node| node.sync = Sync::Never);
+        cluster
+    }
+
     pub fn new(count: u64, config: Config) -> Self {
         let network = LocalNetwork::new(7);
         let nodes = (1..=count).map(|number| {
@@ -177,7 +188,7 @@ impl Cluster {
             (number, Node::new(id, MemoryDisk::new(), network.transport(id), config.clone()))
         });
         let nodes = nodes.collect();
-        Self { network, nodes, config }
+        Self { network, nodes, config, sync: Sync::Always }
     }
 
     /// Founds a group on all nodes.
@@ -215,7 +226,8 @@ impl Cluster {
 
     pub fn start(&mut self, number: u64, disk: MemoryDisk) {
         let id = NodeId(number);
-        let node = Node::new(id, disk, self.network.transport(id), self.config.clone());
+        let mut node = Node::new(id, disk, self.network.transport(id), self.config.clone());
+        node.sync = self.sync;
         self.nodes.insert(number, node);
     }
 

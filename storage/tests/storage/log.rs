@@ -160,12 +160,35 @@ fn what_is_committed_is_not_truncated() {
     log.save_committed(Some(id(5)));
 
     for keep in [None, Some(4)] {
-        let refused = log.truncate_after(keep).unwrap_err().to_string();
-        assert!(refused.contains("entry 5, which is committed"), "{refused}");
+        let refused = log.truncate_after(keep);
+        assert!(matches!(refused, Err(Error::Committed { index: 5, .. })), "{refused:?}");
     }
     log.truncate_after(Some(5)).unwrap();
 
     assert_eq!((log.last(), storage.failed()), (Some(id(5)), None));
+}
+
+#[test]
+fn a_log_is_contradicted_by_others_up_to_where_it_is_committed() {
+    let storage = Storage::in_memory(MemoryDisk::new());
+    let log = storage.entry_log(GROUP, Sync::Never).unwrap();
+    append(&log, (0..10).map(|index| inline(index, b"x")).collect()).unwrap();
+    let later = |index| LogId { raft_term: 9, ..id(index) };
+    assert!(!log.is_contradicted_by([later(0)]), "nothing is known to be committed");
+    log.save_committed(Some(id(5)));
+
+    let contradicted = |ids: &[LogId]| log.is_contradicted_by(ids.iter().copied());
+
+    assert!(!contradicted(&[]));
+    assert!(!contradicted(&[id(3), id(4), id(5), later(6), later(7)]));
+    assert!(!contradicted(&[later(6)]));
+    assert!(contradicted(&[later(4)]));
+    assert!(contradicted(&[id(4), later(5)]));
+    assert!(contradicted(&[LogId { raft_term: 0, ..id(5) }]), "an earlier term's entry at the very place");
+
+    log.purge_to(id(7)).unwrap();
+    assert!(contradicted(&[later(7)]), "what is purged was committed");
+    assert!(!contradicted(&[id(7), later(8)]));
 }
 
 #[test]

@@ -226,3 +226,27 @@ fn a_row_that_tells_of_a_group_goes_together_with_it() {
     assert_eq!(storage.node_row("begun").unwrap(), None);
     assert_eq!(storage.entry_log(GROUP, Sync::Always).unwrap().last(), None);
 }
+
+#[test]
+fn a_group_that_starts_over_has_its_vote_and_nothing_else() {
+    let disk = MemoryDisk::new();
+    let storage = Storage::in_memory(disk.clone());
+    let log = storage.entry_log(GROUP, Sync::Never).unwrap();
+    append(&log, vec![inline(0, b"x"), inline(1, b"x")]).unwrap();
+    log.save_committed(Some(id(1)));
+    let mut batch = Batch::new();
+    batch.put_state(GROUP, 1, b"key", b"value");
+    storage.write(batch, Durability::Ordered).unwrap();
+
+    storage.start_group_over(GROUP, b"vote".to_vec(), "begun", b"again").unwrap();
+
+    assert!(matches!(append(&log, vec![inline(2, b"late")]), Err(Error::GroupRemoved(GROUP))));
+    disk.crash();
+    let storage = Storage::in_memory(disk);
+    let log = storage.entry_log(GROUP, Sync::Never).unwrap();
+    assert_eq!((log.last(), log.purged(), log.committed()), (None, None, None));
+    assert_eq!(log.vote(), Some(b"vote".to_vec()));
+    assert_eq!(storage.node_row("begun").unwrap(), Some(b"again".to_vec()));
+    storage.state_rows(GROUP, &mut |_, _, _| panic!("no state is left")).unwrap();
+    append(&log, vec![inline(0, b"new")]).unwrap();
+}
