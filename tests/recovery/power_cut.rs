@@ -11,8 +11,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use async_nats::Client;
 use async_nats::jetstream::stream::{Config, StorageType};
-use levee_tests::client::{read_replica, replicas_current};
+use levee_tests::client::{leader, read_all, read_replica, replicas_current};
 use levee_tests::cluster::Setup;
 use levee_tests::disk::files;
 use levee_tests::power::{Disk, Loss};
@@ -36,22 +37,28 @@ impl Site {
             let first = self.chance.random_range(0..self.disks.len());
             self.disks[first].wait_for_unflushed(Duration::from_millis(200));
         }
+        let all: Vec<usize> = (0..self.nodes()).collect();
+        self.cut_some(&all, loss, work).await
+    }
+
+    /// The same for some of the nodes.
+    async fn cut_some(&mut self, nodes: &[usize], loss: Loss, work: Option<Work>) -> Result<Instant> {
         let now = Instant::now();
-        for disk in &self.disks {
+        for disk in nodes.iter().map(|node| &self.disks[*node]) {
             let cut = disk.cut(loss, &mut self.chance)?;
             println!("power cut, {loss:?}: {cut:?}, after {} flushes", disk.flushes());
         }
         let disks = &self.disks;
-        self.cluster.kill_all(|| disks.iter().for_each(Disk::release))?;
+        self.cluster.kill_together(nodes, || disks.iter().for_each(Disk::release))?;
         if work.is_some() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         drop(work);
-        for disk in &mut self.disks {
-            disk.restore()?;
+        for node in nodes {
+            self.disks[*node].restore()?;
         }
-        for index in 0..self.nodes() {
-            self.cluster.start(index)?;
+        for node in nodes {
+            self.cluster.start(*node)?;
         }
         Ok(now)
     }
@@ -268,6 +275,77 @@ async fn replicas_in_memory_that_lost_their_ends_are_alike_again() -> Result<()>
         println!("{} messages after cut {round}", replicas[0].len());
         ensure!(replicas[0] == replicas[1], "n1 and n2 differ");
         ensure!(replicas[0] == replicas[2], "n1 and n3 differ");
+    }
+    Ok(())
+}
+
+/// Two of three lose power and go on without the newest messages. The third had applied them: it gives them up by itself,
+/// and is a replica like the others again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part() -> Result<()> {
+    const NAME: &str = "a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part";
+    if !Program::subject()?.is_levee() {
+        skip::not_claimed(NAME, "nats-server empties its streams in memory");
+        return Ok(());
+    }
+    let disks = match disks(3) {
+        Ok(disks) => disks,
+        Err(error) => return skip::missing(NAME, &format!("{error:#}")),
+    };
+    let mut site = Site::new(Setup { nodes: 3, ..Setup::default() }, disks).await?;
+    let js = patient(site.cluster.client(0).await?);
+    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", 3) }).await?;
+    // The disks have what the start wrote.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (story, mut work) = (Story::default(), Work::default());
+    for number in 0..2 {
+        let subject = move |_| format!("MEMORY.{number}");
+        let pause = Duration::from_millis(1);
+        work.publisher(site.client(number).await?, &story, subject, &[SMALL, MIDDLE], 4, pause);
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+
+    // What the third has would win the election: it is away until there is another leader.
+    site.cluster.pause(2)?;
+    site.cut_some(&[0, 1], Loss::Everything, Some(work)).await?;
+    let mut kept = BTreeSet::new();
+    let client = site.cluster.client(0).await?;
+    publish_after(&client, "without the third", &mut kept).await?;
+    site.cluster.resume(2)?;
+    site.cluster.node(2).logs("its replica starts over", PATIENCE, "held what the majority lost").await?;
+    publish_after(&client, "with it", &mut kept).await?;
+
+    replicas_current(&client, "MEMORY", 3).await?;
+    let mut replicas = Vec::new();
+    for index in 0..3 {
+        replicas.push(read_replica(&site.cluster.client(index).await?, "MEMORY").await?);
+    }
+    println!("{} of {} acknowledged are left", replicas[0].len() - kept.len(), story.known().given.len());
+    ensure!(replicas[0] == replicas[1] && replicas[0] == replicas[2], "the replicas differ");
+    // Without the other leader, or another one, it is half of the majority.
+    let leader = site.cluster.index_of(&leader(&client, "MEMORY").await?)?;
+    site.cluster.kill(if leader == 2 { 0 } else { leader })?;
+    let client = site.cluster.client(2).await?;
+    publish_after(&client, "without one of the two", &mut kept).await?;
+    let there: BTreeSet<String> =
+        read_all(&client, "MEMORY").await?.into_iter().map(|stored| stored.body).collect();
+    ensure!(kept.is_subset(&there), "lost: {:?}", kept.difference(&there));
+    Ok(())
+}
+
+/// Publishes some messages and adds them to those that are to be kept.
+async fn publish_after(client: &Client, what: &str, kept: &mut BTreeSet<String>) -> Result<()> {
+    let js = patient(client.clone());
+    for number in 0..20 {
+        let text = format!("{what}, {number}");
+        wait_until("a message is acknowledged", PATIENCE, async || {
+            let publish = async { anyhow::Ok(js.publish("MEMORY.after", text.clone().into()).await?.await?) };
+            // What went to a leader that is gone is not answered.
+            tokio::time::timeout(Duration::from_secs(2), publish).await.context("no answer")??;
+            Ok(Some(()))
+        })
+        .await?;
+        kept.insert(text);
     }
     Ok(())
 }

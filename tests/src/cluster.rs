@@ -184,7 +184,17 @@ impl Cluster {
     /// # Errors
     /// When a process can not be killed.
     pub fn kill_all(&mut self, release: impl FnOnce()) -> Result<()> {
-        let children: Vec<Child> = self.nodes.iter_mut().filter_map(|node| node.child.take()).collect();
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.kill_together(&all, release)
+    }
+
+    /// The same for some of them.
+    ///
+    /// # Errors
+    /// When a process can not be killed.
+    pub fn kill_together(&mut self, indexes: &[usize], release: impl FnOnce()) -> Result<()> {
+        let children: Vec<Child> =
+            indexes.iter().filter_map(|index| self.nodes[*index].child.take()).collect();
         for child in &children {
             kill_process(Pid::from_child(child), Signal::KILL).context("SIGKILL")?;
         }
@@ -195,13 +205,28 @@ impl Cluster {
         Ok(())
     }
 
+    /// SIGSTOP: the process is there and does nothing, until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When the node does not run.
+    pub fn pause(&self, index: usize) -> Result<()> {
+        self.nodes[index].signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When the node does not run.
+    pub fn resume(&self, index: usize) -> Result<()> {
+        self.nodes[index].signal(Signal::CONT)
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors
     /// When the node does not run, or does not end.
     pub async fn stop(&mut self, index: usize) -> Result<ExitStatus> {
-        let child = self.nodes[index].child.as_ref().context("the node does not run")?;
-        kill_process(Pid::from_child(child), Signal::TERM).context("SIGTERM")?;
+        self.nodes[index].signal(Signal::TERM)?;
         self.ended(index).await
     }
 
@@ -440,6 +465,11 @@ impl Node {
             .with_context(|| format!("open {}", self.log.display()))?;
         self.child = Some(spawn::start(&command, Some(log))?);
         Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("the node does not run")?;
+        kill_process(Pid::from_child(child), signal).with_context(|| format!("{signal:?}"))
     }
 
     fn kill(&mut self) -> Result<std::time::Instant> {
