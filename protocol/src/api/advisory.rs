@@ -559,5 +559,14 @@ mod tests {
             "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED.EV.c",
             r#"{"type":"io.nats.jetstream.advisory.v1.consumer_group_unpinned","id":"OIxN4XL7W2PPeRRl8rLC2R","timestamp":"2026-11-21T09:28:31.159460185Z","account":"$G","stream":"EV","consumer":"c","group":"g","reason":"timeout"}"#,
         );
+        check(
+            &Advisory::ServerRemoved {
+                server: "n3".to_owned(),
+                server_id: "NC5ZPM4U3CBO3DTJF3MVYEYKUV55BAXZJLHS5OAELNVAWBFFJCF7VEOC".to_owned(),
+                cluster: "west".to_owned(),
+            },
+            "$JS.EVENT.ADVISORY.SERVER.REMOVED",
+            r#"{"type":"io.nats.jetstream.advisory.v1.server_removed","id":"OIxN4XL7W2PPeRRl8rLC2R","timestamp":"2026-11-21T09:28:31.159460185Z","server":"n3","server_id":"NC5ZPM4U3CBO3DTJF3MVYEYKUV55BAXZJLHS5OAELNVAWBFFJCF7VEOC","cluster":"west"}"#,
+        );
     }
 }
