@@ -75,6 +75,7 @@ async fn what_leaves_a_work_queue_through_a_consumer_is_in_the_copy_whoever_dies
     for dies in ["ALL", "ORIGIN", "ALL"] {
         kill_leader(&mut cluster, dies, "ALL", &["ORIGIN", "ALL"]).await?;
     }
+    kill_all(&mut cluster, "ALL", &["ORIGIN", "ALL"]).await?;
     let acknowledged = publishers.finish().await?;
 
     let client = cluster.any_client().await?;
@@ -90,16 +91,36 @@ async fn what_leaves_a_work_queue_through_a_consumer_is_in_the_copy_whoever_dies
 
 /// Kills the leader of a stream once `copy` has gone on, and waits until all are well again.
 async fn kill_leader(cluster: &mut Cluster, dies: &str, copy: &str, streams: &[&str]) -> Result<()> {
+    let client = goes_on(cluster, copy).await?;
+    let leading = cluster.index_of(&leader(&client, dies).await?)?;
+    cluster.kill(leading)?;
+    cluster.start(leading)?;
+    cluster.answers(leading).await?;
+    are_well(cluster, streams).await
+}
+
+/// The same with all nodes at once.
+async fn kill_all(cluster: &mut Cluster, copy: &str, streams: &[&str]) -> Result<()> {
+    goes_on(cluster, copy).await?;
+    cluster.kill_all(|| {})?;
+    for index in 0..cluster.nodes().len() {
+        cluster.start(index)?;
+    }
+    cluster.ready().await?;
+    are_well(cluster, streams).await
+}
+
+async fn goes_on(cluster: &Cluster, copy: &str) -> Result<async_nats::Client> {
     let client = cluster.any_client().await?;
     let begin = last_seq(&client, copy).await?;
     wait_until("the copy goes on", PATIENCE, async || {
         Ok((last_seq(&client, copy).await? >= begin + 50).then_some(()))
     })
     .await?;
-    let leading = cluster.index_of(&leader(&client, dies).await?)?;
-    cluster.kill(leading)?;
-    cluster.start(leading)?;
-    cluster.answers(leading).await?;
+    Ok(client)
+}
+
+async fn are_well(cluster: &Cluster, streams: &[&str]) -> Result<()> {
     let client = cluster.any_client().await?;
     for stream in streams {
         replicas_current(&client, stream, 3).await?;

@@ -7,4 +7,5 @@ mod killed;
 mod load;
 mod moments;
 mod power_cut;
+mod republished;
 mod site;
