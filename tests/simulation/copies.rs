@@ -1,19 +1,19 @@
 //! Streams that mirror or source others: their readers, as the broker runs them on the leader, and what the copies must
 //! hold at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use levee_broker_core::mirror::{Ask, Copied, Copier, Puller, server};
 use levee_broker_core::stream::{PublishReply, Reply};
-use levee_protocol::api::StreamSource;
 use levee_protocol::ids::Seq;
-use levee_protocol::mirror::{FetchAnswer, FetchRequest};
+use levee_protocol::mirror::{FetchAnswer, FetchRequest, Reader as Asking};
 use levee_protocol::record::Block;
 use levee_protocol::wire::headers::{HeaderBlock, HeaderBuilder};
 use levee_storage::kind::BLOCK;
 
+use crate::attached::Attached;
 use crate::chance::Chance;
 use crate::leading::Leader;
 use crate::model::{Message, Model, identity};
@@ -25,8 +25,6 @@ use crate::world::World;
 const WAIT_MS: u64 = 1000;
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// What a call may take beyond that.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Nothing of an answer is stored, or it is not known.
 struct NotStored;
@@ -34,17 +32,37 @@ struct NotStored;
 /// One reader of one origin, on the leader of the copy.
 struct Reader {
     leader: Arc<Leader>,
-    origin: Which,
     copier: Copier,
     puller: Puller,
     chance: Chance,
+}
+
+/// How a reader comes to what the origin has.
+enum Link {
+    /// It asks whoever leads it.
+    Cluster { world: Arc<World>, origin: Which },
+    /// A consumer that was made by hand delivers.
+    Attached(Box<Attached>),
+}
+
+impl Link {
+    async fn fetch(&mut self, request: FetchRequest) -> FetchAnswer {
+        match self {
+            Self::Cluster { world, origin } => fetch(world, *origin, request).await,
+            Self::Attached(attached) => attached.fetch(request).await,
+        }
+    }
 }
 
 /// Begins to read everything that the stream copies.
 pub(crate) fn start(leader: &Arc<Leader>) {
     let which = leader.stream.which;
     for origin in which.origins(&leader.world) {
-        let source = StreamSource { name: origin.name().to_owned(), ..StreamSource::default() };
+        let source = leader.world.plan.source(which, origin);
+        let link = match &source.consumer {
+            Some(consumer) => Link::Attached(Box::new(Attached::new(&leader.world, &leader.host, consumer))),
+            None => Link::Cluster { world: Arc::clone(&leader.world), origin },
+        };
         let copier =
             if which == Which::Mirror { Copier::of_mirror(&source) } else { Copier::of_source(&source) };
         let copier = copier.expect("a source without transforms is valid");
@@ -56,13 +74,13 @@ pub(crate) fn start(leader: &Arc<Leader>) {
         };
         let label = format!("reader of {} for {}", origin.name(), which.name());
         let chance = Chance::new(leader.world.seed, &label);
-        let reader = Reader { leader: Arc::clone(leader), origin, copier, puller, chance };
-        leader.spawn(reader.run());
+        let reader = Reader { leader: Arc::clone(leader), copier, puller, chance };
+        leader.spawn(reader.run(link));
     }
 }
 
 impl Reader {
-    async fn run(mut self) {
+    async fn run(mut self, mut link: Link) {
         let mut ahead = None;
         let mut is_attached = false;
         while !self.leader.world.is_over() {
@@ -70,7 +88,7 @@ impl Reader {
                 Some(answer) => answer,
                 None => {
                     let request = self.ask(Ask::Wait(WAIT_MS));
-                    fetch(&self.leader.world, self.origin, request).await
+                    link.fetch(request).await
                 }
             };
             let stored = if answer.elsewhere || answer.refusal().is_some() {
@@ -78,12 +96,10 @@ impl Reader {
             } else {
                 self.puller.on_answer(&answer, self.leader.world.now(&self.leader.host));
                 let request = (answer.through < answer.last_seq).then(|| self.ask(Ask::AtOnce));
-                let world = Arc::clone(&self.leader.world);
-                let origin = self.origin;
                 let store = self.store(&answer, is_attached);
                 match request {
                     Some(request) => {
-                        let (stored, next) = tokio::join!(store, fetch(&world, origin, request));
+                        let (stored, next) = tokio::join!(store, link.fetch(request));
                         ahead = Some(next);
                         stored
                     }
@@ -102,7 +118,16 @@ impl Reader {
     }
 
     fn ask(&mut self, how: Ask) -> FetchRequest {
-        self.puller.ask(how, self.leader.world.now(&self.leader.host))
+        let Leader { world, host, stream, .. } = &*self.leader;
+        let has = stream.replica.read(|machine, _| machine.source(self.copier.key()));
+        let reader = Asking {
+            stream: stream.which.name().to_owned(),
+            mirrors: self.copier.mirrors(),
+            stored: has.seq,
+            identity: has.identity,
+            ..Asking::default()
+        };
+        FetchRequest { reader: Some(reader), ..self.puller.ask(how, world.now(host)) }
     }
 
     async fn store(&mut self, answer: &FetchAnswer, is_attached: bool) -> Result<(), NotStored> {
@@ -155,18 +180,7 @@ async fn propose(stream: &Stream, block: &Block) -> Result<(), NotStored> {
 /// Brings a question to whoever leads the origin, and its answer back, if nothing is lost.
 async fn fetch(world: &Arc<World>, origin: Which, request: FetchRequest) -> FetchAnswer {
     let elsewhere = || FetchAnswer { elsewhere: true, ..FetchAnswer::default() };
-    let Some(there) = world.post.fate() else {
-        tokio::time::sleep(CALL_TIMEOUT).await;
-        return elsewhere();
-    };
-    tokio::time::sleep(there).await;
-    let answer = answer(world, origin, request).await.unwrap_or_else(elsewhere);
-    let Some(back) = world.post.fate() else {
-        tokio::time::sleep(CALL_TIMEOUT).await;
-        return elsewhere();
-    };
-    tokio::time::sleep(back).await;
-    answer
+    world.post.call(answer(world, origin, request)).await.flatten().unwrap_or_else(elsewhere)
 }
 
 async fn answer(world: &Arc<World>, origin: Which, mut request: FetchRequest) -> Option<FetchAnswer> {
@@ -206,7 +220,7 @@ pub(crate) fn has_caught_up(world: &World, which: Which) -> bool {
     let Some((_, process)) = world.leading(which) else { return false };
     let replica = &process.stream(which).replica;
     which.origins(world).into_iter().all(|origin| {
-        let source = StreamSource { name: origin.name().to_owned(), ..StreamSource::default() };
+        let source = world.plan.source(which, origin);
         let key = if which == Which::Mirror { String::new() } else { source.key() };
         let last = world.oracles[&origin].model().live().keys().next_back().copied().unwrap_or(0);
         replica.read(|machine, _| machine.source(&key)).seq >= last
@@ -214,7 +228,8 @@ pub(crate) fn has_caught_up(world: &World, which: Which) -> bool {
 }
 
 /// What one replica of a copy must hold: of a mirror, messages under their origin's sequences; of a stream with sources,
-/// each message once and those of an origin in its order; of both, every one that lives in the origin.
+/// each message once and those of an origin in its order; of both, every one that lives in the origin, or that was acked
+/// there because it is here.
 pub(crate) fn inspect(world: &World, stream: &Stream) -> Result<(), String> {
     let mut held: BTreeMap<Seq, Message> = BTreeMap::new();
     let scanned = stream.replica.read(|machine, view| {
@@ -228,11 +243,15 @@ pub(crate) fn inspect(world: &World, stream: &Stream) -> Result<(), String> {
     });
     scanned.map_err(|error| error.to_string())?;
     for origin in stream.which.origins(world) {
+        let consumer = world.plan.source(stream.which, origin).consumer;
+        let acked = consumer.map(|it| world.oracles[&origin].acked_by_flow(&it.name)).unwrap_or_default();
         let model = world.oracles[&origin].model();
+        let wanted: BTreeSet<u64> = model.live().keys().copied().chain(acked).collect();
         if stream.which == Which::Mirror {
-            inspect_mirror(&held, &model)?;
+            inspect_mirror(&held, &model, &wanted)?;
         } else {
-            inspect_sourced(&held, &model).map_err(|what| format!("of {}: {what}", origin.name()))?;
+            inspect_sourced(&held, &model, &wanted)
+                .map_err(|what| format!("of {}: {what}", origin.name()))?;
         }
     }
     Ok(())
@@ -249,7 +268,11 @@ fn without_expectations(header: &[u8]) -> Vec<u8> {
     if is_empty { Vec::new() } else { kept.finish() }
 }
 
-fn inspect_mirror(held: &BTreeMap<Seq, Message>, model: &Model) -> Result<(), String> {
+fn inspect_mirror(
+    held: &BTreeMap<Seq, Message>,
+    model: &Model,
+    wanted: &BTreeSet<u64>,
+) -> Result<(), String> {
     for (seq, message) in held {
         let stored = model.ever(seq.0);
         if stored.is_none_or(|stored| {
@@ -260,13 +283,17 @@ fn inspect_mirror(held: &BTreeMap<Seq, Message>, model: &Model) -> Result<(), St
             return Err(format!("{seq} is {message:?}, and was {stored:?}"));
         }
     }
-    match model.live().keys().find(|seq| !held.contains_key(&Seq(**seq))) {
+    match wanted.iter().find(|seq| !held.contains_key(&Seq(**seq))) {
         Some(seq) => Err(format!("{seq} is not there")),
         None => Ok(()),
     }
 }
 
-fn inspect_sourced(held: &BTreeMap<Seq, Message>, model: &Model) -> Result<(), String> {
+fn inspect_sourced(
+    held: &BTreeMap<Seq, Message>,
+    model: &Model,
+    wanted: &BTreeSet<u64>,
+) -> Result<(), String> {
     let mut last = 0;
     let mut copied = BTreeMap::new();
     for (seq, message) in held {
@@ -281,7 +308,7 @@ fn inspect_sourced(held: &BTreeMap<Seq, Message>, model: &Model) -> Result<(), S
         }
         copied.insert(stored, *seq);
     }
-    match model.live().keys().find(|seq| !copied.contains_key(*seq)) {
+    match wanted.iter().find(|seq| !copied.contains_key(*seq)) {
         Some(seq) => Err(format!("{seq} is not there")),
         None => Ok(()),
     }

@@ -13,6 +13,7 @@
 //! | messages of one key one by one, in order | at every sending |
 //! | one that is deleted or reset forgets all, begins where it is told, and no other forgets anything | at every entry |
 //! | a dead letter is stored before its message is settled, once | at every entry, and at the end |
+//! | what a copy has is acked, and nothing else, when flow control is its ack | at every entry, and at the end |
 //!
 //! A leader that is cut off and does not know it may send once more what others have settled: that is why terms matter,
 //! and why attempts are those that the log has heard of (decision 3).
@@ -37,6 +38,9 @@ use crate::model::Model;
 /// How often each dead letter was stored, by consumer, incarnation and sequence.
 pub(crate) type Letters = Arc<Mutex<BTreeMap<(String, u64, u64), u64>>>;
 
+/// Up to which sequence of their origin copies have committed what there is, by the consumers that deliver to them.
+pub(crate) type Copied = Arc<Mutex<BTreeMap<String, u64>>>;
+
 /// What is known of all consumers.
 #[derive(Default)]
 pub(crate) struct Deliveries {
@@ -47,6 +51,7 @@ pub(crate) struct Deliveries {
     /// Leaders' halves, by number.
     working: BTreeMap<u64, Working>,
     letters: Letters,
+    copied: Copied,
     sent: u64,
     repeated: u64,
 }
@@ -86,6 +91,8 @@ struct Logged {
     given_up: BTreeSet<Seq>,
     settled: BTreeSet<Seq>,
     settled_upto: Seq,
+    /// Messages that the stream had when an answer to flow control settled them.
+    acked_by_flow: BTreeSet<Seq>,
     delivered: (u64, Seq),
     floor: (u64, Seq),
 }
@@ -142,9 +149,15 @@ fn places(config: &ConsumerConfig) -> Option<usize> {
 }
 
 impl Deliveries {
-    /// Knows of the letters that are stored.
-    pub(crate) fn new(letters: Letters) -> Self {
-        Self { letters, ..Self::default() }
+    /// Knows of the letters that are stored, and of what copies have.
+    pub(crate) fn new(letters: Letters, copied: Copied) -> Self {
+        Self { letters, copied, ..Self::default() }
+    }
+
+    /// Every message of the stream that answers to this consumer's flow control settled.
+    pub(crate) fn acked_by_flow(&self, name: &str) -> BTreeSet<u64> {
+        let lives = self.books.iter().filter(|((consumer, _), _)| consumer.as_str() == name);
+        lives.flat_map(|(_, book)| &book.log.acked_by_flow).map(|seq| seq.0).collect()
     }
 
     /// What happened, in a few words.
@@ -245,7 +258,9 @@ impl Deliveries {
         let Some(working) = self.working.get_mut(&number) else { return };
         let Some(book) = self.books.get(&working.life) else { return };
         match kind {
-            AckKind::Ack | AckKind::Next(_) if book.config.ack_policy == AckPolicy::All => {
+            AckKind::Ack | AckKind::Next(_)
+                if matches!(book.config.ack_policy, AckPolicy::All | AckPolicy::FlowControl) =>
+            {
                 working.hands = working.hands.split_off(&seq.next());
             }
             AckKind::Ack | AckKind::Next(_) => {
@@ -334,7 +349,9 @@ impl Deliveries {
             }
             let Some(book) = self.books.get_mut(&(row.name.clone(), row.incarnation)) else { continue };
             let said = self.said.entry(row.name.clone()).or_default();
-            book.follows(row, model, said, &letters).map_err(|what| format!("{}: {what}", row.name))?;
+            let copied = self.copied.lock().get(row.name.as_str()).copied().map_or(Seq::NONE, Seq);
+            book.follows(row, model, said, (&letters, copied))
+                .map_err(|what| format!("{}: {what}", row.name))?;
         }
         // One entry may have several rows of a consumer.
         let names: BTreeSet<&ConsumerName> = progress.consumers.iter().map(|row| &row.name).collect();
@@ -449,7 +466,7 @@ impl Book {
         row: &ConsumerProgress,
         model: &Model,
         said: &Said,
-        letters: &BTreeMap<(String, u64, u64), u64>,
+        (letters, copied): (&BTreeMap<(String, u64, u64), u64>, Seq),
     ) -> Result<(), String> {
         let keyed = self.is_keyed();
         let max = self.max_deliver();
@@ -503,6 +520,13 @@ impl Book {
                     return Err(format!("{seq} is settled as {:?} without a reason", run.how));
                 }
                 log.passed.remove(&seq);
+                if policy == AckPolicy::FlowControl && run.how == Settlement::AckedAll {
+                    if seq > copied {
+                        return Err(format!("{seq} is acked, and its copy has what there is up to {copied}"));
+                    }
+                    let had = self.sent.range(..=seq).filter(|seq| model.live().contains_key(&seq.0));
+                    log.acked_by_flow.extend(had);
+                }
                 match run.how {
                     Settlement::AckedAll => {
                         log.settled_upto = log.settled_upto.max(seq);

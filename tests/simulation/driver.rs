@@ -16,6 +16,7 @@ use levee_broker_core::stream::{Event, ReadFailed, StreamMachine};
 use levee_protocol::api::{AckKind, AckReply, PullRequest, RetentionPolicy};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
+use levee_protocol::wire::headers::HeaderBlock;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -66,7 +67,7 @@ pub(crate) enum Request {
         /// Where to.
         inbox: Bytes,
     },
-    /// Says how a message fared, or answers flow control.
+    /// Says how a message fared.
     Ack {
         /// Where it was sent: it names the message.
         subject: Vec<u8>,
@@ -74,6 +75,13 @@ pub(crate) enum Request {
         body: Vec<u8>,
         /// Where it is to be confirmed.
         confirm: Option<Bytes>,
+    },
+    /// Answers flow control.
+    Flow {
+        /// Where it was asked to.
+        subject: Vec<u8>,
+        /// The header block: what is stored.
+        header: Vec<u8>,
     },
 }
 
@@ -399,12 +407,17 @@ impl Driver {
                 }
                 return;
             }
+            Request::Flow { subject, header } => {
+                let stored = HeaderBlock(&header).get_str("Nats-Last-Stream");
+                if let Some(seq) = stored.and_then(|text| text.parse().ok()).map(Seq) {
+                    self.leader.world.oracle.hears(self.number(), seq, AckKind::Ack);
+                }
+                dispatch.on_flow_reply(&subject, &header, now);
+                return;
+            }
             Request::Ack { subject, body, confirm } => (subject, body, confirm),
         };
-        let Some(ack) = AckReply::parse(&subject) else {
-            dispatch.on_flow_reply(&subject, b"", now);
-            return;
-        };
+        let Some(ack) = AckReply::parse(&subject) else { return };
         let kind = AckKind::parse(&body);
         let world = &self.leader.world;
         let outcome = match (world.plan.breakage, kind) {
@@ -457,7 +470,7 @@ impl Driver {
             self.name, host.id, delivery.consumer_seq, delivery.attempt
         ));
         world.oracle.sends(self.number(), delivery, machine);
-        world.post.send(&delivery.to, Parcel::Message { ack });
+        world.post.send(&delivery.to, Parcel::Message { ack, record: delivery.record.clone() });
     }
 
     fn notify(&self, notice: Notice) {

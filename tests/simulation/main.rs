@@ -14,6 +14,7 @@
 //! every answer that a client got in them, once. The oracle looks on all the time.
 #![allow(clippy::disallowed_methods, reason = "everything here runs in virtual time and in one thread")]
 
+mod attached;
 mod batches;
 mod chance;
 mod clients;
@@ -221,6 +222,16 @@ fn the_oracle_notices_a_consumer_that_stalls() {
 #[test]
 fn the_oracle_notices_a_copy_that_lacks_messages() {
     must_notice(Breakage::OriginForgets, &["is not there", "lags behind"]);
+}
+
+#[test]
+fn the_oracle_notices_an_ack_of_what_the_copy_does_not_have() {
+    must_notice(Breakage::AnswersAreEarly, &["is acked, and its copy has"]);
+}
+
+#[test]
+fn the_oracle_notices_a_copy_that_overlooks_what_was_not_delivered() {
+    must_notice(Breakage::GapsAreOverlooked, &["is not there"]);
 }
 
 #[test]

@@ -2,9 +2,9 @@
 //! commands and says which answers and which messages every replica must have.
 //!
 //! It covers what the workload uses: limits, message ids, times to live, rollups, purge, removal of single messages,
-//! counters, atomic batches, schedules,
-//! changed limits, duplicate windows that end, work queues with one consumer, and interest of several that ack one by
-//! one and are reset, deleted and made again. What consumers promise is in [`deliveries`](crate::deliveries).
+//! counters, atomic batches, schedules, changed limits, duplicate windows that end, work queues with one consumer, which
+//! acks one by one or by answers to flow control, and interest of several that ack one by one and are reset, deleted and
+//! made again. What consumers promise is in [`deliveries`](crate::deliveries).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -454,7 +454,11 @@ impl Model {
             return;
         }
         for run in row.settled.iter().filter(|run| run.how != Settlement::Exhausted) {
-            for seq in run.first.0..=run.last.0 {
+            let settled: Vec<u64> = match run.how {
+                Settlement::AckedAll => self.live.range(..=run.last.0).map(|(seq, _)| *seq).collect(),
+                _ => (run.first.0..=run.last.0).collect(),
+            };
+            for seq in settled {
                 self.done.insert((row.name.clone(), seq));
                 let Some(message) = self.live.get(&seq) else { continue };
                 let is_wanted = wants(&self.wanted[&row.name].filters, &message.subject);

@@ -1,7 +1,7 @@
 //! What was promised, and whether it is kept: every replica applies the same commands with the same outcome, the
 //! outcome is the model's, and an answer that a client got is the outcome of a committed command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use levee_protocol::wire::headers::HeaderBlock;
 use levee_raft::CommittedEntry;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-use crate::deliveries::{Deliveries, Letters};
+use crate::deliveries::{Copied, Deliveries, Letters};
 use crate::model::{Expected, Model, Totals, Verdict};
 use crate::streams::Which;
 use crate::trace::Trace;
@@ -57,6 +57,17 @@ pub(crate) struct Oracle {
     state: Mutex<State>,
     deliveries: Mutex<Deliveries>,
     letters: Letters,
+    attached: Option<Attached>,
+}
+
+/// How a copy is known to the consumer that delivers to it.
+pub(crate) struct Attached {
+    /// The consumer.
+    pub(crate) consumer: String,
+    /// The origin among those of the copy.
+    pub(crate) key: String,
+    /// Where it is noted what the copy has.
+    pub(crate) copied: Copied,
 }
 
 #[derive(Default)]
@@ -99,6 +110,7 @@ impl Oracle {
         verdicts: &Arc<Verdicts>,
         deliveries: Deliveries,
         letters: Letters,
+        attached: Option<Attached>,
     ) -> Self {
         Self {
             which,
@@ -107,6 +119,7 @@ impl Oracle {
             state: Mutex::new(State { is_copy: which.is_copy(), ..State::default() }),
             deliveries: Mutex::new(deliveries),
             letters,
+            attached,
         }
     }
 
@@ -180,6 +193,11 @@ impl Oracle {
         self.deliveries.lock().confirmed(name, incarnation, seq, raft_term);
     }
 
+    /// Every message that answers to a consumer's flow control settled.
+    pub(crate) fn acked_by_flow(&self, consumer: &str) -> BTreeSet<u64> {
+        self.deliveries.lock().acked_by_flow(consumer)
+    }
+
     /// Everything came to rest: what consumers must have done by now.
     pub(crate) fn consumers_are_done(&self) -> Result<(), String> {
         self.deliveries.lock().at_the_end(&self.state.lock().model)
@@ -241,6 +259,9 @@ impl Oracle {
             totals.last
         ));
         let applied = self.state.lock().applied(seen, payload, outcome, machine, totals);
+        if let (Ok(Place::First), Some(Attached { consumer, key, copied })) = (&applied, &self.attached) {
+            copied.lock().insert(consumer.clone(), machine.source(key).seq);
+        }
         let looked = applied.and_then(|place| match (place, seen.command) {
             (Place::First, StreamCommand::Progress(progress)) => {
                 self.deliveries.lock().progresses(progress, &self.state.lock().model, machine)

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use levee_protocol::api::{
-    AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig, StreamSource,
+    AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, SourceConsumer, StreamConfig, StreamSource,
 };
 use levee_protocol::time::Nanos;
 use levee_raft::Config;
 
+use crate::attached;
 use crate::chance::Chance;
 use crate::consumers;
 use crate::faults::FaultKind;
@@ -59,11 +60,15 @@ pub(crate) enum Breakage {
     OriginForgets,
     /// Whoever restores a stream leaves out a part of the archive.
     RestoreLeavesOut,
+    /// Readers answer flow control before they have stored what came.
+    AnswersAreEarly,
+    /// Readers do not look at the numbers of what a consumer delivers to them.
+    GapsAreOverlooked,
 }
 
 impl Breakage {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::None,
         Self::AckBeforeSync,
         Self::RetryWithoutId,
@@ -84,6 +89,8 @@ impl Breakage {
         Self::LeadersAreMean,
         Self::OriginForgets,
         Self::RestoreLeavesOut,
+        Self::AnswersAreEarly,
+        Self::GapsAreOverlooked,
     ];
 
     /// A word for it.
@@ -109,6 +116,8 @@ impl Breakage {
             Self::LeadersAreMean => "leaders-are-mean",
             Self::OriginForgets => "origin-forgets",
             Self::RestoreLeavesOut => "restore-leaves-out",
+            Self::AnswersAreEarly => "answers-are-early",
+            Self::GapsAreOverlooked => "gaps-are-overlooked",
         }
     }
 }
@@ -128,6 +137,8 @@ pub(crate) struct Plan {
     pub(crate) client_loss: u64,
     /// Whether there are streams that mirror and source others.
     pub(crate) copies: bool,
+    /// Consumers made by hand, through which some of those read the first stream.
+    pub(crate) attached: Vec<(Which, ConsumerConfig)>,
     /// Streams with publishers of their own.
     pub(crate) further: Vec<Which>,
     /// Increments of each counter that are kept.
@@ -219,11 +230,13 @@ impl Plan {
             client_loss: chance.pick(&[0, 0, 2, 10]),
             asking: 0,
             restores: chance.percent(40) || breakage == Breakage::RestoreLeavesOut,
-            copies: chance.percent(50) || breakage == Breakage::OriginForgets,
+            copies: chance.percent(50) || breakage == Breakage::OriginForgets || attaches(breakage),
+            attached: Vec::new(),
             breakage,
         }
         .varied(&mut chance)
         .extended(&mut Chance::new(seed, "what else is in the plan"))
+        .attached(&mut Chance::new(seed, "consumers made by hand"))
     }
 
     /// What else there is, in some runs.
@@ -244,6 +257,49 @@ impl Plan {
         }
         self.counted = chance.pick(&[-1, 1, 5]);
         self
+    }
+
+    /// Copies through consumers made by hand, in some runs.
+    fn attached(mut self, chance: &mut Chance) -> Self {
+        let is_drawn = chance.percent(60) && self.breakage == Breakage::None;
+        // The model of interest knows no ack floors, to which readers have their consumers reset.
+        let can_be = self.copies && self.stream.retention != RetentionPolicy::Interest;
+        if !can_be || !(is_drawn || attaches(self.breakage)) {
+            return self;
+        }
+        let mut copies = vec![Which::Mirror, Which::Sourced];
+        match chance.below(3) {
+            0 => drop(copies.pop()),
+            1 => drop(copies.remove(0)),
+            _ => {}
+        }
+        if self.stream.retention == RetentionPolicy::WorkQueue {
+            copies.truncate(1);
+            self.consumers.clear();
+        }
+        self.attached = copies.into_iter().map(|copy| (copy, attached::config(copy, chance))).collect();
+        if self.breakage == Breakage::GapsAreOverlooked {
+            self.client_loss = 10;
+        }
+        self
+    }
+
+    /// Every consumer of the first stream.
+    pub(crate) fn all_consumers(&self) -> impl Iterator<Item = &ConsumerConfig> {
+        self.consumers.iter().chain(self.attached.iter().map(|(_, config)| config))
+    }
+
+    /// How a copy reads one of its origins.
+    pub(crate) fn source(&self, copy: Which, origin: Which) -> StreamSource {
+        let attached = self.attached.iter().find(|(of, _)| *of == copy && origin == Which::Origin);
+        StreamSource {
+            name: origin.name().to_owned(),
+            consumer: attached.map(|(_, config)| SourceConsumer {
+                name: config.name.clone(),
+                deliver_subject: config.deliver_subject.clone(),
+            }),
+            ..StreamSource::default()
+        }
     }
 
     /// Further rules of the stream, in some runs.
@@ -296,7 +352,7 @@ impl Plan {
             Which::Mirror => StreamConfig {
                 name: which.name().to_owned(),
                 num_replicas: 3,
-                mirror: Some(source(Which::Origin)),
+                mirror: Some(self.source(which, Which::Origin)),
                 ..unlimited()
             },
             Which::Restored => StreamConfig {
@@ -312,7 +368,7 @@ impl Plan {
                     .streams()
                     .into_iter()
                     .filter(|it| which.may_copy().contains(it))
-                    .map(source)
+                    .map(|origin| self.source(which, origin))
                     .collect(),
                 ..unlimited()
             },
@@ -348,8 +404,9 @@ impl Plan {
     }
 }
 
-fn source(of: Which) -> StreamSource {
-    StreamSource { name: of.name().to_owned(), ..StreamSource::default() }
+/// Whether what is broken is about copies through consumers made by hand.
+fn attaches(breakage: Breakage) -> bool {
+    matches!(breakage, Breakage::AnswersAreEarly | Breakage::GapsAreOverlooked)
 }
 
 fn unlimited() -> StreamConfig {

@@ -162,7 +162,7 @@ async fn found(world: &Arc<World>) -> Result<(), String> {
             })
             .await;
         }
-        for config in &world.plan.consumers {
+        for config in world.plan.all_consumers() {
             let long_ago = |now: Timestamp| now.plus(Nanos(-AGE.0));
             clients::insist(world, Which::Origin, |now| consumers::creation(config, long_ago(now))).await;
         }
@@ -196,9 +196,7 @@ async fn drain(world: &Arc<World>) -> Result<(), String> {
             let leader = process.stream(Which::Origin).replica.leader()?;
             let left =
                 |config| leader.driver(&consumers::name(config)).is_none_or(|driver| !driver.is_done());
-            Some(
-                world.plan.consumers.iter().filter(|config| left(config)).map(|it| it.name.clone()).collect(),
-            )
+            Some(world.plan.all_consumers().filter(|config| left(config)).map(|it| it.name.clone()).collect())
         });
         let left: Vec<String> = match done {
             Some(left) if Vec::is_empty(&left) => return Ok(()),

@@ -78,7 +78,7 @@ impl Subscriber {
             let mut left = batch;
             while left > 0 {
                 match tokio::time::timeout_at(deadline, parcels.recv()).await {
-                    Ok(Some(Parcel::Message { ack })) => {
+                    Ok(Some(Parcel::Message { ack, .. })) => {
                         left -= 1;
                         self.work_on(ack).await;
                     }
@@ -98,11 +98,11 @@ impl Subscriber {
             let until = tokio::time::Instant::now() + stays;
             loop {
                 match tokio::time::timeout_at(until, parcels.recv()).await {
-                    Ok(Some(Parcel::Message { ack })) => self.work_on(ack).await,
+                    Ok(Some(Parcel::Message { ack, .. })) => self.work_on(ack).await,
                     Ok(Some(Parcel::Status { header, reply })) => {
                         let stalled = HeaderBlock(&header).get("Nats-Consumer-Stalled").map(<[u8]>::to_vec);
                         if let Some(subject) = reply.map(|reply| reply.to_vec()).or(stalled) {
-                            let answer = Request::Ack { subject, body: Vec::new(), confirm: None };
+                            let answer = Request::Flow { subject, header: Vec::new() };
                             send(&self.world, &self.consumer, answer, &mut self.chance);
                         }
                     }
@@ -213,7 +213,7 @@ impl Job {
 }
 
 /// Brings something to the consumer, on a node that says it leads; on another one it is lost.
-fn send(world: &Arc<World>, consumer: &ConsumerName, request: Request, chance: &mut Chance) {
+pub(crate) fn send(world: &Arc<World>, consumer: &ConsumerName, request: Request, chance: &mut Chance) {
     let Some((_, process)) = world.target(chance) else { return };
     let Some(late) = world.post.fate() else { return };
     let consumer = consumer.clone();

@@ -14,11 +14,11 @@ use tokio::task::JoinHandle;
 
 use crate::chance::Chance;
 use crate::counters::Tallies;
-use crate::deliveries::{Deliveries, Letters};
+use crate::deliveries::{Copied, Deliveries, Letters};
 use crate::fast::Told;
 use crate::leading;
 use crate::network::{BadTransport, Odds, Weather};
-use crate::oracle::{Oracle, Verdicts};
+use crate::oracle::{Attached, Oracle, Verdicts};
 use crate::plan::{Breakage, Plan};
 use crate::post::Post;
 use crate::replica::{Machine, Replica};
@@ -100,13 +100,20 @@ impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Arc<Self> {
         let trace = Arc::new(Trace::new());
         let verdicts = Arc::new(Verdicts::new(Arc::clone(&trace)));
-        let letters = Letters::default();
+        let (letters, copied) = (Letters::default(), Copied::default());
         let oracles: BTreeMap<Which, Arc<Oracle>> = plan
             .streams()
             .into_iter()
             .map(|which| {
-                let deliveries = Deliveries::new(Arc::clone(&letters));
-                (which, Arc::new(Oracle::new(which, &verdicts, deliveries, Arc::clone(&letters))))
+                let deliveries = Deliveries::new(Arc::clone(&letters), Arc::clone(&copied));
+                let source = plan.source(which, Which::Origin);
+                let attached = source.consumer.as_ref().map(|consumer| Attached {
+                    consumer: consumer.name.clone(),
+                    key: if which == Which::Mirror { String::new() } else { source.key() },
+                    copied: Arc::clone(&copied),
+                });
+                let letters = Arc::clone(&letters);
+                (which, Arc::new(Oracle::new(which, &verdicts, deliveries, letters, attached)))
             })
             .collect();
         let network = LocalNetwork::new(seed);
