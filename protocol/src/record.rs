@@ -41,6 +41,8 @@ const BLOCK_HEAD_BYTES_PLACED: usize = 24;
 const RECORD_HEAD_BYTES: usize = 16;
 const RECORD_HEAD_BYTES_WITHOUT_CHECKSUM: usize = 12;
 const RECORD_HEAD_BYTES_TIMED: usize = 24;
+/// Room for what a message takes in a block besides its subject, header and payload: a head, and where it begins.
+pub const RECORD_ROOM_BYTES: usize = RECORD_HEAD_BYTES_TIMED;
 /// Where a record has its own time, if it has one.
 const TIME_AT: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
@@ -512,6 +514,24 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_room_of_its_messages_is_enough_for_a_block() {
+        for count in [1, 2, 2048] {
+            let bytes = count * (RECORD_ROOM_BYTES + "subject".len() + "payload".len());
+            let mut builder = BlockBuilder::with_capacity(bytes);
+            for _ in 0..count {
+                builder.push(b"subject", b"", b"payload");
+            }
+            let mut capacity = 0;
+            builder.finish_with(Timestamp(7), |memory| {
+                capacity = memory.capacity();
+                Bytes::from(memory)
+            });
+
+            assert_eq!(capacity, bytes + BLOCK_HEAD_BYTES + CHECKSUM_BYTES);
+        }
+    }
 
     #[test]
     fn flags_are_pinned_and_unknown_ones_are_refused() {

@@ -5,7 +5,6 @@
 //! empty, and give back what a burst took.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,21 +55,19 @@ impl Mpsc for Channels {
 }
 
 impl<T: OptionalSend> MpscSender<Channels, T> for Sender<T> {
-    fn send(&self, message: T) -> impl Future<Output = Result<(), SendError<T>>> + OptionalSend {
-        async move {
-            let Ok(permit) = self.0.room.acquire().await else { return Err(SendError(message)) };
+    async fn send(&self, message: T) -> Result<(), SendError<T>> {
+        let Ok(permit) = self.0.room.acquire().await else { return Err(SendError(message)) };
+        {
             let mut messages = self.0.messages.lock();
             // The receiver empties the channel when it goes: what comes later would stay.
             if self.0.room.is_closed() {
-                drop(messages);
                 return Err(SendError(message));
             }
             messages.push_back(message);
-            drop(messages);
-            permit.forget();
-            self.0.news.notify_one();
-            Ok(())
         }
+        permit.forget();
+        self.0.news.notify_one();
+        Ok(())
     }
 
     fn downgrade(&self) -> WeakSender<T> {
@@ -108,14 +105,12 @@ impl<T: OptionalSend> MpscWeakSender<Channels, T> for WeakSender<T> {
 }
 
 impl<T: OptionalSend> MpscReceiver<T> for Receiver<T> {
-    fn recv(&mut self) -> impl Future<Output = Option<T>> + OptionalSend {
-        async {
-            loop {
-                match self.try_recv() {
-                    Ok(message) => return Some(message),
-                    Err(TryRecvError::Disconnected) => return None,
-                    Err(TryRecvError::Empty) => self.0.news.notified().await,
-                }
+    async fn recv(&mut self) -> Option<T> {
+        loop {
+            match self.try_recv() {
+                Ok(message) => return Some(message),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => self.0.news.notified().await,
             }
         }
     }
@@ -149,6 +144,8 @@ impl<T> Drop for Receiver<T> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use futures::future::BoxFuture;
 
     use super::*;
 
@@ -189,15 +186,17 @@ mod tests {
     #[tokio::test]
     async fn who_waits_hears_of_a_message_and_of_the_end() {
         let (sender, mut receiver) = channel(2);
-        let waiting = tokio::spawn(async move { (receiver.recv().await, receiver.recv().await) });
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        sender.send(7).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let other = sender.clone();
-        drop(sender);
-        drop(other);
+        let waiting = async { (receiver.recv().await, receiver.recv().await) };
+        let sending = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sender.send(7).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let other = sender.clone();
+            drop(sender);
+            drop(other);
+        };
 
-        assert_eq!(waiting.await.unwrap(), (Some(7), None));
+        assert_eq!(tokio::join!(waiting, sending).0, (Some(7), None));
     }
 
     #[tokio::test]
@@ -205,14 +204,12 @@ mod tests {
         let (sender, receiver) = Channels::channel(1);
         let left = Arc::new(());
         sender.send(Arc::clone(&left)).await.unwrap();
-        let waiting = tokio::spawn({
-            let (sender, late) = (sender.clone(), Arc::clone(&left));
-            async move { sender.send(late).await.is_err() }
-        });
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        drop(receiver);
+        let leaving = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(receiver);
+        };
 
-        assert!(waiting.await.unwrap());
+        assert!(tokio::join!(sender.send(Arc::clone(&left)), leaving).0.is_err());
         assert!(sender.send(Arc::clone(&left)).await.is_err());
         assert_eq!(Arc::strong_count(&left), 1);
     }
@@ -244,26 +241,31 @@ mod tests {
     #[test]
     fn many_threads_lose_nothing() {
         const EACH: u32 = 20_000;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
-        let sum = runtime.block_on(async {
-            let (sender, mut receiver) = channel(8);
-            for _ in 0..4 {
+        let block_on = |task| tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(task);
+        let (sender, mut receiver) = channel(8);
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
                 let sender = sender.clone();
-                tokio::spawn(async move {
-                    for number in 0..EACH {
-                        sender.send(number).await.unwrap();
-                    }
-                });
-            }
-            drop(sender);
+                std::thread::spawn(move || {
+                    block_on(Box::pin(async move {
+                        for number in 0..EACH {
+                            sender.send(number).await.unwrap();
+                        }
+                    }) as BoxFuture<'static, ()>);
+                })
+            })
+            .collect();
+        drop(sender);
+        block_on(Box::pin(async move {
             let (mut sum, mut count) = (0_u64, 0);
             while let Some(number) = receiver.recv().await {
                 sum += u64::from(number);
                 count += 1;
             }
-            assert_eq!(count, 4 * EACH);
-            sum
-        });
-        assert_eq!(sum, 4 * u64::from(EACH) * u64::from(EACH - 1) / 2);
+            assert_eq!((count, sum), (4 * EACH, 4 * u64::from(EACH) * u64::from(EACH - 1) / 2));
+        }));
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 }

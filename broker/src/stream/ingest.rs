@@ -16,6 +16,7 @@ use levee_broker_core::stream::fast::Said;
 use levee_broker_core::stream::{Composition, PublishReply, Reply};
 use levee_protocol::api::{ApiError, PubAck, fast_batch, stored_header};
 use levee_protocol::ids::AccountName;
+use levee_protocol::record::RECORD_ROOM_BYTES;
 use levee_raft::ProposeError;
 use levee_storage::kind::BLOCK;
 use parking_lot::{Mutex, MutexGuard};
@@ -270,7 +271,8 @@ impl Ingest {
             Err(error) => return self.done(Asked::Plain(batches), Err(Refused::With(error))),
         };
         let memory = jetstream.block_memory();
-        let mut block = memory.builder(batches.iter().map(|b| b.batch.chunk.len()).sum());
+        // Not the length of the chunks: those have messages of other streams, too, and the block stays for a while.
+        let mut block = memory.builder(batches.iter().map(|arrived| stored_bytes(&arrived.batch)).sum());
         for Arrived { batch, .. } in &batches {
             for item in &batch.items {
                 block.push(batch.subject(item), &stored_header(batch.header(item)), batch.payload(item));
@@ -417,6 +419,12 @@ impl Drop for Proposing<'_> {
             self.0.ready.notify_one();
         }
     }
+}
+
+/// What the messages take in a block, about.
+fn stored_bytes(batch: &Inbound) -> usize {
+    let bytes = |item| batch.subject(item).len() + batch.header(item).len() + batch.payload(item).len();
+    batch.items.iter().map(|item| RECORD_ROOM_BYTES + bytes(item)).sum()
 }
 
 fn is_fast_in(chunk: &Bytes) -> impl Fn(&InboundItem) -> bool + '_ {
