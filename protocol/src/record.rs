@@ -524,12 +524,13 @@ mod tests {
                 builder.push(b"subject", b"", b"payload");
             }
             let mut capacity = 0;
-            builder.finish_with(Timestamp(7), |memory| {
+            let block = builder.finish_with(Timestamp(7), |memory| {
                 capacity = memory.capacity();
                 Bytes::from(memory)
             });
 
             assert_eq!(capacity, bytes + BLOCK_HEAD_BYTES + CHECKSUM_BYTES);
+            assert!(block.as_bytes().len() <= capacity);
         }
     }
 
