@@ -258,7 +258,12 @@ async fn copied(cluster: &Cluster) -> Result<Vec<Value>> {
         .await?;
         found.push(normalized(&info));
     }
-    let left = ask(&mut raw, "STREAM.INFO.V", "").await?;
+    // The consumer counts an ack as it comes, the stream when it is stored.
+    let left = wait_until("what was acked is gone", PATIENCE, async || {
+        let info = ask(&mut raw, "STREAM.INFO.V", "").await?;
+        Ok((info["state"]["messages"] == 0).then_some(info))
+    })
+    .await?;
     found.push(normalized(&left["state"]));
     let names = ask(&mut raw, "CONSUMER.NAMES.A", "").await?;
     found.push(names);
