@@ -231,7 +231,8 @@ fn the_oracle_notices_an_ack_of_what_the_copy_does_not_have() {
 
 #[test]
 fn the_oracle_notices_a_copy_that_overlooks_what_was_not_delivered() {
-    must_notice(Breakage::GapsAreOverlooked, &["is not there"]);
+    // Few lost deliveries end up as a gap: three of these seeds show it.
+    must_notice_in(32, Breakage::GapsAreOverlooked, &["is not there"]);
 }
 
 #[test]
@@ -246,8 +247,12 @@ fn the_oracle_notices_a_read_that_is_behind() {
 
 /// Of a few seeds at least one must fail, and every one that fails must say one of `words`.
 fn must_notice(breakage: Breakage, words: &[&str]) {
+    must_notice_in(8, breakage, words);
+}
+
+fn must_notice_in(seeds: u64, breakage: Breakage, words: &[&str]) {
     let runs: Vec<Run> =
-        (1..=8).map(|seed| Run { breakage, label: breakage.name(), ..Run::of(seed) }).collect();
+        (1..=seeds).map(|seed| Run { breakage, label: breakage.name(), ..Run::of(seed) }).collect();
 
     let ended = many(&runs);
 

@@ -279,7 +279,7 @@ impl Plan {
         }
         self.attached = copies.into_iter().map(|copy| (copy, attached::config(copy, chance))).collect();
         if self.breakage == Breakage::GapsAreOverlooked {
-            self.client_loss = 10;
+            self.client_loss = 30;
         }
         self
     }
