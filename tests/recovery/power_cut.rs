@@ -236,28 +236,40 @@ async fn files_of_purged_messages_go_after_the_purge_is_on_the_disk() -> Result<
     Ok(())
 }
 
+/// Three nodes and a stream in memory on them; `None` where the test is skipped.
+async fn in_memory(name: &str) -> Result<Option<Site>> {
+    if !Program::subject()?.is_levee() {
+        skip::not_claimed(name, "nats-server empties its streams in memory");
+        return Ok(None);
+    }
+    let disks = match disks(3) {
+        Ok(disks) => disks,
+        Err(error) => return skip::missing(name, &format!("{error:#}")).map(|()| None),
+    };
+    let site = Site::new(Setup { nodes: 3, ..Setup::default() }, disks).await?;
+    let js = patient(site.cluster.client(0).await?);
+    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", 3) }).await?;
+    Ok(Some(site))
+}
+
+/// Publishers of that stream.
+async fn written_in_memory(site: &Site) -> Result<(Story, Work)> {
+    let (story, mut work) = (Story::default(), Work::default());
+    for number in 0..2 {
+        let subject = move |_| format!("MEMORY.{number}");
+        let pause = Duration::from_millis(1);
+        work.publisher(site.client(number).await?, &story, subject, &[SMALL, MIDDLE], 4, pause);
+    }
+    Ok((story, work))
+}
+
 /// A stream in memory may lose its newest messages, and of three replicas each may lose others. They end up alike.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_in_memory_that_lost_their_ends_are_alike_again() -> Result<()> {
     const NAME: &str = "replicas_in_memory_that_lost_their_ends_are_alike_again";
-    if !Program::subject()?.is_levee() {
-        skip::not_claimed(NAME, "nats-server empties its streams in memory");
-        return Ok(());
-    }
-    let disks = match disks(3) {
-        Ok(disks) => disks,
-        Err(error) => return skip::missing(NAME, &format!("{error:#}")),
-    };
-    let mut site = Site::new(Setup { nodes: 3, ..Setup::default() }, disks).await?;
-    let js = patient(site.cluster.client(0).await?);
-    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", 3) }).await?;
+    let Some(mut site) = in_memory(NAME).await? else { return Ok(()) };
     for round in 1..=cuts(3)? {
-        let (story, mut work) = (Story::default(), Work::default());
-        for number in 0..2 {
-            let subject = move |_| format!("MEMORY.{number}");
-            let pause = Duration::from_millis(1);
-            work.publisher(site.client(number).await?, &story, subject, &[SMALL, MIDDLE], 4, pause);
-        }
+        let (_, work) = written_in_memory(&site).await?;
         tokio::time::sleep(Duration::from_millis(site.chance.random_range(300..1500))).await;
         site.cut(Loss::Sectors(0.5), Some(work)).await?;
         site.cluster.ready().await?;
@@ -284,25 +296,10 @@ async fn replicas_in_memory_that_lost_their_ends_are_alike_again() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part() -> Result<()> {
     const NAME: &str = "a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part";
-    if !Program::subject()?.is_levee() {
-        skip::not_claimed(NAME, "nats-server empties its streams in memory");
-        return Ok(());
-    }
-    let disks = match disks(3) {
-        Ok(disks) => disks,
-        Err(error) => return skip::missing(NAME, &format!("{error:#}")),
-    };
-    let mut site = Site::new(Setup { nodes: 3, ..Setup::default() }, disks).await?;
-    let js = patient(site.cluster.client(0).await?);
-    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", 3) }).await?;
+    let Some(mut site) = in_memory(NAME).await? else { return Ok(()) };
     // The disks have what the start wrote.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (story, mut work) = (Story::default(), Work::default());
-    for number in 0..2 {
-        let subject = move |_| format!("MEMORY.{number}");
-        let pause = Duration::from_millis(1);
-        work.publisher(site.client(number).await?, &story, subject, &[SMALL, MIDDLE], 4, pause);
-    }
+    let (story, work) = written_in_memory(&site).await?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
 
     // What the third has would win the election: it is away until there is another leader.

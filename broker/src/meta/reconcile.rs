@@ -13,8 +13,9 @@ use levee_protocol::ids::GroupId;
 use levee_raft::Birth;
 
 use crate::jetstream::JetStream;
+use crate::stream::Replica;
+use crate::stream::leader::{self, Leader};
 use crate::stream::machine::Machine;
-use crate::stream::{Replica, leader};
 
 /// A replica that could not be opened is tried again after this long.
 const RETRY: Duration = Duration::from_secs(2);
@@ -141,21 +142,22 @@ async fn start_over(
     assignment: StreamAssignment,
 ) -> Result<(), OpenFailed> {
     // Not found by anybody until it is open again.
-    jetstream.take_replica(replica.group_id());
-    if let Some(leader) = replica.leader() {
-        leader.leadership_lost();
-    }
-    replica.set_leader(None);
+    take_out(jetstream, replica, Leader::leadership_lost);
     jetstream.groups().start_over(replica.group_id()).await?;
     open(jetstream, assignment).await
 }
 
-async fn close(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
+/// Nobody finds the replica any more, and it leads no longer.
+fn take_out(jetstream: &JetStream, replica: &Replica, end: fn(&Leader)) {
     jetstream.take_replica(replica.group_id());
     if let Some(leader) = replica.leader() {
-        leader.stream_deleted();
+        end(&leader);
     }
     replica.set_leader(None);
+}
+
+async fn close(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
+    take_out(jetstream, replica, Leader::stream_deleted);
     if let Err(error) = jetstream.groups().remove(replica.group_id()).await {
         tracing::error!(
             "data of deleted stream '{}' could not be removed and still takes space: {error}",
