@@ -4,6 +4,7 @@
 use levee_broker_core::consumer::{Advisory as Advice, UnpinReason};
 use levee_protocol::api::PeerInfo;
 use levee_protocol::api::advisory::{Abandoned, Action, Advisory, ApiAudit, ClientInfo, Delivered, Stamp};
+use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::{AccountName, ConsumerName};
 use levee_raft::Group;
 
@@ -98,6 +99,16 @@ pub fn meta_leadership(jetstream: &JetStream, group: &Group) {
         leader: identity.name.clone(),
         replicas: peers(jetstream, group),
         cluster: identity.cluster.clone(),
+    };
+    publish_one(jetstream, jetstream.accounts().system(), &advisory);
+}
+
+/// A node was removed from the cluster.
+pub fn server_removed(jetstream: &JetStream, node: &NodeRegistration) {
+    let advisory = Advisory::ServerRemoved {
+        server: node.name.clone(),
+        server_id: stream_info::peer_id(node.id),
+        cluster: jetstream.identity().cluster.clone(),
     };
     publish_one(jetstream, jetstream.accounts().system(), &advisory);
 }

@@ -2,7 +2,7 @@
 //! what. The message path meets it through [`crate::router::Services`], the API handlers through `Arc`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -63,6 +63,10 @@ pub struct Identity {
     pub cluster_address: String,
     /// Bounds for streams and consumers that are created through it.
     pub limits: ServerLimits,
+    /// What streams may ask of the nodes that hold them.
+    pub tags: Vec<String>,
+    /// What tags begin with that are to differ between a stream's replicas, or empty.
+    pub unique_tag: String,
 }
 
 impl Identity {
@@ -85,6 +89,8 @@ pub struct JetStream {
     bootstrap: Arc<Bootstrap>,
     directory: Directory,
     replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    /// Whether the replicas are what meta says, as of when that was last looked at.
+    is_settled: AtomicBool,
     accounts: Accounts,
     quota: Quota,
     limits: Limits,
@@ -143,6 +149,7 @@ impl JetStream {
             open_fast_batches: Arc::default(),
             questions: Questions::default(),
             replicas: RwLock::new(BTreeMap::new()),
+            is_settled: AtomicBool::new(false),
             api_calls: Mutex::default(),
         });
         jetstream.listen_to_peers();
@@ -274,6 +281,8 @@ impl JetStream {
             id: self.identity.node,
             name: self.identity.name.clone(),
             cluster_address: self.identity.cluster_address.clone(),
+            tags: self.identity.tags.clone(),
+            unique_tag: self.identity.unique_tag.clone(),
         }
     }
 
@@ -298,6 +307,16 @@ impl JetStream {
         alive
     }
 
+    /// Nodes that replicas can be had from now: this one and all connected ones, those that were removed and still hold
+    /// something among them.
+    #[must_use]
+    pub fn reachable_nodes(&self) -> Vec<NodeId> {
+        let others = self.peers.peers().into_iter().filter(|peer| peer.jetstream).map(|peer| peer.node);
+        let mut nodes: Vec<NodeId> = others.chain([self.identity.node]).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
     /// This node's copy of a stream.
     #[must_use]
     pub fn replica(&self, group: GroupId) -> Option<Arc<Replica>> {
@@ -308,6 +327,17 @@ impl JetStream {
     #[must_use]
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
         self.replicas.read().values().cloned().collect()
+    }
+
+    /// Whether the replicas of this node are what meta says now.
+    pub fn note_settled(&self, settled: bool) {
+        self.is_settled.store(settled, Ordering::Release);
+    }
+
+    /// Whether this node has no copy of any stream, not even one that somebody else is about to take over.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire) && self.replicas.read().is_empty()
     }
 
     /// A replica opened.
@@ -426,7 +456,11 @@ impl JetStream {
 
     /// Tells every peer where this node stands, after that changed.
     pub fn tell_standing(&self) {
-        let standing = Standing::of(&self.bootstrap.membership());
+        let standing = Standing {
+            uid: self.cluster_uid(),
+            tags: self.identity.tags.clone(),
+            unique_tag: self.identity.unique_tag.clone(),
+        };
         if let Some(uid) = &standing.uid {
             self.peers.set_cluster_uid(uid);
         }

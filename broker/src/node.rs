@@ -29,7 +29,8 @@ use crate::frontend::{self, http};
 use crate::jetstream::{CALL_API, Identity, JetStream};
 use crate::limits::Limits;
 use crate::meta::bootstrap::{Asker, Bootstrap, CALL_ADOPT, CALL_INVITE, Membership, Origin};
-use crate::meta::{self, Meta, membership, reconcile};
+use crate::meta::membership::{self, Leaving};
+use crate::meta::{self, Meta, reconcile};
 use crate::mirror::origin::{self, CALL_ORIGIN};
 use crate::mirror::orphans;
 use crate::monitoring::Monitor;
@@ -83,6 +84,7 @@ pub struct Node {
     jetstream: Option<Arc<JetStream>>,
     accepting: tasks::Stop,
     stop: tasks::Stop,
+    leaving: Arc<Leaving>,
     grace: Duration,
     spread: Duration,
     tasks: tasks::Scope,
@@ -157,6 +159,7 @@ impl Node {
             server_info(&config, &addresses, &server_id, &name, cluster_name.as_deref(), storage.is_some()),
         );
 
+        let leaving = Arc::new(Leaving::default());
         let tasks = tasks::Scope::default();
         let stop = tasks::Stop::new();
         let transport = Arc::clone(&peers);
@@ -194,10 +197,17 @@ impl Node {
                             .unwrap_or_default(),
                         cluster_address: advertised(&config, &addresses),
                         limits: config.jetstream.as_ref().map(|js| js.limits).unwrap_or_default(),
+                        tags: config.server_tags.clone(),
+                        unique_tag: config
+                            .jetstream
+                            .as_ref()
+                            .and_then(|js| js.unique_tag.clone())
+                            .unwrap_or_default(),
                     },
                     &transport,
                     &tasks,
                     &stop,
+                    &leaving,
                 )
                 .await?,
             ),
@@ -244,6 +254,7 @@ impl Node {
             jetstream,
             accepting,
             stop,
+            leaving,
             grace: config.lame_duck_grace_period,
             spread: config.lame_duck_duration.saturating_sub(config.lame_duck_grace_period),
             tasks,
@@ -256,9 +267,12 @@ impl Node {
         self.addresses.clone()
     }
 
-    /// Resolves when the node has stopped by itself: its store failed.
+    /// Resolves when the node has stopped by itself: its store failed, or it was removed from the cluster.
     pub async fn stopped(&self) {
         self.stop.stopped().await;
+        if self.leaving.goes() {
+            self.stop().await;
+        }
     }
 
     /// Lets nobody in any more, hands over what it leads, and asks clients to go elsewhere one by one.
@@ -300,6 +314,7 @@ async fn start_jetstream(
     transport: &Arc<GrpcTransport>,
     tasks: &tasks::Scope,
     stop: &tasks::Stop,
+    leaving: &Arc<Leaving>,
 ) -> Result<Arc<JetStream>, StartError> {
     let failed = stop.clone();
     storage.on_failure(Box::new(move |reason| {
@@ -324,6 +339,7 @@ async fn start_jetstream(
     );
     router.attach_services(StreamServices::new(Arc::clone(&jetstream)));
     answer_peers(&jetstream, &bootstrap);
+    answer_leave(&jetstream, leaving, stop);
     jetstream.tell_standing();
     tasks.spawn("peers come and go", follow_peers(Arc::clone(&jetstream)));
     if config.cluster.is_none() && matches!(bootstrap.membership(), Membership::Fresh) {
@@ -420,12 +436,34 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
     answer_calls(jetstream, stream_info::CALL_REACHABLE, |jetstream, frame| {
         Box::pin(stream_info::answer_reachable(jetstream, frame))
     });
+    answer_calls(jetstream, reconcile::CALL_PARTED, |jetstream, frame| {
+        Box::pin(reconcile::answer_parted(jetstream, frame))
+    });
     answer_calls(jetstream, restore::CALL_RESTORE, |jetstream, frame| {
         Box::pin(restore::answer(jetstream, frame))
     });
     answer_calls(jetstream, stream_info::CALL_SETTLED, |jetstream, frame| {
         Box::pin(stream_info::answer_settled(jetstream, frame))
     });
+}
+
+/// Answers the meta leader when this node was removed, and ends it when it is told to go.
+fn answer_leave(jetstream: &Arc<JetStream>, leaving: &Arc<Leaving>, stop: &tasks::Stop) {
+    let (weak, leaving, stop) = (Arc::downgrade(jetstream), Arc::clone(leaving), stop.clone());
+    jetstream.peers().on_call(
+        membership::CALL_LEAVE,
+        Arc::new(move |_, frame| {
+            let (answer, goes) =
+                weak.upgrade().map_or((&b"no"[..], false), |jetstream| leaving.answer(&jetstream, &frame));
+            if goes {
+                tracing::error!(
+                    "this server was removed from the cluster and stops; to take part again it has to be started with an empty store_dir"
+                );
+                stop.stop();
+            }
+            Box::pin(std::future::ready(Bytes::from_static(answer)))
+        }),
+    );
 }
 
 /// Answers the peers' calls of one kind for as long as the stream side lives; after that they get nothing.

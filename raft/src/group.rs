@@ -265,6 +265,15 @@ impl Group {
         }
     }
 
+    /// Whether the node is in no configuration that is in force here, nor in one that could come back into force.
+    #[must_use]
+    pub fn has_left(&self, node: NodeId) -> bool {
+        let server = self.0.raft.server_metrics();
+        let server = server.borrow_watched();
+        let mut configs = [&server.membership_config, &server.committed_membership_config].into_iter();
+        !configs.any(|members| members.nodes().any(|(member, _)| *member == node))
+    }
+
     /// Hands leadership to another voter, and returns when it is seen to lead.
     pub async fn transfer(&self, to: NodeId) -> Result<(), Error> {
         let mut leadership = self.leadership();

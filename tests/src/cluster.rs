@@ -35,6 +35,8 @@ pub struct Setup {
     pub name: &'static str,
     /// Lines for the configuration of each node.
     pub extra: String,
+    /// More lines for the first nodes, one text for each.
+    pub single: Vec<String>,
     /// Lines for the JetStream block of each node.
     pub jetstream: String,
     /// Whether the test needs the machine for itself, because it measures time.
@@ -54,6 +56,7 @@ impl Default for Setup {
             started: usize::MAX,
             name: "levee-tests",
             extra: String::new(),
+            single: Vec::new(),
             jetstream: String::new(),
             alone: false,
             program: None,
@@ -129,13 +132,14 @@ impl Cluster {
         for (index, node) in self.nodes.iter().enumerate() {
             let mut text = format!(
                 "server_name: {}\nlisten: \"{}\"\nhttp: \"{}\"\njetstream {{\n  store_dir: \"{}\"\n  max_mem: 512MB\n  \
-                 max_file: 20GB\n  {}\n}}\n{}\n",
+                 max_file: 20GB\n  {}\n}}\n{}\n{}\n",
                 node.name,
                 node.client,
                 node.http,
                 node.store.display(),
                 setup.jetstream,
-                setup.extra
+                setup.extra,
+                setup.single.get(index).map_or("", String::as_str)
             );
             if self.nodes.len() > 1 {
                 // In another order on each node: the order must not matter.

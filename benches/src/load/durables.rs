@@ -36,6 +36,9 @@ const PUBLISHED_EACH: u64 = 300;
 /// How long servers are left alone before memory is read.
 const REST: Duration = Duration::from_secs(3);
 
+/// How long consumers may be without a leader before nobody waits any longer.
+const FAILOVER_MAX: Duration = Duration::from_secs(180);
+
 /// How long a server may take for an answer before it is asked again.
 const QUESTION: Duration = Duration::from_millis(500);
 
@@ -133,13 +136,16 @@ fn publish_beside(servers: &Servers, payload_bytes: usize, outcome: &mut Outcome
 }
 
 /// Kills the stream's leader, asks consumers one after the other until each has given a message, and waits until the
-/// stream has another leader.
+/// stream has another leader. After [`FAILOVER_MAX`] that is the answer, whatever is missing.
 fn fail_over(servers: &mut Servers, consumers: u64) -> anyhow::Result<Duration> {
     let leader = setup::leading_node(servers, STREAM)?;
     let other = (leader + 1) % servers.nodes();
     let start = servers.kill(leader)?;
     for consumer in 0..consumers {
         servers.wait_until(|servers| {
+            if start.elapsed() > FAILOVER_MAX {
+                return Ok(());
+            }
             let mut client = Client::connect_within(servers.address(other), QUESTION)?;
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.D{consumer}");
             let message = client.request(&subject, "{\"batch\":1,\"no_wait\":true}")?;

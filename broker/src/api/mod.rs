@@ -18,6 +18,7 @@ mod consumer_unpin;
 pub mod context;
 mod direct_get;
 mod message;
+mod peers;
 mod step_down;
 mod stream_create;
 mod stream_delete;
@@ -326,16 +327,14 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::ConsumerNext | Endpoint::DirectGet => {
             unreachable!("taken by stream_requests")
         }
-        Endpoint::StreamPeerRemove
-        | Endpoint::StreamPeerEvacuate
-        | Endpoint::StreamCancelMove
-        | Endpoint::ConsumerPeerRemove
-        | Endpoint::ConsumerPeerEvacuate
-        | Endpoint::ServerRemove
-        | Endpoint::ServerEvacuate
-        | Endpoint::MetaRescue
-        | Endpoint::AccountStreamMove
-        | Endpoint::AccountStreamCancelMove => Err(not_supported_yet(cx.request.endpoint)),
+        Endpoint::StreamPeerRemove | Endpoint::StreamPeerEvacuate => peers::stream(cx).await,
+        Endpoint::ConsumerPeerRemove | Endpoint::ConsumerPeerEvacuate => peers::consumer(cx),
+        Endpoint::ServerRemove => peers::remove_server(cx).await,
+        Endpoint::ServerEvacuate => peers::evacuate_server(cx).await,
+        Endpoint::StreamCancelMove => peers::cancel_move(cx),
+        Endpoint::MetaRescue | Endpoint::AccountStreamMove | Endpoint::AccountStreamCancelMove => {
+            Err(not_supported_yet(cx.request.endpoint))
+        }
     }
 }
 

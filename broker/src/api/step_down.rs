@@ -2,7 +2,7 @@
 
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::Done;
-use levee_protocol::api::{ApiError, StepDownRequest};
+use levee_protocol::api::{ApiError, Placement, StepDownRequest};
 use levee_protocol::ids::NodeId;
 use levee_raft::Group;
 
@@ -28,13 +28,17 @@ async fn hand_over(cx: &Context<'_>, group: &Group) -> Answer {
     let request: StepDownRequest = envelope::parse_request(cx.body, Strictness::Strict)?;
     let status = group.status();
     let here = cx.jetstream.node();
-    let candidates: Vec<NodeId> = status
+    let mut candidates: Vec<NodeId> = status
         .voters
         .iter()
         .copied()
         .filter(|node| *node != here && cx.jetstream.peers().is_connected(*node))
         .collect();
-    let preferred = request.placement.map(|placement| placement.preferred).filter(|name| !name.is_empty());
+    let Placement { cluster, tags, preferred } = request.placement.unwrap_or_default();
+    let is_elsewhere = !cluster.is_empty() && cluster != cx.jetstream.identity().cluster;
+    candidates
+        .retain(|node| !is_elsewhere && cx.jetstream.meta().read(|machine| machine.has_tags(*node, &tags)));
+    let preferred = Some(preferred).filter(|name| !name.is_empty());
     let target = match preferred {
         Some(name) if name == cx.jetstream.identity().name => {
             return Err(ApiError::no_suitable_peers(format!("preferred server {name:?} is already leader")));

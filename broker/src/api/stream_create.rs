@@ -43,6 +43,7 @@ pub(super) fn checked_config(
     cx.account_limits().check_stream(&config)?;
     check_origins(cx, &mut config)?;
     check_replicas(cx, config.num_replicas)?;
+    check_cluster(cx, &config)?;
     config.store_metadata();
     Ok(config)
 }
@@ -75,6 +76,17 @@ pub(super) fn check_replicas(cx: &Context<'_>, replicas: i32) -> Result<(), ApiE
         return Err(ApiError::replicas_not_supported());
     }
     Ok(())
+}
+
+/// There is one cluster to place streams in.
+fn check_cluster(cx: &Context<'_>, config: &StreamConfig) -> Result<(), ApiError> {
+    let own = &cx.jetstream.identity().cluster;
+    match &config.placement {
+        Some(placement) if !own.is_empty() && !placement.cluster.is_empty() && placement.cluster != *own => {
+            Err(ApiError::no_suitable_peers("no suitable peers for placement"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether what streams are promised with `max_bytes` fits into what this node may hold. Asked by the meta leader, and

@@ -190,6 +190,9 @@ pub struct JetStream {
     pub max_storage: Option<u64>,
     /// Name of this JetStream among several. Default: none.
     pub domain: Option<String>,
+    /// What tags begin with of which no two replicas of a stream may have the same, like `az:`. The same on all nodes.
+    /// Default: none.
+    pub unique_tag: Option<String>,
     /// How often the reference server syncs. Shown in monitoring only: this node always syncs before it acks.
     pub sync_interval: SyncInterval,
     /// What bounds batches of publishers, `limits { batch {} }`. Default: nats-server's.

@@ -101,17 +101,8 @@ const JETSTREAM_NO_EFFECT: &[(&str, &str)] = &[
     ("max_concurrent_io", "there is one writer per node"),
 ];
 
-const JETSTREAM_UNSUPPORTED: &[&str] = &[
-    "cipher",
-    "ek",
-    "encryption_key",
-    "key",
-    "prev_encryption_key",
-    "prev_ek",
-    "prev_key",
-    "tpm",
-    "unique_tag",
-];
+const JETSTREAM_UNSUPPORTED: &[&str] =
+    &["cipher", "ek", "encryption_key", "key", "prev_encryption_key", "prev_ek", "prev_key", "tpm"];
 
 const LIMITS_UNSUPPORTED: &[&str] = &["max_ha_assets"];
 
@@ -261,6 +252,9 @@ fn jetstream(draft: &mut Draft, entry: &Entry) -> Result<(), Vec<Problem>> {
             }
             "max_file_store" | "max_file" => storage_size(entry).map(|size| jetstream.max_storage = size),
             "domain" => text(entry).map(|domain| jetstream.domain = Some(domain)),
+            "unique_tag" => text(entry).map(|tag| {
+                jetstream.unique_tag = Some(tag.trim().to_lowercase()).filter(|tag| !tag.is_empty());
+            }),
             "sync_interval" | "sync" => match &entry.value {
                 Value::Text(text) if text.eq_ignore_ascii_case("always") => {
                     jetstream.sync_interval = SyncInterval::Always;
@@ -646,28 +640,31 @@ pub(super) fn storage_size(entry: &Entry) -> Read<Option<u64>> {
     }
 }
 
+/// One tag, or a list. As in nats-server, a comma or a space does not end one.
 fn tags(entry: &Entry) -> Read<Vec<String>> {
-    let words = |text: &str| -> Vec<String> {
-        let words = text.split(|c: char| c == ',' || c.is_whitespace());
-        words.filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+    let mut tags: Vec<String> = Vec::new();
+    let mut add = |text: &str| {
+        let tag = text.trim().to_lowercase();
+        if !tag.is_empty() && !tags.contains(&tag) {
+            tags.push(tag);
+        }
     };
     match &entry.value {
-        Value::Text(text) => Ok(words(text)),
+        Value::Text(text) => add(text),
         Value::List(list) => {
-            let mut tags = Vec::new();
             for element in list {
                 match &element.value {
-                    Value::Text(text) => tags.extend(words(text)),
+                    Value::Text(text) => add(text),
                     other => {
                         let message = format!("a tag must be a string, but it is {}", other.kind());
                         return Err(Problem { at: element.at.clone(), message });
                     }
                 }
             }
-            Ok(tags)
         }
-        _ => Err(mismatch(entry, "a string or a list")),
+        _ => return Err(mismatch(entry, "a string or a list")),
     }
+    Ok(tags)
 }
 
 fn metadata(entry: &Entry) -> Read<Vec<(String, String)>> {

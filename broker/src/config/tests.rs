@@ -53,7 +53,7 @@ fn a_file_with_every_option_of_this_release_is_read() {
         server_name: n1
         listen: "127.0.0.1:4333"
         http: localhost:8222
-        jetstream { store_dir: "/data", max_mem: 1GB, max_file: "10G", domain: hub, sync_interval: always }
+        jetstream { store_dir: "/data", max_mem: 1GB, max_file: "10G", domain: hub, unique_tag: "AZ:", sync_interval: always }
         cluster {
           name: C1
           listen: 127.0.0.1:6333
@@ -65,7 +65,7 @@ fn a_file_with_every_option_of_this_release_is_read() {
         ping_interval: "30s"; ping_max: 3; write_deadline: 5s
         debug: true; trace: false; logfile: /tmp/l; pid_file: /tmp/p; ports_file_dir: /tmp
         lame_duck_duration: "1m", lame_duck_grace_period: 5s
-        server_tags: ["az:1", "Fast,ssd"]
+        server_tags: ["az:1", " Fast,SSD ", az:1]
         server_metadata { rack: "7" }
         "#,
         &[],
@@ -80,6 +80,7 @@ fn a_file_with_every_option_of_this_release_is_read() {
     assert_eq!(jetstream.max_memory, Some(1 << 30));
     assert_eq!(jetstream.max_storage, Some(10 << 30));
     assert_eq!(jetstream.domain.as_deref(), Some("hub"));
+    assert_eq!(jetstream.unique_tag.as_deref(), Some("az:"));
     assert_eq!(jetstream.sync_interval, SyncInterval::Always);
     let cluster = config.cluster.unwrap();
     let routes: Vec<String> = cluster.routes.iter().map(ToString::to_string).collect();
@@ -92,7 +93,7 @@ fn a_file_with_every_option_of_this_release_is_read() {
     assert_eq!(config.max_subscriptions, None);
     assert_eq!(config.ping_interval, Duration::from_secs(30));
     assert_eq!(config.lame_duck_grace_period, Duration::from_secs(5));
-    assert_eq!(config.server_tags, ["az:1", "fast", "ssd"]);
+    assert_eq!(config.server_tags, ["az:1", "fast,ssd"]);
     assert_eq!(config.server_metadata, [("rack".to_owned(), "7".to_owned())]);
     assert_eq!((config.warnings, config.notes), (Vec::new(), Vec::new()));
 }

@@ -101,34 +101,32 @@ impl Membership {
     }
 }
 
-/// What a node's peers know of its membership: enough to decide who founds and who is to be invited. It travels
-/// with what a node tells about itself.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// What a node's peers know of its membership: enough to decide who founds and who is to be invited, and how to register
+/// it. It travels with what a node tells about itself.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// The cluster the node is bound to.
+    #[serde(default)]
     pub uid: Option<String>,
+    /// The node's tags.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// What tags begin with that are to differ between a stream's replicas.
+    #[serde(default)]
+    pub unique_tag: String,
 }
 
 impl Standing {
-    /// The standing of a membership.
-    #[must_use]
-    pub fn of(membership: &Membership) -> Self {
-        Self { uid: membership.uid().map(str::to_owned) }
-    }
-
     /// For peers.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut text = b"1".to_vec();
-        text.extend_from_slice(self.uid.as_deref().unwrap_or_default().as_bytes());
-        text.into()
+        serde_json::to_vec(self).expect("plain data encodes").into()
     }
 
     /// From a peer; `None` until it has told.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let uid = std::str::from_utf8(bytes.strip_prefix(b"1")?).ok()?;
-        Some(Self { uid: (!uid.is_empty()).then(|| uid.to_owned()) })
+        serde_json::from_slice(bytes).ok()
     }
 }
 
@@ -248,11 +246,11 @@ impl Bootstrap {
         for peer in peers.peers().into_iter().filter(|peer| peer.jetstream) {
             match Standing::decode(&peer.meta) {
                 // It promised and its answer was lost, or we died before we could use it: it will say yes again.
-                Some(Standing { uid: Some(uid) }) if Some(&uid) == asking.as_ref() => {
+                Some(Standing { uid: Some(uid), .. }) if Some(&uid) == asking.as_ref() => {
                     fresh.push((peer.node, peer.name));
                 }
-                Some(Standing { uid: Some(_) }) => return None,
-                Some(Standing { uid: None }) => fresh.push((peer.node, peer.name)),
+                Some(Standing { uid: Some(_), .. }) => return None,
+                Some(Standing { uid: None, .. }) => fresh.push((peer.node, peer.name)),
                 None => {}
             }
         }

@@ -1,15 +1,20 @@
 //! Makes this node hold the stream replicas that meta assigns to it: opens what is new, closes and deletes what
 //! is gone, hands changed assignments on. Runs on every node, driven by changes of the meta state. And starts replicas of
 //! streams in memory over that hold what their majority has lost.
+//!
+//! A replica that meta moved elsewhere votes until its group's leader has taken it out. Until then it is needed: it may be the
+//! only one that has the messages. So what an earlier run left of such a group is opened again, and goes when the leader
+//! says that the others go on without it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use levee_broker_core::meta::Touched;
 use levee_protocol::api::StorageType;
 use levee_protocol::command::meta::StreamAssignment;
-use levee_protocol::ids::GroupId;
+use levee_protocol::ids::{GroupId, NodeId};
 use levee_raft::Birth;
 
 use crate::jetstream::JetStream;
@@ -17,17 +22,22 @@ use crate::stream::Replica;
 use crate::stream::leader::{self, Leader};
 use crate::stream::machine::Machine;
 
-/// A replica that could not be opened is tried again after this long.
-const RETRY: Duration = Duration::from_secs(2);
+/// A replica that could not be opened, or that the others may still need, is looked at again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Peer call to the leader of a group: whether it goes on without the node that asks.
+pub const CALL_PARTED: u8 = 9;
+const PARTED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Follows the meta state for as long as the node runs.
 pub async fn run(jetstream: Arc<JetStream>) {
     let mut changes = jetstream.meta().changes();
+    let mut leftovers = stored_groups(&jetstream);
     let mut left = BTreeSet::new();
     loop {
         let touched = match jetstream.meta().take_touched() {
             Touched::Groups(groups) => groups,
-            Touched::All => all_groups(&jetstream),
+            Touched::All => all_groups(&jetstream).union(&leftovers).copied().collect(),
         };
         // What was left goes last, so that a stream that can't be opened does not keep others waiting.
         let again = std::mem::take(&mut left);
@@ -36,10 +46,11 @@ pub async fn run(jetstream: Arc<JetStream>) {
             jetstream.directory().adopt(*group, assignment_of(&jetstream, *group).as_ref());
         }
         for group in touched.iter().chain(again.difference(&touched)) {
-            if !settle(&jetstream, *group).await {
+            if !settle(&jetstream, *group, &mut leftovers).await {
                 left.insert(*group);
             }
         }
+        jetstream.note_settled(left.is_empty());
         tokio::select! {
             () = tokio::time::sleep(RETRY), if !left.is_empty() => {}
             changed = changes.changed() => if changed.is_err() { return },
@@ -52,6 +63,17 @@ fn assignment_of(jetstream: &JetStream, group: GroupId) -> Option<StreamAssignme
     jetstream.meta().read(|machine| machine.stream_of_group(group).cloned())
 }
 
+/// Groups of which an earlier run of this node left something.
+fn stored_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
+    let stored = jetstream.storage().groups().unwrap_or_else(|error| {
+        tracing::error!(
+            "can't look for what is left of streams that are not on this server any more: {error}"
+        );
+        Vec::new()
+    });
+    stored.into_iter().filter(|group| *group != GroupId::META).collect()
+}
+
 /// Groups of streams that exist, that were known, or that are open here.
 fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
     let mut groups: BTreeSet<_> =
@@ -62,18 +84,29 @@ fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
 }
 
 /// Makes this node what meta says of one group. False when something is left to try again.
-async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
+async fn settle(jetstream: &Arc<JetStream>, group: GroupId, leftovers: &mut BTreeSet<GroupId>) -> bool {
     let node = jetstream.node();
     let assignment = assignment_of(jetstream, group);
     let replica = jetstream.replica(group);
-    let deleted = assignment.is_none();
+    let elsewhere = assignment.clone().filter(|assignment| !assignment.replicas.contains(&node));
     match (assignment.filter(|assignment| assignment.replicas.contains(&node)), replica) {
+        (None, None) if leftovers.contains(&group) => {
+            let settled = settle_leftover(jetstream, group, elsewhere).await;
+            if settled || jetstream.replica(group).is_some() {
+                leftovers.remove(&group);
+            }
+            settled
+        }
         (None, None) => true,
         (None, Some(gone)) => {
-            // A replica that meta moved elsewhere stays until the group's leader has taken it out of the voters.
-            // Before that, or while it still leads, the others would wait for it in vain.
-            let status = gone.group().status();
-            let done = deleted || (!status.voters.contains(&node) && status.leader != Some(node));
+            let done = match elsewhere {
+                None => true,
+                Some(assignment) => {
+                    // If it leads, it brings what it has to the others.
+                    hand_on(&gone, assignment);
+                    is_parted(jetstream, group, Some(&gone)).await
+                }
+            };
             if done {
                 close(jetstream, &gone).await;
             }
@@ -93,12 +126,7 @@ async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
             started.is_ok()
         }
         (Some(assignment), Some(replica)) => {
-            if *replica.assignment() != assignment {
-                replica.assign(assignment);
-                if let Some(leader) = replica.leader() {
-                    leader.assignment_changed();
-                }
-            }
+            hand_on(&replica, assignment);
             true
         }
         (Some(assignment), None) => {
@@ -107,7 +135,87 @@ async fn settle(jetstream: &Arc<JetStream>, group: GroupId) -> bool {
             if let Err(error) = &opened {
                 tracing::error!("stream '{name}' can't be opened on this server: {error}");
             }
+            leftovers.remove(&group);
             opened.is_ok()
+        }
+    }
+}
+
+/// What an earlier run left of a group that is assigned to other nodes now, or whose stream was deleted. False when
+/// something is left to try again.
+async fn settle_leftover(
+    jetstream: &Arc<JetStream>,
+    group: GroupId,
+    elsewhere: Option<StreamAssignment>,
+) -> bool {
+    if !jetstream.meta().read(|machine| machine.was_given(group)) {
+        // The meta state as it is here does not know of the stream yet. It tells when it does.
+        return false;
+    }
+    let Some(assignment) = elsewhere else {
+        remove(jetstream, group, "a deleted stream").await;
+        return true;
+    };
+    let name = assignment.config.name.clone();
+    if is_parted(jetstream, group, None).await {
+        remove(jetstream, group, &format!("stream '{name}', which is on other servers now,")).await;
+        return true;
+    }
+    match open(jetstream, assignment).await {
+        Ok(()) => {
+            tracing::info!("stream '{name}' is to go to other servers, which have not taken it over yet")
+        }
+        Err(error) => tracing::error!(
+            "stream '{name}' is to go to other servers, and what this one has can't be opened: {error}"
+        ),
+    }
+    false
+}
+
+/// Whether the group's other members go on without this node.
+async fn is_parted(jetstream: &JetStream, group: GroupId, replica: Option<&Replica>) -> bool {
+    let node = jetstream.node();
+    if let Some(replica) = replica {
+        // A leader that took itself out is no other's follower: the last leader it knows of stays itself.
+        if replica.group().leadership().borrow().leading {
+            tracing::debug!(%group, "this server still leads a group that is to be on others");
+            return false;
+        }
+        if replica.group().has_left(node) {
+            return true;
+        }
+    }
+    // Who was not there when it was taken out is not told, and members that are on their way out do not hear the end.
+    let Some(leader) = jetstream.directory().leader(group).filter(|leader| *leader != node) else {
+        tracing::debug!(%group, "who leads the group is not known; its replica here stays for now");
+        return false;
+    };
+    let mut frame = BytesMut::with_capacity(16);
+    frame.put_u64_le(group.0);
+    frame.put_u64_le(node.0);
+    let answer = jetstream.peers().call(leader, CALL_PARTED, frame.freeze(), PARTED_TIMEOUT).await;
+    tracing::debug!(%group, %leader, ?answer, "asked whether the group goes on without this server");
+    answer.is_ok_and(|answer| answer.as_ref() == b"yes")
+}
+
+/// Answers a node that asks whether the group, if it is led here, goes on without it.
+pub async fn answer_parted(jetstream: Arc<JetStream>, mut frame: Bytes) -> Bytes {
+    if frame.len() != 16 {
+        return Bytes::new();
+    }
+    let (group, node) = (GroupId(frame.get_u64_le()), NodeId(frame.get_u64_le()));
+    let parted = jetstream.replica(group).is_some_and(|replica| {
+        let is_wanted = replica.assignment().replicas.contains(&node);
+        replica.leader().is_some() && !is_wanted && replica.group().has_left(node)
+    });
+    Bytes::from_static(if parted { b"yes" } else { b"no" })
+}
+
+fn hand_on(replica: &Replica, assignment: StreamAssignment) {
+    if *replica.assignment() != assignment {
+        replica.assign(assignment);
+        if let Some(leader) = replica.leader() {
+            leader.assignment_changed();
         }
     }
 }
@@ -158,11 +266,15 @@ fn take_out(jetstream: &JetStream, replica: &Replica, end: fn(&Leader)) {
 
 async fn close(jetstream: &Arc<JetStream>, replica: &Arc<Replica>) {
     take_out(jetstream, replica, Leader::stream_deleted);
-    if let Err(error) = jetstream.groups().remove(replica.group_id()).await {
-        tracing::error!(
-            "data of deleted stream '{}' could not be removed and still takes space: {error}",
-            replica.assignment().config.name
-        );
+    let what =
+        format!("stream '{}', which is deleted or on other servers now,", replica.assignment().config.name);
+    remove(jetstream, replica.group_id(), &what).await;
+    tracing::debug!(group = %replica.group_id(), "removed what was here of {what}");
+}
+
+async fn remove(jetstream: &JetStream, group: GroupId, what: &str) {
+    if let Err(error) = jetstream.groups().remove(group).await {
+        tracing::error!("data of {what} could not be removed and still takes space: {error}");
     }
 }
 

@@ -125,9 +125,9 @@ endpoints! {
     /// Let another node lead a consumer.
     ConsumerStepDown "CONSUMER.LEADER.STEPDOWN" StreamAndConsumer Consumer Json Anyone "consumer_leader_stepdown_response" "";
     /// Take a peer away from a consumer.
-    ConsumerPeerRemove "CONSUMER.PEER.REMOVE" StreamAndConsumer Meta Json Anyone "consumer_remove_peer_response" "";
+    ConsumerPeerRemove "CONSUMER.PEER.REMOVE" StreamAndConsumer Consumer Json Anyone "consumer_remove_peer_response" "";
     /// Move a consumer off a peer.
-    ConsumerPeerEvacuate "CONSUMER.PEER.EVACUATE" StreamAndConsumer Meta Json Anyone "consumer_evacuate_peer_response" "";
+    ConsumerPeerEvacuate "CONSUMER.PEER.EVACUATE" StreamAndConsumer Consumer Json Anyone "consumer_evacuate_peer_response" "";
     /// Describe a stream.
     StreamInfo "STREAM.INFO" Stream Stream Json Anyone "stream_info_response" "\"total\":0,\"offset\":0,\"limit\":0";
     /// Create a stream.
@@ -153,7 +153,7 @@ endpoints! {
     /// Move a stream off a peer.
     StreamPeerEvacuate "STREAM.PEER.EVACUATE" Stream Meta Json Anyone "stream_evacuate_peer_response" "";
     /// Stop moving a stream.
-    StreamCancelMove "STREAM.CANCEL_MOVE" Stream Meta Json Anyone "stream_cancel_move_response" "";
+    StreamCancelMove "STREAM.CANCEL_MOVE" Stream Stream Json Anyone "stream_cancel_move_response" "";
     /// Usage and limits of the account.
     AccountInfo "INFO" Nothing Meta Special Anyone "account_info_response" "";
     /// Let another node lead the meta group.

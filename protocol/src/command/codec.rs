@@ -249,6 +249,9 @@ impl MetaCommand {
             Self::UpdateStream { .. } => 4,
             Self::DeleteStream { .. } => 5,
             Self::EndRestore { .. } => 16,
+            Self::MoveReplica { .. } => 17,
+            Self::EvacuateNode { .. } => 18,
+            Self::FillUp { .. } => 19,
         }
     }
 }

@@ -16,12 +16,16 @@ pub enum MetaCommand {
         /// Who.
         node: NodeRegistration,
     },
-    /// A node left for good: its name is free again.
+    /// A node left for good: its name is free again, and its replicas go to others, as far as there are any. It can't be
+    /// registered again.
     RemoveNode {
         /// The leader's time.
         now: Timestamp,
         /// Who.
         node: NodeId,
+        /// Nodes that were alive when the leader looked.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        alive: Vec<NodeId>,
     },
     /// Create a stream, or answer with the existing one if its configuration is the same.
     CreateStream {
@@ -63,6 +67,35 @@ pub enum MetaCommand {
         /// Which.
         name: StreamName,
     },
+    /// One node gives its replica of a stream to another one.
+    MoveReplica {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// Which stream.
+        name: StreamName,
+        /// The node that gives.
+        from: NodeId,
+        /// Nodes that were alive when the leader looked.
+        alive: Vec<NodeId>,
+    },
+    /// A node gives its replicas to others, as far as there are any. It stays in the cluster and may get new ones.
+    EvacuateNode {
+        /// The leader's time.
+        now: Timestamp,
+        /// Who.
+        node: NodeId,
+        /// Nodes that were alive when the leader looked.
+        alive: Vec<NodeId>,
+    },
+    /// Streams that lack replicas because nodes were removed get new ones, as far as there are nodes.
+    FillUp {
+        /// The leader's time.
+        now: Timestamp,
+        /// Nodes that were alive when the leader looked.
+        alive: Vec<NodeId>,
+    },
     /// What an archive held is in the stream, or the restore failed and nothing of it stays.
     EndRestore {
         /// The leader's time.
@@ -83,6 +116,12 @@ pub struct NodeRegistration {
     pub name: String,
     /// `host:port` where other nodes reach it; empty when it runs alone.
     pub cluster_address: String,
+    /// What it is, for streams that ask for it: `server_tags` of its configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// What the tags begin with of which no two replicas of a stream may have the same: `unique_tag` of its configuration.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub unique_tag: String,
 }
 
 /// One stream, as meta assigns it.

@@ -8,9 +8,11 @@
 //! |---|---|
 //! | [`state`](self) | what is replicated, and its checkpoint rows |
 //! | `streams` | create, update, delete; subject overlap |
-//! | `nodes` | register and remove |
+//! | `nodes` | register |
+//! | `moves` | replicas go to other nodes; nodes are emptied and removed |
 //! | [`placement`] | choose replicas and a preferred leader |
 
+mod moves;
 mod nodes;
 pub mod placement;
 mod state;
@@ -37,8 +39,14 @@ pub enum MetaReply {
         /// Whose name it is.
         by: NodeId,
     },
+    /// The node was removed from the cluster before; nothing changed.
+    WasRemoved,
     /// The node is forgotten, or was not known.
     Removed,
+    /// What could go from the node to others goes.
+    Evacuated,
+    /// Streams that lacked replicas have what can be had.
+    FilledUp,
     /// A new stream.
     Created(Box<StreamAssignment>),
     /// A stream with just this configuration exists; nothing changed.
@@ -64,9 +72,21 @@ impl MetaMachine {
                 self.advance_clock(*now);
                 Ok(self.register(node))
             }
-            MetaCommand::RemoveNode { now, node } => {
+            MetaCommand::RemoveNode { now, node, alive } => {
                 self.advance_clock(*now);
-                Ok(self.remove_node(*node))
+                Ok(self.remove_node(*node, alive))
+            }
+            MetaCommand::MoveReplica { now, account, name, from, alive } => {
+                self.advance_clock(*now);
+                self.move_replica(account, name, *from, alive)
+            }
+            MetaCommand::EvacuateNode { now, node, alive } => {
+                self.advance_clock(*now);
+                Ok(self.evacuate(*node, alive))
+            }
+            MetaCommand::FillUp { now, alive } => {
+                self.advance_clock(*now);
+                Ok(self.fill_up(alive))
             }
             MetaCommand::CreateStream { now, account, config, alive, limits, restoring } => {
                 let now = self.advance_clock(*now);

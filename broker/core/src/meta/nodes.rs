@@ -1,13 +1,15 @@
-//! Nodes come, tell a new address, and leave.
+//! Nodes come and tell a new address.
 
 use levee_protocol::command::meta::NodeRegistration;
-use levee_protocol::ids::NodeId;
 
 use super::{MetaMachine, MetaReply};
 
 impl MetaMachine {
-    /// A name belongs to the first node that took it, until that node is removed.
+    /// A name belongs to the first node that took it, until that node is removed. Who was removed does not come back.
     pub(super) fn register(&mut self, node: &NodeRegistration) -> MetaReply {
+        if self.removed.contains(&node.id) {
+            return MetaReply::WasRemoved;
+        }
         if let Some(other) = self.nodes.values().find(|other| other.name == node.name && other.id != node.id)
         {
             return MetaReply::NameTaken { by: other.id };
@@ -16,11 +18,5 @@ impl MetaMachine {
             self.put_node(node.clone());
         }
         MetaReply::Registered
-    }
-
-    /// Streams that the node held keep it among their replicas until they are updated.
-    pub(super) fn remove_node(&mut self, node: NodeId) -> MetaReply {
-        self.take_node(node);
-        MetaReply::Removed
     }
 }

@@ -45,10 +45,22 @@ impl Load {
     }
 }
 
+/// Nodes that a stream may be placed on.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    /// Which.
+    pub nodes: BTreeSet<NodeId>,
+    /// What no two replicas may have in common, by node; those that are no candidates have it, too. Empty when replicas
+    /// may be anywhere.
+    pub zones: BTreeMap<NodeId, String>,
+    /// Tags that nodes lack which would be candidates otherwise.
+    pub unmatched: BTreeSet<String>,
+}
+
 /// Chooses `count` of the candidates, the preferred leader first; `None` when there are not enough.
 #[must_use]
-pub fn choose(count: usize, candidates: &BTreeSet<NodeId>, load: &Load) -> Option<Vec<NodeId>> {
-    let mut chosen = extend(Vec::new(), count, candidates, load)?;
+pub fn choose(count: usize, candidates: &Candidates, load: &Load) -> Option<Vec<NodeId>> {
+    let mut chosen = enough(extend(Vec::new(), count, candidates, load), count)?;
     chosen.sort_by_key(|node| (load.leads(*node), *node));
     Some(chosen)
 }
@@ -56,31 +68,50 @@ pub fn choose(count: usize, candidates: &BTreeSet<NodeId>, load: &Load) -> Optio
 /// Changes the size of a replica set and keeps as much of it as possible, in its order. Of the nodes that may go,
 /// those that are not alive go first. `None` when there are not enough nodes.
 #[must_use]
-pub fn resize(
-    current: &[NodeId],
-    count: usize,
-    candidates: &BTreeSet<NodeId>,
-    load: &Load,
-) -> Option<Vec<NodeId>> {
+pub fn resize(current: &[NodeId], count: usize, candidates: &Candidates, load: &Load) -> Option<Vec<NodeId>> {
     let mut kept = current.to_vec();
     while kept.len() > count {
-        let goes = kept.iter().rposition(|node| !candidates.contains(node)).unwrap_or(kept.len() - 1);
+        let goes = kept.iter().rposition(|node| !candidates.nodes.contains(node)).unwrap_or(kept.len() - 1);
         kept.remove(goes);
     }
-    extend(kept, count, candidates, load)
+    enough(extend(kept, count, candidates, load), count)
 }
 
-fn extend(
-    mut chosen: Vec<NodeId>,
-    count: usize,
-    candidates: &BTreeSet<NodeId>,
+/// Puts another node in the place of one that goes. It comes last: who has everything is to lead. `None` when there is
+/// no other.
+#[must_use]
+pub fn replace(
+    current: &[NodeId],
+    goes: NodeId,
+    mut candidates: Candidates,
     load: &Load,
 ) -> Option<Vec<NodeId>> {
-    let mut free: Vec<NodeId> = candidates.iter().copied().filter(|node| !chosen.contains(node)).collect();
+    let stay = current.iter().copied().filter(|node| *node != goes).collect();
+    candidates.nodes.remove(&goes);
+    enough(extend(stay, current.len(), &candidates, load), current.len())
+}
+
+/// Adds nodes until there are `count`, or until there are no more.
+#[must_use]
+pub fn extend(mut chosen: Vec<NodeId>, count: usize, candidates: &Candidates, load: &Load) -> Vec<NodeId> {
+    let is_free = |node: &NodeId| !chosen.contains(node);
+    let mut free: Vec<NodeId> = candidates.nodes.iter().copied().filter(is_free).collect();
     free.sort_by_key(|node| (load.replicas(*node), load.leads(*node), *node));
-    let missing = count.saturating_sub(chosen.len());
-    chosen.extend(free.get(..missing)?);
-    Some(chosen)
+    for node in free {
+        if chosen.len() >= count {
+            break;
+        }
+        let zone = candidates.zones.get(&node);
+        let is_taken = zone.is_some() && chosen.iter().any(|other| candidates.zones.get(other) == zone);
+        if !is_taken {
+            chosen.push(node);
+        }
+    }
+    chosen
+}
+
+fn enough(chosen: Vec<NodeId>, count: usize) -> Option<Vec<NodeId>> {
+    (chosen.len() >= count).then_some(chosen)
 }
 
 #[cfg(test)]
@@ -91,8 +122,8 @@ mod tests {
         numbers.iter().copied().map(NodeId).collect()
     }
 
-    fn candidates(numbers: &[u64]) -> BTreeSet<NodeId> {
-        ids(numbers).into_iter().collect()
+    fn candidates(numbers: &[u64]) -> Candidates {
+        Candidates { nodes: ids(numbers).into_iter().collect(), ..Candidates::default() }
     }
 
     fn load(sets: &[Vec<NodeId>]) -> Load {
@@ -131,6 +162,42 @@ mod tests {
 
         let leaders: Vec<u64> = sets.iter().map(|set| set[0].0).collect();
         assert_eq!(leaders, [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn another_node_takes_the_place_of_one_that_goes() {
+        let load = load(&[ids(&[4, 1, 2])]);
+
+        assert_eq!(
+            replace(&ids(&[1, 2, 3]), NodeId(1), candidates(&[1, 2, 3, 4, 5]), &load),
+            Some(ids(&[2, 3, 5]))
+        );
+        assert_eq!(replace(&ids(&[1]), NodeId(1), candidates(&[1, 4]), &load), Some(ids(&[4])));
+        assert_eq!(replace(&ids(&[1, 2, 3]), NodeId(3), candidates(&[1, 2, 3]), &load), None);
+    }
+
+    #[test]
+    fn extending_goes_as_far_as_there_are_nodes() {
+        let load = Load::default();
+
+        assert_eq!(extend(ids(&[1]), 3, &candidates(&[1, 2]), &load), ids(&[1, 2]));
+        assert_eq!(extend(ids(&[2]), 3, &candidates(&[1, 2, 3, 4]), &load), ids(&[2, 1, 3]));
+        assert_eq!(extend(ids(&[9]), 1, &candidates(&[1]), &load), ids(&[9]));
+        assert_eq!(extend(Vec::new(), 1, &candidates(&[]), &load), []);
+    }
+
+    #[test]
+    fn no_two_replicas_are_in_one_zone() {
+        let zones = [(1, "az:a"), (2, "az:a"), (3, "az:b"), (4, "az:b"), (5, "az:c")];
+        let zones = zones.into_iter().map(|(node, zone)| (NodeId(node), zone.to_owned())).collect();
+        let all = Candidates { zones, ..candidates(&[1, 2, 3, 4, 5]) };
+        let load = load(&[ids(&[1])]);
+
+        assert_eq!(choose(3, &all, &load), Some(ids(&[2, 3, 5])));
+        assert_eq!(choose(4, &all, &load), None);
+        assert_eq!(resize(&ids(&[1]), 3, &all, &load), Some(ids(&[1, 3, 5])));
+        assert_eq!(replace(&ids(&[2, 3, 5]), NodeId(2), all.clone(), &load), Some(ids(&[3, 5, 1])));
+        assert_eq!(replace(&ids(&[2, 3, 5]), NodeId(5), all, &load), None);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct MetaMachine {
     pub(super) clock: Timestamp,
     pub(super) next_group: GroupId,
     pub(super) nodes: BTreeMap<NodeId, NodeRegistration>,
+    /// Nodes that were removed. They stay it.
+    pub(super) removed: BTreeSet<NodeId>,
     streams: BTreeMap<AccountName, BTreeMap<StreamName, StreamAssignment>>,
     /// Which stream captures a subject. Follows from `streams`.
     pub(super) captures: BTreeMap<AccountName, Trie<StreamName>>,
@@ -32,6 +34,8 @@ pub struct MetaMachine {
     mirrors: BTreeMap<StreamKey, BTreeSet<StreamName>>,
     /// Follows from `streams`.
     pub(super) load: Load,
+    /// Streams that have fewer replicas than they should, or one on a removed node. Follows from `streams` and `removed`.
+    pub(super) lacking: BTreeSet<GroupId>,
     touched: Touched,
     dirty_counters: bool,
     dirty_nodes: BTreeSet<NodeId>,
@@ -52,6 +56,8 @@ pub enum Touched {
 struct Counters {
     clock: i64,
     next_group: GroupId,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    removed: BTreeSet<NodeId>,
 }
 
 impl Default for MetaMachine {
@@ -68,11 +74,13 @@ impl MetaMachine {
             clock: Timestamp::ZERO,
             next_group: GroupId::FIRST_STREAM,
             nodes: BTreeMap::new(),
+            removed: BTreeSet::new(),
             streams: BTreeMap::new(),
             captures: BTreeMap::new(),
             groups: BTreeMap::new(),
             mirrors: BTreeMap::new(),
             load: Load::default(),
+            lacking: BTreeSet::new(),
             touched: Touched::All,
             dirty_counters: false,
             dirty_nodes: BTreeSet::new(),
@@ -143,6 +151,18 @@ impl MetaMachine {
         self.nodes.get(&id)
     }
 
+    /// Whether the node was removed from the cluster.
+    #[must_use]
+    pub fn was_removed(&self, id: NodeId) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// Whether a stream had this group once. If it has none now, it was deleted.
+    #[must_use]
+    pub fn was_given(&self, group: GroupId) -> bool {
+        group < self.next_group
+    }
+
     /// Streams that changed since this was last called.
     pub fn take_touched(&mut self) -> Touched {
         std::mem::replace(&mut self.touched, Touched::Groups(BTreeSet::new()))
@@ -164,9 +184,17 @@ impl MetaMachine {
         self.dirty_streams.insert(key);
     }
 
+    /// Puts a stream that exists in the place of itself.
+    pub(super) fn replace_stream(&mut self, assignment: StreamAssignment) {
+        if let Some((_, name)) = self.groups.get(&assignment.group).cloned() {
+            self.put_stream(assignment, &name);
+        }
+    }
+
     pub(super) fn take_stream(&mut self, key: &StreamKey) -> Option<StreamAssignment> {
         let assignment = self.streams.get_mut(&key.0)?.remove(&key.1)?;
         self.groups.remove(&assignment.group);
+        self.lacking.remove(&assignment.group);
         if let Some(origin) = mirrored(&assignment) {
             let origin = (key.0.clone(), origin);
             if let Some(names) = self.mirrors.get_mut(&origin) {
@@ -192,10 +220,15 @@ impl MetaMachine {
         self.nodes.insert(node.id, node);
     }
 
-    pub(super) fn take_node(&mut self, id: NodeId) {
-        if self.nodes.remove(&id).is_some() {
+    /// Removes a node for good. False if it is not known.
+    pub(super) fn take_node(&mut self, id: NodeId) -> bool {
+        let known = self.nodes.remove(&id).is_some();
+        if known {
             self.dirty_nodes.insert(id);
+            self.removed.insert(id);
+            self.dirty_counters = true;
         }
+        known
     }
 
     /// The number of a new stream's group; never given out again.
@@ -248,6 +281,7 @@ impl MetaMachine {
                     let counters: Counters = from_value(row.kind, &value)?;
                     machine.clock = Timestamp(counters.clock);
                     machine.next_group = counters.next_group;
+                    machine.removed = counters.removed;
                 }
                 RowKind::MetaStream => {
                     let assignment: StreamAssignment = from_value(row.kind, &value)?;
@@ -275,6 +309,8 @@ impl MetaMachine {
                 }
             }
         }
+        let lacking = machine.all_streams().filter(|stream| machine.lacks_replicas(stream));
+        machine.lacking = lacking.map(|stream| stream.group).collect();
         let highest = machine.groups.last_key_value().map_or(GroupId(0), |(group, _)| *group);
         if highest >= machine.next_group {
             return Err(Undecodable(format!("group {highest} is in use and would be given out again")));
@@ -288,6 +324,9 @@ impl MetaMachine {
             self.mirrors.entry((key.0.clone(), origin)).or_default().insert(key.1.clone());
         }
         self.load.add(&assignment.replicas);
+        if self.lacks_replicas(assignment) {
+            self.lacking.insert(assignment.group);
+        }
         let captures = self.captures.entry(key.0.clone()).or_default();
         for subject in &assignment.config.subjects {
             captures.insert(subject.as_bytes(), key.1.clone());
@@ -295,7 +334,8 @@ impl MetaMachine {
     }
 
     fn counters_row(&self) -> StateRow {
-        let counters = Counters { clock: self.clock.0, next_group: self.next_group };
+        let counters =
+            Counters { clock: self.clock.0, next_group: self.next_group, removed: self.removed.clone() };
         StateRow::put(RowKind::Meta, &[], to_value(&counters))
     }
 }

@@ -1,13 +1,11 @@
 //! Streams are created, changed and deleted; no two of an account capture the same subject.
 
-use std::collections::BTreeSet;
-
 use levee_protocol::api::{AccountLimits, ApiError, Placement, StreamConfig};
-use levee_protocol::command::meta::StreamAssignment;
+use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
 use levee_protocol::time::Timestamp;
 
-use super::placement;
+use super::placement::{self, Candidates};
 use super::{MetaMachine, MetaReply};
 use crate::stream::check_update;
 
@@ -38,8 +36,9 @@ impl MetaMachine {
         limits.check_consumers(&config)?;
         self.check_reserved(account, &name, &config, limits)?;
         let count = config.replica_count();
-        let candidates = self.candidates(config.placement.as_ref(), alive)?;
-        let replicas = placement::choose(count, &candidates, &self.load).ok_or_else(no_suitable_peers)?;
+        let candidates = self.candidates(config.placement.as_ref(), alive);
+        let replicas = placement::choose(count, &candidates, &self.load);
+        let replicas = replicas.ok_or_else(|| no_suitable_peers(&candidates))?;
         let assignment = StreamAssignment {
             account: account.clone(),
             group: self.take_group(),
@@ -77,9 +76,13 @@ impl MetaMachine {
         let moved = assignment.config.placement != config.placement;
         if scaled || moved {
             let count = config.replica_count();
-            let candidates = self.candidates(config.placement.as_ref(), alive)?;
-            let resized = placement::resize(&replicas_before, count, &candidates, &self.load);
-            assignment.replicas = resized.ok_or_else(no_suitable_peers)?;
+            let candidates = self.candidates(config.placement.as_ref(), alive);
+            // Who does not fit any more goes, whether it is alive or not.
+            let tags = config.placement.as_ref().map_or(&[][..], |placement| &placement.tags);
+            let fits = |id: &NodeId| !self.nodes.contains_key(id) || self.has_tags(*id, tags);
+            let stay: Vec<NodeId> = replicas_before.iter().copied().filter(fits).collect();
+            let resized = placement::resize(&stay, count, &candidates, &self.load);
+            assignment.replicas = resized.ok_or_else(|| no_suitable_peers(&candidates))?;
         }
         if assignment.config == config && assignment.replicas == replicas_before {
             let assignment = Box::new(assignment);
@@ -150,22 +153,46 @@ impl MetaMachine {
         limits.check_reserved(config.storage, reserved)
     }
 
-    /// Nodes that a stream may be placed on. Nodes have no tags yet, so asking for one finds none.
-    fn candidates(
-        &self,
-        placement: Option<&Placement>,
-        alive: &[NodeId],
-    ) -> Result<BTreeSet<NodeId>, ApiError> {
-        let tags = placement.map_or(&[][..], |placement| &placement.tags);
-        if !tags.is_empty() {
-            let quoted: Vec<String> = tags.iter().map(|tag| format!("'{tag}'")).collect();
-            let tags = quoted.join(", ");
-            return Err(ApiError::no_suitable_peers(format_args!(
-                "no suitable peers for placement, tags not matched [{tags}]"
-            )));
-        }
-        Ok(alive.iter().copied().filter(|node| self.nodes.contains_key(node)).collect())
+    /// Whether the node is what is asked for with these tags.
+    #[must_use]
+    pub fn has_tags(&self, node: NodeId, tags: &[String]) -> bool {
+        tags.is_empty() || self.node(node).is_some_and(|node| unmatched(node, tags).is_none())
     }
+
+    /// Nodes that a stream may be placed on.
+    pub(super) fn candidates(&self, placement: Option<&Placement>, alive: &[NodeId]) -> Candidates {
+        let tags = placement.map_or(&[][..], |placement| &placement.tags);
+        let mut candidates = Candidates::default();
+        for node in alive.iter().filter_map(|id| self.nodes.get(id)) {
+            match unmatched(node, tags) {
+                None => drop(candidates.nodes.insert(node.id)),
+                Some(tag) => drop(candidates.unmatched.insert(tag.to_owned())),
+            }
+        }
+        // All nodes are configured alike. A stream that asks for one of the values itself may have it more than once.
+        let prefixes = self.nodes.values().map(|node| node.unique_tag.as_str());
+        let prefix = prefixes.into_iter().find(|prefix| !prefix.is_empty());
+        let is_named = |prefix: &&str| tags.iter().any(|tag| tag.to_lowercase().starts_with(prefix));
+        if let Some(prefix) = prefix.filter(|prefix| !is_named(prefix)) {
+            for node in self.nodes.values() {
+                match node.tags.iter().find(|tag| tag.starts_with(prefix)) {
+                    Some(zone) => drop(candidates.zones.insert(node.id, zone.clone())),
+                    None => drop(candidates.nodes.remove(&node.id)),
+                }
+            }
+        }
+        candidates
+    }
+}
+
+/// The first of the tags that a stream asks for that the node lacks, or has and should not have.
+fn unmatched<'a>(node: &NodeRegistration, tags: &'a [String]) -> Option<&'a str> {
+    let has = |tag: &str| node.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
+    let is_unmatched = |tag: &&str| match tag.strip_prefix('!') {
+        Some(unwanted) => has(unwanted),
+        None => !has(tag),
+    };
+    tags.iter().map(String::as_str).find(is_unmatched)
 }
 
 /// Bytes that a stream's limit promises to it, replicas counted.
@@ -177,6 +204,11 @@ fn parse_name(config: &StreamConfig) -> Result<StreamName, ApiError> {
     StreamName::parse(&config.name).map_err(ApiError::stream_invalid_config)
 }
 
-fn no_suitable_peers() -> ApiError {
-    ApiError::no_suitable_peers("no suitable peers for placement")
+fn no_suitable_peers(candidates: &Candidates) -> ApiError {
+    let mut error = "no suitable peers for placement".to_owned();
+    if !candidates.unmatched.is_empty() {
+        let quoted: Vec<String> = candidates.unmatched.iter().map(|tag| format!("'{tag}'")).collect();
+        error = format!("{error}, tags not matched [{}]", quoted.join(", "));
+    }
+    ApiError::no_suitable_peers(error)
 }

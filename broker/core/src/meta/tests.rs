@@ -20,8 +20,13 @@ fn cluster(nodes: u64) -> MetaMachine {
 }
 
 fn register(id: u64, name: &str, cluster_address: &str) -> MetaCommand {
-    let node =
-        NodeRegistration { id: NodeId(id), name: name.into(), cluster_address: cluster_address.into() };
+    let node = NodeRegistration {
+        id: NodeId(id),
+        name: name.into(),
+        cluster_address: cluster_address.into(),
+        tags: Vec::new(),
+        unique_tag: String::new(),
+    };
     MetaCommand::RegisterNode { now: NOW, node }
 }
 
@@ -179,6 +184,64 @@ fn replicas_need_nodes() {
     assert_eq!(refusal(create(&mut meta, &tagged, &[1, 2, 3])), (10005, text.to_owned()));
 }
 
+/// Nodes in two zones each of which has a fast one.
+fn tagged_cluster(unique_tag: &str) -> MetaMachine {
+    let mut meta = MetaMachine::new();
+    let tags: [&[&str]; 4] = [&["az:a", "fast"], &["az:a"], &["az:b", "fast"], &["az:b"]];
+    for (id, tags) in (1..).zip(tags) {
+        let node = NodeRegistration {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            cluster_address: String::new(),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            unique_tag: unique_tag.to_owned(),
+        };
+        meta.apply(id, &MetaCommand::RegisterNode { now: NOW, node });
+    }
+    meta
+}
+
+fn placed(name: &str, num_replicas: i32, tags: &[&str]) -> StreamConfig {
+    let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+    let placement = Some(Placement { tags, ..Placement::default() });
+    StreamConfig { placement, ..config(name, &[name], num_replicas) }
+}
+
+#[test]
+fn streams_are_where_their_tags_are_and_move_with_them() {
+    let mut meta = tagged_cluster("");
+    let all = [1, 2, 3, 4];
+
+    created(create(&mut meta, &placed("FAST", 2, &["FAST"]), &all));
+    assert_eq!(replicas(&meta, "FAST"), [1, 3]);
+    created(create(&mut meta, &placed("SLOW", 2, &["!fast"]), &all));
+    assert_eq!(replicas(&meta, "SLOW"), [2, 4]);
+    created(create(&mut meta, &placed("BOTH", 1, &["az:b", "fast"]), &all));
+    assert_eq!(replicas(&meta, "BOTH"), [3]);
+    let text = "no suitable peers for placement, tags not matched ['az:b', 'fast']";
+    let refused = refusal(create(&mut meta, &placed("X", 2, &["az:b", "fast"]), &all));
+    assert_eq!(refused, (10005, text.to_owned()));
+
+    update(&mut meta, &placed("FAST", 2, &["az:b"]), &all);
+    assert_eq!(replicas(&meta, "FAST"), [3, 4], "what fits stays");
+    assert_eq!(refusal(move_replica(&mut meta, "FAST", 3, &all)).0, 10075, "nobody else fits");
+}
+
+#[test]
+fn replicas_are_in_different_zones_if_that_is_configured_and_the_stream_does_not_choose_one() {
+    let mut meta = tagged_cluster("az:");
+    let all = [1, 2, 3, 4];
+
+    for name in ["A", "B", "C"] {
+        created(create(&mut meta, &config(name, &[name], 2), &all));
+        let replicas = replicas(&meta, name);
+        assert!(replicas[0] <= 2 && replicas[1] >= 3, "{replicas:?}");
+    }
+    assert_eq!(refusal(create(&mut meta, &config("X", &["x"], 3), &all)).0, 10005);
+    created(create(&mut meta, &placed("NAMED", 2, &["az:b"]), &all));
+    assert_eq!(replicas(&meta, "NAMED"), [3, 4]);
+}
+
 #[test]
 fn scaling_keeps_the_nodes_that_hold_the_stream() {
     let mut meta = cluster(3);
@@ -220,14 +283,113 @@ fn a_node_name_belongs_to_one_node_until_it_leaves() {
     assert_eq!(meta.apply(3, &register(3, "n1", "x:1")), MetaReply::NameTaken { by: NodeId(1) });
     assert_eq!(meta.apply(4, &register(1, "n1", "moved:1")), MetaReply::Registered);
     assert_eq!(meta.node(NodeId(1)).unwrap().cluster_address, "moved:1");
-    assert_eq!(meta.apply(5, &MetaCommand::RemoveNode { now: NOW, node: NodeId(1) }), MetaReply::Removed);
+    assert_eq!(remove(&mut meta, 1, &[2]), MetaReply::Removed);
     assert_eq!(meta.apply(6, &register(3, "n1", "x:1")), MetaReply::Registered);
+    assert_eq!(meta.apply(7, &register(1, "again", "x:1")), MetaReply::WasRemoved, "for good");
+}
+
+fn remove(meta: &mut MetaMachine, node: u64, nodes: &[u64]) -> MetaReply {
+    meta.apply(9, &MetaCommand::RemoveNode { now: NOW, node: NodeId(node), alive: alive(nodes) })
+}
+
+fn evacuate(meta: &mut MetaMachine, node: u64, nodes: &[u64]) -> MetaReply {
+    meta.apply(9, &MetaCommand::EvacuateNode { now: NOW, node: NodeId(node), alive: alive(nodes) })
+}
+
+fn fill_up(meta: &mut MetaMachine, nodes: &[u64]) {
+    assert_eq!(meta.apply(9, &MetaCommand::FillUp { now: NOW, alive: alive(nodes) }), MetaReply::FilledUp);
+}
+
+fn move_replica(meta: &mut MetaMachine, stream: &str, from: u64, nodes: &[u64]) -> MetaReply {
+    let name = StreamName::parse(stream).unwrap();
+    let (account, from, alive) = (AccountName::global(), NodeId(from), alive(nodes));
+    meta.apply(9, &MetaCommand::MoveReplica { now: NOW, account, name, from, alive })
+}
+
+fn replicas(meta: &MetaMachine, stream: &str) -> Vec<u64> {
+    let name = StreamName::parse(stream).unwrap();
+    let assignment = meta.stream(&AccountName::global(), &name).unwrap();
+    let mut replicas: Vec<u64> = assignment.replicas.iter().map(|node| node.0).collect();
+    replicas.sort_unstable();
+    replicas
+}
+
+#[test]
+fn a_replica_goes_to_another_node_if_there_is_one_and_who_holds_it_is_there() {
+    let mut meta = cluster(4);
+    let made = created(create(&mut meta, &config("A", &["a"], 3), &[1, 2, 3]));
+
+    assert_eq!(refusal(move_replica(&mut meta, "X", 1, &[1, 2, 3, 4])).0, 10059);
+    assert_eq!(refusal(move_replica(&mut meta, "A", 4, &[1, 2, 3, 4])).0, 10040);
+    assert_eq!(refusal(move_replica(&mut meta, "A", 3, &[1, 2, 3])).0, 10075, "4 is not alive");
+    assert_eq!(refusal(move_replica(&mut meta, "A", 3, &[1, 4])).0, 10075, "a majority is gone");
+    let MetaReply::Updated { assignment, replicas_before } = move_replica(&mut meta, "A", 3, &[1, 2, 4])
+    else {
+        panic!("refused")
+    };
+
+    assert_eq!(replicas(&meta, "A"), [1, 2, 4]);
+    assert_eq!(replicas_before, made.replicas);
+    assert!(assignment.replicas_changed && assignment.revision == 2);
+    assert_eq!(refusal(move_replica(&mut meta, "A", 3, &[1, 2, 3, 4])).0, 10040, "it went");
+}
+
+#[test]
+fn a_node_is_emptied_as_far_as_others_can_take_what_it_has_and_stays() {
+    let mut meta = cluster(4);
+    created(create(&mut meta, &config("THREE", &["a"], 3), &[1, 2, 3]));
+    created(create(&mut meta, &config("ALL", &["b"], 4), &[1, 2, 3, 4]));
+    created(create(&mut meta, &config("ONE", &["c"], 1), &[3]));
+
+    assert_eq!(evacuate(&mut meta, 3, &[1, 2, 3, 4]), MetaReply::Evacuated);
+
+    assert_eq!(replicas(&meta, "THREE"), [1, 2, 4]);
+    assert_eq!(replicas(&meta, "ALL"), [1, 2, 3, 4], "nobody is left to take it");
+    assert_ne!(replicas(&meta, "ONE"), [3]);
+    assert!(meta.node(NodeId(3)).is_some());
+    assert!(!meta.can_fill_up(&alive(&[1, 2, 3, 4])));
+}
+
+#[test]
+fn a_removed_node_leaves_its_replicas_to_others_and_what_is_missing_is_filled_up_later() {
+    let mut meta = cluster(3);
+    created(create(&mut meta, &config("THREE", &["a"], 3), &[1, 2, 3]));
+    created(create(&mut meta, &config("ONE", &["b"], 1), &[3]));
+
+    remove(&mut meta, 3, &[1, 2]);
+    assert_eq!(replicas(&meta, "THREE"), [1, 2], "one less");
+    assert_eq!(replicas(&meta, "ONE"), [3], "nobody else has what it holds");
+    assert!(!meta.can_fill_up(&alive(&[1, 2])));
+
+    meta.apply(9, &register(4, "n3", "x:1"));
+    assert!(meta.can_fill_up(&alive(&[1, 2, 4])));
+    fill_up(&mut meta, &[1, 2, 4]);
+    assert_eq!(replicas(&meta, "THREE"), [1, 2, 4]);
+    assert_eq!(replicas(&meta, "ONE"), [3], "it is not there to hand it over");
+    assert!(!meta.can_fill_up(&alive(&[1, 2, 4])));
+
+    fill_up(&mut meta, &[1, 2, 3, 4]);
+    assert_ne!(replicas(&meta, "ONE"), [3], "it came back with its disk, though it is no member any more");
+    let loaded = MetaMachine::load(meta.all_rows().into_iter()).unwrap();
+    assert!(loaded.was_removed(NodeId(3)));
+}
+
+#[test]
+fn a_stream_that_lost_its_majority_stays_where_it_is_when_a_node_is_removed() {
+    let mut meta = cluster(4);
+    created(create(&mut meta, &config("A", &["a"], 3), &[1, 2, 3]));
+
+    remove(&mut meta, 3, &[1, 4]);
+    assert_eq!(replicas(&meta, "A"), [1, 2, 3], "only 1 of them is alive");
+
+    fill_up(&mut meta, &[1, 2, 4]);
+    assert_eq!(replicas(&meta, "A"), [1, 2, 4], "2 came back");
 }
 
 proptest! {
     #[test]
-    fn rows_rebuild_the_machine(steps in prop::collection::vec((0_u8..4, 0_usize..5, 1_i32..4), 0..40)) {
-        let mut meta = cluster(3);
+    fn rows_rebuild_the_machine(steps in prop::collection::vec((0_u8..7, 0_usize..5, 1_i32..4), 0..40)) {
+        let mut meta = cluster(5);
         let mut stored = std::collections::BTreeMap::new();
         for (index, (step, stream, replicas)) in steps.into_iter().enumerate() {
             let name = format!("S{stream}");
@@ -235,6 +397,9 @@ proptest! {
             match step {
                 0 | 1 => create(&mut meta, &config, &[1, 2, 3]),
                 2 => update(&mut meta, &config, &[1, 2, 3]),
+                3 => evacuate(&mut meta, 1, &[1, 2, 3, 4]),
+                4 => remove(&mut meta, stream as u64 + 1, &[2, 3, 4, 5]),
+                5 => move_replica(&mut meta, &name, 2, &[1, 2, 3, 5]),
                 _ => delete(&mut meta, &name),
             };
             if index % 3 == 0 {
@@ -249,6 +414,7 @@ proptest! {
         all.sort();
         prop_assert_eq!(&rows, &all);
         let loaded = MetaMachine::load(rows.into_iter()).unwrap();
+        prop_assert_eq!(&loaded.lacking, &meta.lacking);
         let mut again = loaded.all_rows();
         again.sort();
         prop_assert_eq!(&again, &all);

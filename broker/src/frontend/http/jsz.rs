@@ -112,6 +112,9 @@ pub(super) fn config(server: &ServerFacts, facts: &JetStreamFacts) -> Value {
         if let Some(domain) = &jetstream.domain {
             out.insert("domain".to_owned(), json!(domain));
         }
+        if let Some(unique_tag) = &jetstream.unique_tag {
+            out.insert("unique_tag".to_owned(), json!(unique_tag));
+        }
     }
     out.insert("strict".to_owned(), json!(true));
     Value::Object(out)

@@ -152,10 +152,35 @@ fn meta_commands() -> impl Strategy<Value = MetaCommand> {
         (times(), any::<u64>(), ".{0,9}", ".{0,9}").prop_map(|(now, id, name, cluster_address)| {
             MetaCommand::RegisterNode {
                 now,
-                node: NodeRegistration { id: NodeId(id), name, cluster_address },
+                node: NodeRegistration {
+                    id: NodeId(id),
+                    tags: vec![name.clone()],
+                    unique_tag: name.clone(),
+                    name,
+                    cluster_address,
+                },
             }
         }),
-        (times(), any::<u64>()).prop_map(|(now, id)| MetaCommand::RemoveNode { now, node: NodeId(id) }),
+        (times(), any::<u64>(), nodes()).prop_map(|(now, id, alive)| MetaCommand::RemoveNode {
+            now,
+            node: NodeId(id),
+            alive
+        }),
+        (times(), any::<u64>(), nodes()).prop_map(|(now, id, alive)| MetaCommand::EvacuateNode {
+            now,
+            node: NodeId(id),
+            alive
+        }),
+        (times(), nodes()).prop_map(|(now, alive)| MetaCommand::FillUp { now, alive }),
+        (times(), "[a-zA-Z0-9_-]{1,20}", any::<u64>(), nodes()).prop_map(move |(now, name, id, alive)| {
+            MetaCommand::MoveReplica {
+                now,
+                account: account(),
+                name: StreamName::parse(&name).unwrap(),
+                from: NodeId(id),
+                alive,
+            }
+        }),
         (times(), streams(), nodes()).prop_map(move |(now, config, alive)| MetaCommand::CreateStream {
             now,
             account: account(),
@@ -307,10 +332,15 @@ fn bytes_of_meta_commands_are_pinned() {
         &end.encode().into_bytes()[..],
         b"\x10{\"EndRestore\":{\"now\":\"0001-01-01T00:00:00Z\",\"group\":9,\"complete\":true}}"
     );
-    let remove = MetaCommand::RemoveNode { now: Timestamp::ZERO, node: NodeId(9) };
+    let remove = MetaCommand::RemoveNode { now: Timestamp::ZERO, node: NodeId(9), alive: Vec::new() };
     let bytes = remove.encode().into_bytes();
 
     assert_eq!(&bytes[..], b"\x02{\"RemoveNode\":{\"now\":\"0001-01-01T00:00:00Z\",\"node\":9}}");
+    let fill = MetaCommand::FillUp { now: Timestamp::ZERO, alive: vec![NodeId(9)] };
+    assert_eq!(
+        &fill.encode().into_bytes()[..],
+        b"\x13{\"FillUp\":{\"now\":\"0001-01-01T00:00:00Z\",\"alive\":[9]}}"
+    );
     let mut renumbered = bytes.to_vec();
     renumbered[0] = 3;
     assert!(MetaCommand::decode(&renumbered).is_err());
