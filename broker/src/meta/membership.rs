@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use levee_broker_core::meta::MetaReply;
+use levee_broker_core::meta::{MetaMachine, MetaReply};
 use levee_protocol::command::MetaCommand;
 use levee_protocol::command::meta::NodeRegistration;
 use levee_protocol::ids::NodeId;
@@ -67,7 +67,10 @@ pub async fn nodes_arrive(jetstream: &JetStream, wanted: usize) {
                 jetstream.peers().peers().into_iter().filter(|peer| peer.jetstream).any(|peer| {
                     let bound = Standing::decode(&peer.meta)
                         .is_some_and(|standing| standing.uid == jetstream.cluster_uid());
-                    bound && jetstream.meta().read(|machine| machine.node(peer.node).is_none())
+                    let is_missing = |machine: &MetaMachine| {
+                        machine.node(peer.node).is_none() && !machine.was_removed(peer.node)
+                    };
+                    bound && jetstream.meta().read(is_missing)
                 });
             let is_here = jetstream.meta().read(|machine| machine.node(jetstream.node()).is_some());
             if is_here && !on_their_way {

@@ -29,15 +29,24 @@ const RETRY: Duration = Duration::from_secs(1);
 pub const CALL_PARTED: u8 = 9;
 const PARTED_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What is kept from one group to the next.
+struct Look {
+    /// Groups of which an earlier run of this node left something, and which were not looked at since.
+    leftovers: BTreeSet<GroupId>,
+    /// Nodes that did not answer this time. Others are not kept waiting for them again.
+    silent: BTreeSet<NodeId>,
+}
+
 /// Follows the meta state for as long as the node runs.
 pub async fn run(jetstream: Arc<JetStream>) {
     let mut changes = jetstream.meta().changes();
-    let mut leftovers = stored_groups(&jetstream);
+    let mut look = Look { leftovers: stored_groups(&jetstream), silent: BTreeSet::new() };
     let mut left = BTreeSet::new();
     loop {
+        look.silent.clear();
         let touched = match jetstream.meta().take_touched() {
             Touched::Groups(groups) => groups,
-            Touched::All => all_groups(&jetstream).union(&leftovers).copied().collect(),
+            Touched::All => all_groups(&jetstream).union(&look.leftovers).copied().collect(),
         };
         // What was left goes last, so that a stream that can't be opened does not keep others waiting.
         let again = std::mem::take(&mut left);
@@ -46,7 +55,7 @@ pub async fn run(jetstream: Arc<JetStream>) {
             jetstream.directory().adopt(*group, assignment_of(&jetstream, *group).as_ref());
         }
         for group in touched.iter().chain(again.difference(&touched)) {
-            if !settle(&jetstream, *group, &mut leftovers).await {
+            if !settle(&jetstream, *group, &mut look).await {
                 left.insert(*group);
             }
         }
@@ -84,16 +93,16 @@ fn all_groups(jetstream: &JetStream) -> BTreeSet<GroupId> {
 }
 
 /// Makes this node what meta says of one group. False when something is left to try again.
-async fn settle(jetstream: &Arc<JetStream>, group: GroupId, leftovers: &mut BTreeSet<GroupId>) -> bool {
+async fn settle(jetstream: &Arc<JetStream>, group: GroupId, look: &mut Look) -> bool {
     let node = jetstream.node();
     let assignment = assignment_of(jetstream, group);
     let replica = jetstream.replica(group);
     let elsewhere = assignment.clone().filter(|assignment| !assignment.replicas.contains(&node));
     match (assignment.filter(|assignment| assignment.replicas.contains(&node)), replica) {
-        (None, None) if leftovers.contains(&group) => {
-            let settled = settle_leftover(jetstream, group, elsewhere).await;
+        (None, None) if look.leftovers.contains(&group) => {
+            let settled = settle_leftover(jetstream, group, elsewhere, look).await;
             if settled || jetstream.replica(group).is_some() {
-                leftovers.remove(&group);
+                look.leftovers.remove(&group);
             }
             settled
         }
@@ -104,7 +113,7 @@ async fn settle(jetstream: &Arc<JetStream>, group: GroupId, leftovers: &mut BTre
                 Some(assignment) => {
                     // If it leads, it brings what it has to the others.
                     hand_on(&gone, assignment);
-                    is_parted(jetstream, group, Some(&gone)).await
+                    is_parted(jetstream, group, Some(&gone), look).await
                 }
             };
             if done {
@@ -135,7 +144,7 @@ async fn settle(jetstream: &Arc<JetStream>, group: GroupId, leftovers: &mut BTre
             if let Err(error) = &opened {
                 tracing::error!("stream '{name}' can't be opened on this server: {error}");
             }
-            leftovers.remove(&group);
+            look.leftovers.remove(&group);
             opened.is_ok()
         }
     }
@@ -147,6 +156,7 @@ async fn settle_leftover(
     jetstream: &Arc<JetStream>,
     group: GroupId,
     elsewhere: Option<StreamAssignment>,
+    look: &mut Look,
 ) -> bool {
     if !jetstream.meta().read(|machine| machine.was_given(group)) {
         // The meta state as it is here does not know of the stream yet. It tells when it does.
@@ -157,7 +167,7 @@ async fn settle_leftover(
         return true;
     };
     let name = assignment.config.name.clone();
-    if is_parted(jetstream, group, None).await {
+    if is_parted(jetstream, group, None, look).await {
         remove(jetstream, group, &format!("stream '{name}', which is on other servers now,")).await;
         return true;
     }
@@ -173,7 +183,12 @@ async fn settle_leftover(
 }
 
 /// Whether the group's other members go on without this node.
-async fn is_parted(jetstream: &JetStream, group: GroupId, replica: Option<&Replica>) -> bool {
+async fn is_parted(
+    jetstream: &JetStream,
+    group: GroupId,
+    replica: Option<&Replica>,
+    look: &mut Look,
+) -> bool {
     let node = jetstream.node();
     if let Some(replica) = replica {
         // A leader that took itself out is no other's follower: the last leader it knows of stays itself.
@@ -190,11 +205,17 @@ async fn is_parted(jetstream: &JetStream, group: GroupId, replica: Option<&Repli
         tracing::debug!(%group, "who leads the group is not known; its replica here stays for now");
         return false;
     };
+    if look.silent.contains(&leader) {
+        return false;
+    }
     let mut frame = BytesMut::with_capacity(16);
     frame.put_u64_le(group.0);
     frame.put_u64_le(node.0);
     let answer = jetstream.peers().call(leader, CALL_PARTED, frame.freeze(), PARTED_TIMEOUT).await;
     tracing::debug!(%group, %leader, ?answer, "asked whether the group goes on without this server");
+    if answer.is_err() {
+        look.silent.insert(leader);
+    }
     answer.is_ok_and(|answer| answer.as_ref() == b"yes")
 }
 
