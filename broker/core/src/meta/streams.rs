@@ -174,7 +174,7 @@ impl MetaMachine {
         let prefix = prefixes.into_iter().find(|prefix| !prefix.is_empty());
         let is_named = |prefix: &&str| tags.iter().any(|tag| tag.to_lowercase().starts_with(prefix));
         if let Some(prefix) = prefix.filter(|prefix| !is_named(prefix)) {
-            for node in self.nodes.values() {
+            for node in self.nodes.values().filter(|node| !is_alone(node)) {
                 match node.tags.iter().find(|tag| tag.starts_with(prefix)) {
                     Some(zone) => drop(candidates.zones.insert(node.id, zone.clone())),
                     None => drop(candidates.nodes.remove(&node.id)),
@@ -185,14 +185,19 @@ impl MetaMachine {
     }
 }
 
-/// The first of the tags that a stream asks for that the node lacks, or has and should not have.
+fn is_alone(node: &NodeRegistration) -> bool {
+    node.cluster_address.is_empty()
+}
+
+/// The first of the tags that a stream asks for that the node lacks, or has and should not have. A node that runs alone
+/// is where every stream is.
 fn unmatched<'a>(node: &NodeRegistration, tags: &'a [String]) -> Option<&'a str> {
     let has = |tag: &str| node.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
     let is_unmatched = |tag: &&str| match tag.strip_prefix('!') {
         Some(unwanted) => has(unwanted),
         None => !has(tag),
     };
-    tags.iter().map(String::as_str).find(is_unmatched)
+    tags.iter().map(String::as_str).find(is_unmatched).filter(|_| !is_alone(node))
 }
 
 /// Bytes that a stream's limit promises to it, replicas counted.

@@ -192,7 +192,7 @@ fn tagged_cluster(unique_tag: &str) -> MetaMachine {
         let node = NodeRegistration {
             id: NodeId(id),
             name: format!("n{id}"),
-            cluster_address: String::new(),
+            cluster_address: "127.0.0.1:1".to_owned(),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             unique_tag: unique_tag.to_owned(),
         };
@@ -225,6 +225,15 @@ fn streams_are_where_their_tags_are_and_move_with_them() {
     update(&mut meta, &placed("FAST", 2, &["az:b"]), &all);
     assert_eq!(replicas(&meta, "FAST"), [3, 4], "what fits stays");
     assert_eq!(refusal(move_replica(&mut meta, "FAST", 3, &all)).0, 10075, "nobody else fits");
+}
+
+#[test]
+fn a_node_that_runs_alone_has_every_stream() {
+    let mut meta = MetaMachine::new();
+    meta.apply(1, &register(1, "n1", ""));
+
+    let made = created(create(&mut meta, &placed("A", 1, &["nowhere", "!else"]), &[1]));
+    assert_eq!(made.replicas, alive(&[1]));
 }
 
 #[test]
