@@ -1,6 +1,8 @@
 //! Replicas that go to other nodes, and nodes that are emptied, removed and replaced: what was acknowledged is there
 //! afterwards, and who gave its replica away has nothing of it left.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use async_nats::ConnectOptions;
 use futures::StreamExt as _;
@@ -204,13 +206,33 @@ async fn a_node_is_emptied_and_removed_while_it_serves() -> Result<()> {
     Ok(())
 }
 
-/// The only node that has the messages dies after it was decided that another one is to have them, and before it had
-/// brought them there.
+/// How a node goes down in the middle of a move.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum End {
+    Killed,
+    /// It keeps a checkpoint that says that the stream is another node's.
+    Stopped,
+}
+
 #[tokio::test]
 async fn a_move_that_a_crash_interrupts_goes_on() -> Result<()> {
     if !is_levee("a_move_that_a_crash_interrupts_goes_on")? {
         return Ok(());
     }
+    interrupted(End::Killed).await
+}
+
+#[tokio::test]
+async fn a_move_that_a_restart_interrupts_goes_on() -> Result<()> {
+    if !is_levee("a_move_that_a_restart_interrupts_goes_on")? {
+        return Ok(());
+    }
+    interrupted(End::Stopped).await
+}
+
+/// The only node that has the messages goes down after it was decided that another one is to have them, and before it had
+/// brought them there.
+async fn interrupted(end: End) -> Result<()> {
     let mut cluster = Cluster::with(Setup { nodes: 3, alone: true, ..Setup::default() }).await?;
     let client = cluster.any_client().await?;
     let mut places = Vec::new();
@@ -231,7 +253,14 @@ async fn a_move_that_a_crash_interrupts_goes_on() -> Result<()> {
     cluster.pause(1)?;
     let third = cluster.client(2).await?;
     let answer = api_ok(&third, &format!("STREAM.PEER.EVACUATE.{stream}"), &json!({ "peer": "n1" })).await;
-    cluster.kill(0)?;
+    match end {
+        End::Killed => drop(cluster.kill(0)?),
+        End::Stopped => {
+            // Time to hear of what was decided.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            cluster.stop(0).await?;
+        }
+    }
     cluster.resume(1)?;
     let answer = answer?;
     ensure!(answer["success"] == true, "{answer}");
