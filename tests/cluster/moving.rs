@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::ConnectOptions;
 use futures::StreamExt as _;
 use levee_tests::checker::check;
-use levee_tests::client::{api, api_ok, lead, leader, read_all, replicas_current};
+use levee_tests::client::{api, api_ok, holders, lead, leader, read_all, replicas_current};
 use levee_tests::cluster::{Cluster, Setup};
 use levee_tests::program::Program;
 use levee_tests::skip;
@@ -44,17 +44,6 @@ async fn fill(cluster: &Cluster, stream: &str, messages: usize) -> Result<()> {
         js.publish(format!("{stream}.a"), number.to_string().into()).await?.await?;
     }
     Ok(())
-}
-
-/// Names of the servers that hold the stream, in order.
-async fn holders(client: &async_nats::Client, stream: &str) -> Result<Vec<String>> {
-    let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
-    let leader = info["cluster"]["leader"].as_str().filter(|name| !name.is_empty()).context("no leader")?;
-    let followers = info["cluster"]["replicas"].as_array().into_iter().flatten();
-    let names = followers.filter_map(|replica| replica["name"].as_str()).chain([leader]);
-    let mut names: Vec<String> = names.map(str::to_owned).collect();
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// Waits until a node has copies of so many streams.
@@ -137,7 +126,7 @@ async fn a_dead_node_is_removed_and_another_takes_its_place() -> Result<()> {
 
     wait_until("two replicas are left", PATIENCE, async || {
         let holders = holders(&client, "KEPT").await?;
-        ensure!(holders == ["n1", "n2"], "{holders:?}");
+        ensure!(holders.iter().eq(["n1", "n2"]), "{holders:?}");
         let jsz = cluster.node(0).monitoring("/jsz").await?;
         ensure!(jsz["meta_cluster"]["cluster_size"] == 2, "{}", jsz["meta_cluster"]);
         Ok(Some(()))
@@ -198,7 +187,7 @@ async fn a_node_is_emptied_and_removed_while_it_serves() -> Result<()> {
 
     for name in names.iter().map(String::as_str).chain(["LATE0", "LATE1", "LATE2", "LATE3"]) {
         let holders = holders(&client, name).await?;
-        ensure!(!holders.contains(&"n4".to_owned()), "{name} is on {holders:?}");
+        ensure!(!holders.contains("n4"), "{name} is on {holders:?}");
         let stored = read_all(&client, name).await?;
         ensure!(stored.len() == 10, "{name} has {} messages", stored.len());
         fill(&cluster, name, 1).await?;
@@ -269,7 +258,7 @@ async fn interrupted(end: End) -> Result<()> {
 
     wait_until("the stream is on the second node", PATIENCE, async || {
         let holders = holders(&third, &stream).await?;
-        ensure!(holders == ["n2"], "{holders:?}");
+        ensure!(holders.iter().eq(["n2"]), "{holders:?}");
         Ok(Some(()))
     })
     .await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use levee_tests::client::{api, api_ok, leader};
+use levee_tests::client::{api, api_ok, holders, leader};
 use levee_tests::cluster::{Cluster, Setup};
 use levee_tests::wait::{PATIENCE, wait_until};
 use serde_json::{Value, json};
@@ -14,14 +14,6 @@ async fn tagged(jetstream: &str, started: usize) -> Result<Cluster> {
     let single = tags.iter().map(|tags| format!("server_tags: {tags}")).collect();
     let jetstream = jetstream.to_owned();
     Cluster::with(Setup { nodes: 4, started, single, jetstream, ..Setup::default() }).await
-}
-
-async fn holders(client: &async_nats::Client, stream: &str) -> Result<BTreeSet<String>> {
-    let led_by = leader(client, stream).await?;
-    let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
-    let followers = info["cluster"]["replicas"].as_array().into_iter().flatten();
-    let names = followers.filter_map(|replica| replica["name"].as_str()).map(str::to_owned);
-    Ok(names.chain([led_by]).collect())
 }
 
 async fn create(

@@ -1,5 +1,6 @@
 //! What tests ask of a server through async-nats, in the words of the tests.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -62,6 +63,23 @@ pub async fn leader(client: &Client, stream: &str) -> Result<String> {
     wait_until(&format!("{stream} has a leader"), PATIENCE, async || {
         let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
         Ok(info["cluster"]["leader"].as_str().filter(|name| !name.is_empty()).map(str::to_owned))
+    })
+    .await
+}
+
+/// Waits until the stream has a leader, and gives the server names of all who hold it.
+///
+/// # Errors
+/// When there is none.
+pub async fn holders(client: &Client, stream: &str) -> Result<BTreeSet<String>> {
+    wait_until(&format!("{stream} has a leader"), PATIENCE, async || {
+        let info = api_ok(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await?;
+        let Some(leader) = info["cluster"]["leader"].as_str().filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let followers = info["cluster"]["replicas"].as_array().into_iter().flatten();
+        let names = followers.filter_map(|replica| replica["name"].as_str()).chain([leader]);
+        Ok(Some(names.map(str::to_owned).collect()))
     })
     .await
 }

@@ -4,8 +4,6 @@
 //! A stream moves only while a majority of the nodes that hold it are alive: they bring what it has to the new one. With
 //! fewer it stays where its messages are.
 
-use std::collections::BTreeSet;
-
 use levee_protocol::api::ApiError;
 use levee_protocol::command::meta::StreamAssignment;
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
@@ -113,6 +111,5 @@ impl MetaMachine {
 }
 
 fn has_majority(assignment: &StreamAssignment, alive: &[NodeId]) -> bool {
-    let alive: BTreeSet<&NodeId> = alive.iter().collect();
     2 * assignment.replicas.iter().filter(|node| alive.contains(node)).count() > assignment.replicas.len()
 }
