@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use levee_protocol::api::{AccountLimits, Endpoint, endpoint};
+use levee_protocol::api::AccountLimits;
+use levee_protocol::api::endpoint::{self, Request};
 use levee_protocol::ids::AccountName;
 
 use crate::config::Config;
@@ -45,6 +46,12 @@ impl Accounts {
         self.known.get(account).copied().flatten()
     }
 
+    /// Whether there is an account of this name.
+    #[must_use]
+    pub fn exists(&self, account: &AccountName) -> bool {
+        self.known.contains_key(account)
+    }
+
     /// Those that may have streams, with what these may use.
     pub fn with_streams(&self) -> impl Iterator<Item = (AccountName, AccountLimits)> {
         self.known.iter().filter_map(|(name, limits)| Some((name.clone(), (*limits)?)))
@@ -52,16 +59,20 @@ impl Accounts {
 
     /// Whether a call is for this account to make. Others are not answered.
     #[must_use]
-    pub fn may_call(&self, account: &AccountName, endpoint: Endpoint) -> bool {
-        match endpoint.caller() {
+    pub fn may_call(&self, account: &AccountName, request: &Request<'_>) -> bool {
+        let is_system = self.is_shared || *account == self.system;
+        match request.endpoint.caller() {
             endpoint::Caller::Anyone => true,
-            endpoint::Caller::System => self.is_shared || *account == self.system,
+            endpoint::Caller::System => is_system,
+            endpoint::Caller::Owner => is_system || account.as_str() == request.account,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use levee_protocol::api::Endpoint;
+
     use super::*;
     use crate::config::Account;
 
@@ -73,13 +84,17 @@ mod tests {
         AccountName::parse(name).unwrap()
     }
 
+    fn may_call(accounts: &Accounts, account: &AccountName, call: &str) -> bool {
+        accounts.may_call(account, &Endpoint::parse(&format!("$JS.API.{call}"), None).unwrap())
+    }
+
     #[test]
     fn without_accounts_everybody_has_streams_and_operates_the_cluster() {
         let accounts = Accounts::of(&Config::default());
 
         assert!(accounts.limits(&AccountName::global()).is_some());
         assert!(accounts.limits(&AccountName::system()).is_none());
-        assert!(accounts.may_call(&AccountName::global(), Endpoint::MetaStepDown));
+        assert!(may_call(&accounts, &AccountName::global(), "META.LEADER.STEPDOWN"));
     }
 
     #[test]
@@ -92,8 +107,8 @@ mod tests {
         let accounts = Accounts::of(&config);
 
         assert!(accounts.limits(&AccountName::global()).is_some());
-        assert!(!accounts.may_call(&AccountName::global(), Endpoint::AccountPurge));
-        assert!(accounts.may_call(&name_of("OPS"), Endpoint::AccountPurge));
+        assert!(!may_call(&accounts, &AccountName::global(), "ACCOUNT.PURGE.A"));
+        assert!(may_call(&accounts, &name_of("OPS"), "ACCOUNT.PURGE.A"));
     }
 
     #[test]
@@ -107,7 +122,10 @@ mod tests {
         assert_eq!(accounts.limits(&name_of("B")), None);
         assert_eq!(accounts.limits(&AccountName::global()), None);
         assert_eq!(accounts.limits(&name_of("unheard-of")), None);
-        assert!(accounts.may_call(&name_of("A"), Endpoint::StreamCreate));
-        assert!(!accounts.may_call(&name_of("A"), Endpoint::MetaStepDown));
+        assert!(may_call(&accounts, &name_of("A"), "STREAM.CREATE.S"));
+        assert!(!may_call(&accounts, &name_of("A"), "META.LEADER.STEPDOWN"));
+        assert!(may_call(&accounts, &name_of("A"), "ACCOUNT.STREAM.MOVE.A.S"));
+        assert!(!may_call(&accounts, &name_of("B"), "ACCOUNT.STREAM.MOVE.A.S"));
+        assert!(may_call(&accounts, &AccountName::system(), "ACCOUNT.STREAM.MOVE.A.S"));
     }
 }

@@ -43,7 +43,7 @@ use crate::runtime::{net, tasks};
 use crate::session::{self, AuthConfig, Secret, SessionLimits, Sessions, User};
 use crate::sinks::StreamServices;
 use crate::stream::quota::{self, Quota};
-use crate::stream::single;
+use crate::stream::{adoption, single};
 use crate::transfer::restore;
 
 const NODE_ID_ROW: &str = "node_id";
@@ -438,6 +438,9 @@ fn answer_peers(jetstream: &Arc<JetStream>, bootstrap: &Arc<Bootstrap>) {
     });
     answer_calls(jetstream, reconcile::CALL_PARTED, |jetstream, frame| {
         Box::pin(reconcile::answer_parted(jetstream, frame))
+    });
+    answer_calls(jetstream, adoption::CALL_ARRIVED, |jetstream, frame| {
+        Box::pin(adoption::answer_arrived(jetstream, frame))
     });
     answer_calls(jetstream, restore::CALL_RESTORE, |jetstream, frame| {
         Box::pin(restore::answer(jetstream, frame))

@@ -13,7 +13,7 @@ use levee_storage::{EntryLog, Room, Storage};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{ChangeMembers, EmptyNode, RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
@@ -328,6 +328,29 @@ impl Group {
             Ok(_) => Ok(()),
             Err(error) => Err(self.change_refused(error)),
         }
+    }
+
+    /// Whether exactly these nodes are members, all of them voters, and nothing of that is still to be committed.
+    #[must_use]
+    pub fn consists_of(&self, voters: &BTreeSet<NodeId>) -> bool {
+        let server = self.0.raft.server_metrics();
+        let server = server.borrow_watched();
+        let mut configs = [&server.membership_config, &server.committed_membership_config].into_iter();
+        configs.all(|config| {
+            let members = config.membership();
+            members.get_joint_config().iter().eq([voters]) && members.learner_ids().next().is_none()
+        })
+    }
+
+    /// Makes exactly these nodes the members, all of them voters: like [`change_voters`](Self::change_voters), and who
+    /// follows without a vote leaves, too.
+    pub async fn set_members(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
+        let strangers: BTreeSet<NodeId> = self.status().learners.difference(&voters).copied().collect();
+        if !strangers.is_empty() {
+            let leave = ChangeMembers::RemoveNodes(strangers);
+            self.0.raft.change_membership(leave, false).await.map_err(|error| self.change_refused(error))?;
+        }
+        self.change_voters(voters).await
     }
 
     /// Writes a checkpoint of what is applied now. It is not synced by itself.

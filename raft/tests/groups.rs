@@ -318,6 +318,49 @@ async fn a_member_whose_group_opens_late_gets_its_vote_when_its_log_has_begun() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_members_that_stopped_halfway_is_seen_and_finished() {
+    let mut cluster = Cluster::new(3, quick());
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
+    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    for number in [2, 3] {
+        cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Joining).await;
+        founder.add_learner(NodeId(number)).await.unwrap();
+    }
+    let all = ids([1, 2, 3]);
+
+    cluster.network.isolate(NodeId(1));
+    let half = tokio::time::timeout(Duration::from_millis(300), founder.change_voters(all.clone())).await;
+    assert!(!matches!(half, Ok(Ok(()))), "{half:?}");
+    cluster.network.heal();
+    put_somewhere(&cluster, GROUP, "one").await;
+    assert_eq!(founder.status().voters, all, "all of them vote already");
+    assert!(!founder.consists_of(&all), "and so does the founder alone");
+    cluster.leader(GROUP).await;
+    founder.set_members(all.clone()).await.unwrap();
+    assert!(founder.consists_of(&all));
+
+    cluster.kill(1);
+    put_somewhere(&cluster, GROUP, "two").await;
+    assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_is_not_wanted_any_more_leaves() {
+    let mut cluster = Cluster::new(2, quick());
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
+    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    // It never comes.
+    let early = tokio::time::timeout(Duration::from_millis(300), founder.add_learner(NodeId(2))).await;
+    assert!(early.is_err(), "{early:?}");
+    assert!(!founder.consists_of(&ids([1])) && !founder.has_left(NodeId(2)));
+
+    founder.set_members(ids([1])).await.unwrap();
+
+    assert!(founder.consists_of(&ids([1])) && founder.has_left(NodeId(2)));
+    put(&founder, "one").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_is_handed_over_on_request() {
     let mut cluster = Cluster::new(3, quick());
     cluster.found(GROUP).await;

@@ -1,6 +1,7 @@
 //! Replicas that go to other nodes, and nodes that are emptied, removed and replaced: what was acknowledged is there
 //! afterwards, and who gave its replica away has nothing of it left.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -94,6 +95,77 @@ async fn replicas_move_under_load_and_nothing_of_them_stays() -> Result<()> {
         lead(&client, "MOVES", &name).await?;
         check(&messages, &read_all(&client, "MOVES").await?).with_context(|| format!("on {name}"))?;
     }
+    Ok(())
+}
+
+/// The nodes that the stream is on its way to, if it is.
+fn desired(info: &Value) -> Option<BTreeSet<String>> {
+    let replicas = info["cluster"]["desired"]["replicas"].as_array()?;
+    Some(replicas.iter().filter_map(|peer| peer["name"].as_str().map(str::to_owned)).collect())
+}
+
+#[tokio::test]
+async fn a_move_is_taken_back_while_the_new_replica_is_not_there() -> Result<()> {
+    if !is_levee("a_move_is_taken_back_while_the_new_replica_is_not_there")? {
+        return Ok(());
+    }
+    let cluster = Cluster::with(Setup { nodes: 4, alone: true, ..Setup::default() }).await?;
+    create(&cluster, "KEPT", 3).await?;
+    fill(&cluster, "KEPT", 50).await?;
+    let client = cluster.any_client().await?;
+    let before = holders(&client, "KEPT").await?;
+    let led_by = leader(&client, "KEPT").await?;
+    let goes = before.iter().find(|name| **name != led_by).context("no follower")?;
+    let spare = ["n1", "n2", "n3", "n4"].into_iter().find(|name| !before.contains(*name));
+    let spare = spare.context("no spare")?;
+    let client = cluster.client(cluster.index_of(&led_by)?).await?;
+    let after: BTreeSet<String> =
+        before.iter().filter(|name| *name != goes).cloned().chain([spare.to_owned()]).collect();
+    let begin = async || api(&client, "ACCOUNT.STREAM.MOVE.$G.KEPT", &json!({ "server": goes })).await;
+    let cancel = async || api(&client, "STREAM.CANCEL_MOVE.KEPT", &Value::Null).await;
+    let update = async |config: Value| api(&client, "STREAM.UPDATE.KEPT", &config).await;
+    let settled = async || {
+        wait_until("the stream is where it should be", PATIENCE, async || {
+            let info = api_ok(&client, "STREAM.INFO.KEPT", &Value::Null).await?;
+            ensure!(info["state"]["messages"] == 50, "{info}");
+            Ok(desired(&info).is_none().then_some(()))
+        })
+        .await
+    };
+    ensure!(cancel().await?["error"]["err_code"] == 10129, "nothing to cancel");
+    // Who is paused is not to decide; refused when the other leads already.
+    let decides = json!({ "placement": { "preferred": led_by } });
+    api(&client, "META.LEADER.STEPDOWN", &decides).await?;
+
+    cluster.pause(cluster.index_of(spare)?)?;
+    let moved = begin().await?;
+    ensure!(desired(&moved) == Some(after.clone()), "{moved}");
+    ensure!(moved["cluster"]["desired"]["origin"]["replicas"] == 3, "{moved}");
+    ensure!(begin().await?["error"]["err_code"] == 10040, "{goes} is not to hold it");
+    let again = api(&client, "ACCOUNT.STREAM.MOVE.$G.KEPT", &json!({})).await?;
+    ensure!(again["error"]["err_code"] == 10124, "{again}");
+    let one = json!({ "name": "KEPT", "subjects": ["KEPT.>"], "num_replicas": 1 });
+    ensure!(update(one).await?["error"]["err_code"] == 10124);
+    let described =
+        json!({ "name": "KEPT", "subjects": ["KEPT.>"], "num_replicas": 3, "description": "here" });
+    let described = update(described).await?;
+    ensure!(desired(&described) == Some(after.clone()), "{described}");
+    let back = cancel().await?;
+    // It may be back already.
+    ensure!(desired(&back).is_none_or(|desired| desired == before), "{back}");
+    settled().await?;
+    ensure!(holders(&client, "KEPT").await? == before);
+    ensure!(cancel().await?["error"]["err_code"] == 10129, "it is back");
+
+    cluster.resume(cluster.index_of(spare)?)?;
+    wait_until("the move begins again", PATIENCE, async || {
+        let moved = begin().await?;
+        ensure!(moved.get("error").is_none(), "{moved}");
+        Ok(Some(()))
+    })
+    .await?;
+    settled().await?;
+    ensure!(holders(&client, "KEPT").await? == after);
     Ok(())
 }
 

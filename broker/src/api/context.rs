@@ -66,9 +66,20 @@ impl Context<'_> {
 /// are: it would find nothing left to remove and say so.
 #[must_use]
 pub fn removal_failed(error: &ProposeError) -> ApiError {
+    failed_once(error, "it may have been removed")
+}
+
+/// The same of a call that does something else. The words say what may have happened.
+#[must_use]
+pub fn failed_once(error: &ProposeError, outcome: &str) -> ApiError {
+    if error.may_be_committed() { not_again(outcome) } else { ApiError::not_available() }
+}
+
+/// Tells of a call that has not been answered and is not to be tried again.
+#[must_use]
+pub fn not_again(outcome: &str) -> ApiError {
     let mut answer = ApiError::not_available();
-    if error.may_be_committed() {
-        answer.description.push_str("; it may have been removed");
-    }
+    answer.description.push_str("; ");
+    answer.description.push_str(outcome);
     answer
 }

@@ -18,6 +18,7 @@ mod consumer_unpin;
 pub mod context;
 mod direct_get;
 mod message;
+mod moves;
 mod peers;
 mod step_down;
 mod stream_create;
@@ -73,11 +74,12 @@ fn parse<'a>(jetstream: &JetStream, subject: &'a [u8]) -> Option<Request<'a>> {
 pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<router::ClientInfo>, batch: Inbound) {
     let mut messages = Inbound { chunk: batch.chunk.clone(), items: Vec::new() };
     for item in &batch.items {
-        match parse(jetstream, batch.subject(item)).map(|request| request.endpoint) {
-            Some(Endpoint::ConsumerNext | Endpoint::DirectGet) => messages.items.push(*item),
-            Some(_) if batch.reply(item).is_empty() => {}
-            Some(endpoint) if !jetstream.accounts().may_call(&from.account, endpoint) => {}
-            Some(endpoint) => {
+        let Some(request) = parse(jetstream, batch.subject(item)) else { continue };
+        match request.endpoint {
+            Endpoint::ConsumerNext | Endpoint::DirectGet => messages.items.push(*item),
+            _ if batch.reply(item).is_empty() => {}
+            _ if !jetstream.accounts().may_call(&from.account, &request) => {}
+            endpoint => {
                 let (jetstream, from) = (Arc::clone(jetstream), Arc::clone(from));
                 let call = Inbound { chunk: batch.chunk.clone(), items: vec![*item] };
                 tasks::spawn("api call", async move {
@@ -97,7 +99,6 @@ pub fn accept(jetstream: &Arc<JetStream>, from: &Arc<router::ClientInfo>, batch:
                     }
                 });
             }
-            None => {}
         }
     }
     stream_requests(jetstream, &from.account, &messages, Arrival::Client);
@@ -134,7 +135,7 @@ fn refusal(
         return Some(endpoint.failure(&error));
     }
     let accounts = jetstream.accounts();
-    if endpoint.caller() == endpoint::Caller::System || accounts.limits(account).is_some() {
+    if endpoint.caller() != endpoint::Caller::Anyone || accounts.limits(account).is_some() {
         return None;
     }
     let error = ApiError::not_enabled_for_account();
@@ -331,10 +332,9 @@ async fn handle(cx: &Context<'_>) -> Answer {
         Endpoint::ConsumerPeerRemove | Endpoint::ConsumerPeerEvacuate => peers::consumer(cx),
         Endpoint::ServerRemove => peers::remove_server(cx).await,
         Endpoint::ServerEvacuate => peers::evacuate_server(cx).await,
-        Endpoint::StreamCancelMove => peers::cancel_move(cx),
-        Endpoint::MetaRescue | Endpoint::AccountStreamMove | Endpoint::AccountStreamCancelMove => {
-            Err(not_supported_yet(cx.request.endpoint))
-        }
+        Endpoint::AccountStreamMove => moves::begin(cx).await,
+        Endpoint::StreamCancelMove | Endpoint::AccountStreamCancelMove => moves::cancel(cx).await,
+        Endpoint::MetaRescue => Err(not_supported_yet(cx.request.endpoint)),
     }
 }
 

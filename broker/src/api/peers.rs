@@ -45,18 +45,6 @@ pub(super) fn consumer(cx: &Context<'_>) -> Answer {
     Err(error)
 }
 
-/// Moves can't be taken back: who waits for the end of one hears whether there is any.
-pub(super) fn cancel_move(cx: &Context<'_>) -> Answer {
-    let led = cx.led()?;
-    let wanted = led.replica.assignment().replicas.iter().copied().collect();
-    if led.replica.group().status().voters == wanted {
-        return Err(ApiError::reconfiguration_not_in_progress());
-    }
-    let mut error = ApiError::bad_request();
-    error.description = "a move can't be cancelled; remove the peer that the replica went to".to_owned();
-    Err(error)
-}
-
 pub(super) async fn remove_server(cx: &Context<'_>) -> Answer {
     let server = requested_server(cx)?;
     let members = cx.jetstream.meta().read(|machine| machine.nodes().count());

@@ -7,7 +7,11 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use levee_protocol::api::envelope::{self, Strictness};
 use levee_protocol::api::response::{SUBJECTS_PAGE, StreamDescribed};
-use levee_protocol::api::{ClusterInfo, PeerInfo, StreamAlternate, StreamInfo, StreamInfoRequest};
+use levee_protocol::api::{
+    ApiError, ClusterInfo, DesiredCluster, DesiredOrigin, DesiredPeer, PeerInfo, StreamAlternate, StreamInfo,
+    StreamInfoRequest,
+};
+use levee_protocol::command::meta::{Move, StreamAssignment};
 use levee_protocol::ids::{GroupId, NodeId, StreamName};
 use levee_protocol::subject::Filter;
 use levee_raft::Group;
@@ -134,8 +138,10 @@ pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterI
         leader: jetstream.identity().name.clone(),
         ..ClusterInfo::default()
     };
+    let assignment = replica.assignment();
+    cluster.desired = assignment.moving.as_ref().map(|moving| desired(jetstream, &assignment, moving));
     let status = replica.group().status();
-    if status.voters.len() > 1 {
+    if status.voters.len() > 1 || cluster.desired.is_some() {
         cluster.raft_group = format!("S-R{}-{}", status.voters.len(), replica.group_id());
         cluster.leader_since = replica.leader().map(|leader| leader.since());
         // Where nats-server's nodes exchange log entries; clients expect to be told.
@@ -144,6 +150,22 @@ pub fn cluster_info(jetstream: &JetStream, replica: &Replica) -> Option<ClusterI
         cluster.replicas = followers(jetstream, replica.group());
     }
     Some(cluster)
+}
+
+/// Where the stream is on its way to, and from.
+fn desired(jetstream: &JetStream, assignment: &StreamAssignment, moving: &Move) -> DesiredCluster {
+    let peer = |node: &NodeId| DesiredPeer { name: jetstream.node_name(*node), peer: peer_id(*node) };
+    DesiredCluster {
+        created: moving.since,
+        name: jetstream.identity().cluster.clone(),
+        replicas: assignment.replicas.iter().map(peer).collect(),
+        origin: moving.origin.as_ref().map(|origin| DesiredOrigin {
+            replicas: origin.num_replicas,
+            placement: origin.placement.clone(),
+            ..DesiredOrigin::default()
+        }),
+        ..DesiredCluster::default()
+    }
 }
 
 /// The nodes of a group, without this one. Only its leader knows.
@@ -177,6 +199,16 @@ pub fn followers(jetstream: &JetStream, group: &Group) -> Vec<PeerInfo> {
 #[must_use]
 pub fn peer_id(node: NodeId) -> String {
     node.to_string()[..8].to_owned()
+}
+
+/// Answers with the stream, once its leader and the other nodes know what meta decided.
+pub async fn changed(cx: &Context<'_>, assignment: &StreamAssignment) -> Answer {
+    let StreamAssignment { group, revision, .. } = *assignment;
+    let mut infos = settled(cx.jetstream, BTreeMap::from([(group, revision)]), SETTLE_PATIENCE).await;
+    let mut info = infos.remove(&group).ok_or_else(ApiError::not_available)?;
+    reachable(cx.jetstream, group, revision).await;
+    info.config = info.config.shown();
+    Ok(cx.request.endpoint.success(&info))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,7 +1,5 @@
 //! `$JS.API.STREAM.UPDATE.*`: meta decides, the stream's own log adopts.
 
-use std::collections::BTreeMap;
-
 use levee_broker_core::meta::MetaReply;
 use levee_broker_core::stream::check_consumer_limits;
 use levee_protocol::api::advisory::Action;
@@ -38,13 +36,7 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         Ok(MetaReply::Rejected(error)) => return Err(error),
         Ok(_) | Err(_) => return Err(ApiError::not_available()),
     };
-    let mut wanted = BTreeMap::new();
-    wanted.insert(assignment.group, assignment.revision);
-    let mut infos = stream_info::settled(cx.jetstream, wanted, stream_info::SETTLE_PATIENCE).await;
-    let mut info = infos.remove(&assignment.group).ok_or_else(ApiError::not_available)?;
-    stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
-    info.config = info.config.shown();
-    Ok(cx.request.endpoint.success(&info))
+    stream_info::changed(cx, &assignment).await
 }
 
 /// Whether the stream is promised more bytes than now. Others may be updated even if the bounds are exceeded.

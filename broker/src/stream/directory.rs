@@ -210,6 +210,7 @@ mod tests {
             replicas: vec![NodeId(1)],
             revision: 1,
             replicas_changed: false,
+            moving: None,
             restoring: false,
         }
     }

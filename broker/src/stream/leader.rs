@@ -28,12 +28,9 @@ use crate::mirror::Receivers;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks;
 use crate::stream::ingest::{Ingest, PubAckStream};
-use crate::stream::{Replica, announce, ticker};
+use crate::stream::{Replica, adoption, announce, ticker};
 use crate::transfer::restore;
 
-/// How long the leader waits before it tries again to make a change of membership.
-const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(30);
-const MEMBERSHIP_RETRY: Duration = Duration::from_secs(1);
 /// How long a leader waits before all that follows from leading is built again within one leadership.
 const REBUILD_PAUSE: Duration = Duration::from_millis(50);
 /// A consumer whose messages can't be read is started again after this long.
@@ -169,7 +166,7 @@ impl Leader {
         leader.spawn_vital("consumer progress", progress);
         leader.tasks.spawn(
             "stream adoption",
-            adopt(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
+            adoption::run(Arc::clone(jetstream), Arc::clone(replica), Arc::clone(&leader.assignment_changed)),
         );
         if replica.assignment().restoring {
             let abandoned = restore::look_for_abandoned(Arc::clone(jetstream), replica.group_id());
@@ -454,59 +451,5 @@ impl Replica {
     pub async fn propose(&self, command: &StreamCommand) -> Result<Reply, ProposeError> {
         let (_, reply) = self.group().propose(INLINE, command.encode().into_bytes()).await?;
         Ok(*reply.downcast::<Reply>().expect("a stream machine answers with a Reply"))
-    }
-}
-
-/// Brings the stream in line with what meta assigned: its configuration through its own log, its voters through
-/// its group's membership.
-async fn adopt(jetstream: Arc<JetStream>, replica: Arc<Replica>, changed: Arc<Notify>) {
-    loop {
-        let assignment = replica.assignment();
-        let adopted = replica.read(|machine, _| machine.config() == Some(&assignment.config));
-        if !adopted {
-            let command = StreamCommand::Configure {
-                now: replica.now(jetstream.clock()),
-                created: assignment.created,
-                config: Box::new(assignment.config.clone()),
-            };
-            match replica.propose(&command).await {
-                Ok(Reply::Rejected(error)) => tracing::error!(
-                    "stream '{}' refuses the configuration that meta decided: {}",
-                    assignment.config.name,
-                    error.description
-                ),
-                Ok(_) => {}
-                Err(_) => {
-                    // Leadership is going, or the disk is full: try again while we are here.
-                    tokio::time::sleep(MEMBERSHIP_RETRY).await;
-                    continue;
-                }
-            }
-        }
-        let status = replica.group().status();
-        let wanted = assignment.replicas.iter().copied().collect();
-        if status.voters != wanted {
-            let change = tokio::time::timeout(MEMBERSHIP_PATIENCE, replica.group().change_voters(wanted));
-            match change.await {
-                Ok(Ok(())) => continue,
-                Err(_) => {
-                    tracing::warn!(
-                        "new replicas of stream '{}' take long to catch up",
-                        assignment.config.name
-                    );
-                    // Meta may have changed its mind in the meantime.
-                    continue;
-                }
-                Ok(Err(error)) => {
-                    tracing::warn!(
-                        "replicas of stream '{}' can't be changed yet: {error}",
-                        assignment.config.name
-                    );
-                    tokio::time::sleep(MEMBERSHIP_RETRY).await;
-                    continue;
-                }
-            }
-        }
-        changed.notified().await;
     }
 }

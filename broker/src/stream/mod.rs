@@ -3,6 +3,7 @@
 //! [`Replica`] ties the pure rules (`broker-core`) to their messages (`storage`) and their log (`raft`).
 //! [`Leader`] is built when leadership is gained and dropped when it is lost; nothing asks "do I lead?" twice.
 
+pub mod adoption;
 mod announce;
 mod batches;
 pub(crate) mod block_memory;

@@ -355,6 +355,7 @@ mod tests {
             replicas: Vec::new(),
             revision: 1,
             replicas_changed: false,
+            moving: None,
             restoring: false,
         }
     }

@@ -52,6 +52,8 @@ pub enum Caller {
     Anyone,
     /// The system account; calls from others are ignored.
     System,
+    /// The account that the call names, and the system account; calls from others are ignored.
+    Owner,
 }
 
 macro_rules! endpoints {
@@ -153,7 +155,7 @@ endpoints! {
     /// Move a stream off a peer.
     StreamPeerEvacuate "STREAM.PEER.EVACUATE" Stream Meta Json Anyone "stream_evacuate_peer_response" "";
     /// Stop moving a stream.
-    StreamCancelMove "STREAM.CANCEL_MOVE" Stream Stream Json Anyone "stream_cancel_move_response" "";
+    StreamCancelMove "STREAM.CANCEL_MOVE" Stream Meta Json Anyone "stream_cancel_move_response" "";
     /// Usage and limits of the account.
     AccountInfo "INFO" Nothing Meta Special Anyone "account_info_response" "";
     /// Let another node lead the meta group.
@@ -167,9 +169,9 @@ endpoints! {
     /// Delete everything an account has.
     AccountPurge "ACCOUNT.PURGE" Account Meta Json System "account_purge_response" "";
     /// Move a stream of an account.
-    AccountStreamMove "ACCOUNT.STREAM.MOVE" AccountAndStream Meta Json Anyone "stream_update_response" "";
+    AccountStreamMove "ACCOUNT.STREAM.MOVE" AccountAndStream Meta Json Owner "stream_update_response" "";
     /// Stop moving a stream of an account.
-    AccountStreamCancelMove "ACCOUNT.STREAM.CANCEL_MOVE" AccountAndStream Meta Json Anyone "stream_cancel_move_response" "";
+    AccountStreamCancelMove "ACCOUNT.STREAM.CANCEL_MOVE" AccountAndStream Meta Json Owner "stream_cancel_move_response" "";
 }
 
 impl Endpoint {

@@ -16,7 +16,7 @@ use crate::api::message::{DirectGetRequest, MessageDeleteRequest, MessageGetRequ
 use crate::api::pull::PullRequest;
 use crate::api::stream_config::StreamConfig;
 use crate::api::stream_request::{
-    NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
+    MoveRequest, NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
     StepDownRequest, StreamConfigRequest, StreamInfoRequest,
 };
 
@@ -149,6 +149,7 @@ plain_bodies!(
     DirectGetRequest,
     MessageDeleteRequest,
     MessageGetRequest,
+    MoveRequest,
     NamesRequest,
     PeerRequest,
     PullRequest,

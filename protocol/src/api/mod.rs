@@ -78,6 +78,6 @@ pub use stream_info::{
     StreamAlternate, StreamInfo, StreamSourceInfo, StreamState,
 };
 pub use stream_request::{
-    NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
+    MoveRequest, NamesRequest, PeerRequest, PurgeRequest, RestoreRequest, ServerPeerRequest, SnapshotRequest,
     StepDownRequest, StreamConfigRequest, StreamInfoRequest,
 };

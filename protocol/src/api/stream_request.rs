@@ -136,6 +136,24 @@ pub struct ServerPeerRequest {
     pub peer_id: String,
 }
 
+/// Move one replica of a stream to another server.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoveRequest {
+    /// Name of the server that gives its replica. Without one, any of them does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub server: String,
+    /// The cluster of that server.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
+    /// The domain of that server.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    /// What the server that takes it must be, besides what the stream asks for anyway.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

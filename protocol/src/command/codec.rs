@@ -252,6 +252,9 @@ impl MetaCommand {
             Self::MoveReplica { .. } => 17,
             Self::EvacuateNode { .. } => 18,
             Self::FillUp { .. } => 19,
+            Self::MoveStream { .. } => 20,
+            Self::CancelMove { .. } => 21,
+            Self::EndMove { .. } => 22,
         }
     }
 }

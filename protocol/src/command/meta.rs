@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{AccountLimits, StreamConfig};
+use crate::api::{AccountLimits, Placement, StreamConfig};
 use crate::ids::{AccountName, GroupId, NodeId, StreamName};
 use crate::time::Timestamp;
 
@@ -80,6 +80,41 @@ pub enum MetaCommand {
         /// Nodes that were alive when the leader looked.
         alive: Vec<NodeId>,
     },
+    /// Like `MoveReplica`, and it can be taken back until the replica has arrived.
+    MoveStream {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// Which stream.
+        name: StreamName,
+        /// The node that gives; without one, the one that is preferred least for leading.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<NodeId>,
+        /// What the node that takes must be, besides what the stream asks for anyway.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tags: Vec<String>,
+        /// Nodes that were alive when the leader looked.
+        alive: Vec<NodeId>,
+    },
+    /// A stream stays where it was before it was moved or scaled.
+    CancelMove {
+        /// The leader's time.
+        now: Timestamp,
+        /// Owner.
+        account: AccountName,
+        /// Which stream.
+        name: StreamName,
+    },
+    /// The nodes that a stream was to go to hold it, and nobody else does.
+    EndMove {
+        /// The leader's time.
+        now: Timestamp,
+        /// The stream's group.
+        group: GroupId,
+        /// Who holds it. If it is to go elsewhere by now, it has not arrived.
+        replicas: Vec<NodeId>,
+    },
     /// A node gives its replicas to others, as far as there are any. It stays in the cluster and may get new ones.
     EvacuateNode {
         /// The leader's time.
@@ -142,7 +177,32 @@ pub struct StreamAssignment {
     /// Whether other nodes held it once: then not everybody who holds it is a founder of its group.
     #[serde(default)]
     pub replicas_changed: bool,
+    /// Set while it goes to other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Move>,
     /// Whether it is being filled from an archive: until that has ended, only its leader knows of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restoring: bool,
+}
+
+/// A stream on its way to other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Move {
+    /// When it began.
+    pub since: Timestamp,
+    /// Where it goes back to if it is cancelled. None when it has to go: a replica was taken away from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<MoveOrigin>,
+}
+
+/// What a stream was before it began to move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveOrigin {
+    /// The nodes that held it.
+    pub replicas: Vec<NodeId>,
+    /// How many it asked for.
+    pub num_replicas: i32,
+    /// Where it asked to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
 }

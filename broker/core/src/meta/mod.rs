@@ -45,6 +45,8 @@ pub enum MetaReply {
     Removed,
     /// What could go from the node to others goes.
     Evacuated,
+    /// The stream has arrived where it was to go, or is to go elsewhere by now.
+    MoveEnded,
     /// Streams that lacked replicas have what can be had.
     FilledUp,
     /// A new stream.
@@ -73,28 +75,40 @@ impl MetaMachine {
                 Ok(self.register(node))
             }
             MetaCommand::RemoveNode { now, node, alive } => {
-                self.advance_clock(*now);
-                Ok(self.remove_node(*node, alive))
+                let now = self.advance_clock(*now);
+                Ok(self.remove_node(now, *node, alive))
             }
             MetaCommand::MoveReplica { now, account, name, from, alive } => {
+                let now = self.advance_clock(*now);
+                self.move_replica(now, account, name, *from, alive)
+            }
+            MetaCommand::MoveStream { now, account, name, from, tags, alive } => {
+                let now = self.advance_clock(*now);
+                self.move_stream(now, (account, name), *from, tags, alive)
+            }
+            MetaCommand::CancelMove { now, account, name } => {
                 self.advance_clock(*now);
-                self.move_replica(account, name, *from, alive)
+                self.cancel_move(account, name)
+            }
+            MetaCommand::EndMove { now, group, replicas } => {
+                self.advance_clock(*now);
+                Ok(self.end_move(*group, replicas))
             }
             MetaCommand::EvacuateNode { now, node, alive } => {
-                self.advance_clock(*now);
-                Ok(self.evacuate(*node, alive))
+                let now = self.advance_clock(*now);
+                Ok(self.evacuate(now, *node, alive))
             }
             MetaCommand::FillUp { now, alive } => {
-                self.advance_clock(*now);
-                Ok(self.fill_up(alive))
+                let now = self.advance_clock(*now);
+                Ok(self.fill_up(now, alive))
             }
             MetaCommand::CreateStream { now, account, config, alive, limits, restoring } => {
                 let now = self.advance_clock(*now);
                 self.create_stream(now, account, config, (alive, limits), *restoring)
             }
             MetaCommand::UpdateStream { now, account, config, alive, limits } => {
-                self.advance_clock(*now);
-                self.update_stream(account, config, (alive, limits))
+                let now = self.advance_clock(*now);
+                self.update_stream(now, account, config, (alive, limits))
             }
             MetaCommand::DeleteStream { now, account, name } => {
                 self.advance_clock(*now);

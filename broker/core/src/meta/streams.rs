@@ -1,10 +1,11 @@
 //! Streams are created, changed and deleted; no two of an account capture the same subject.
 
 use levee_protocol::api::{AccountLimits, ApiError, Placement, StreamConfig};
-use levee_protocol::command::meta::{NodeRegistration, StreamAssignment};
+use levee_protocol::command::meta::{Move, NodeRegistration, StreamAssignment};
 use levee_protocol::ids::{AccountName, GroupId, NodeId, StreamName};
 use levee_protocol::time::Timestamp;
 
+use super::moves::{check_settled, origin};
 use super::placement::{self, Candidates};
 use super::{MetaMachine, MetaReply};
 use crate::stream::check_update;
@@ -47,6 +48,7 @@ impl MetaMachine {
             replicas,
             revision: 1,
             replicas_changed: false,
+            moving: None,
             restoring,
         };
         self.put_stream(assignment.clone(), &name);
@@ -55,13 +57,13 @@ impl MetaMachine {
 
     pub(super) fn update_stream(
         &mut self,
+        now: Timestamp,
         account: &AccountName,
         config: &StreamConfig,
         (alive, limits): (&[NodeId], &AccountLimits),
     ) -> Result<MetaReply, ApiError> {
         let name = parse_name(config)?;
-        let existing = self.stream(account, &name).filter(|existing| !existing.restoring);
-        let existing = existing.ok_or_else(ApiError::stream_not_found)?;
+        let existing = self.whole_stream(account, &name)?;
         let mut config = config.clone();
         check_update(&existing.config, &mut config)?;
         config.store_metadata();
@@ -73,7 +75,8 @@ impl MetaMachine {
         let replicas_before = existing.replicas.clone();
         let mut assignment = existing.clone();
         let scaled = assignment.config.num_replicas != config.num_replicas;
-        let moved = assignment.config.placement != config.placement;
+        // Who asks for nothing any more may stay.
+        let moved = config.placement.is_some() && assignment.config.placement != config.placement;
         if scaled || moved {
             let count = config.replica_count();
             let candidates = self.candidates(config.placement.as_ref(), alive);
@@ -83,6 +86,10 @@ impl MetaMachine {
             let stay: Vec<NodeId> = replicas_before.iter().copied().filter(fits).collect();
             let resized = placement::resize(&stay, count, &candidates, &self.load);
             assignment.replicas = resized.ok_or_else(|| no_suitable_peers(&candidates))?;
+            check_settled(existing)?;
+        }
+        if assignment.replicas != replicas_before {
+            assignment.moving = Some(Move { since: now, origin: Some(origin(existing)) });
         }
         if assignment.config == config && assignment.replicas == replicas_before {
             let assignment = Box::new(assignment);
@@ -209,11 +216,16 @@ fn parse_name(config: &StreamConfig) -> Result<StreamName, ApiError> {
     StreamName::parse(&config.name).map_err(ApiError::stream_invalid_config)
 }
 
-fn no_suitable_peers(candidates: &Candidates) -> ApiError {
+pub(super) fn no_suitable_peers(candidates: &Candidates) -> ApiError {
     let mut error = "no suitable peers for placement".to_owned();
-    if !candidates.unmatched.is_empty() {
-        let quoted: Vec<String> = candidates.unmatched.iter().map(|tag| format!("'{tag}'")).collect();
-        error = format!("{error}, tags not matched [{}]", quoted.join(", "));
+    let (unwanted, lacking): (Vec<&str>, Vec<&str>) =
+        candidates.unmatched.iter().map(String::as_str).partition(|tag| tag.starts_with('!'));
+    for (tags, are) in [(lacking, "not matched"), (unwanted, "excluded")] {
+        if !tags.is_empty() {
+            let quoted: Vec<_> =
+                tags.iter().map(|tag| format!("'{}'", tag.trim_start_matches('!'))).collect();
+            error = format!("{error}, tags {are} [{}]", quoted.join(", "));
+        }
     }
     ApiError::no_suitable_peers(error)
 }

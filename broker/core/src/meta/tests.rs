@@ -264,6 +264,7 @@ fn scaling_keeps_the_nodes_that_hold_the_stream() {
     };
     assert_eq!((assignment.replicas.clone(), replicas_before), (alive(&[2, 1, 3]), alive(&[2])));
     assert_eq!((assignment.revision, assignment.group), (2, first.group));
+    end_move(&mut meta, "A", &assignment.replicas);
 
     let MetaReply::Updated { assignment, .. } = update(&mut meta, &config("A", &["a"], 1), &[1, 2, 3]) else {
         panic!("refused");
@@ -341,6 +342,95 @@ fn a_replica_goes_to_another_node_if_there_is_one_and_who_holds_it_is_there() {
     assert_eq!(replicas_before, made.replicas);
     assert!(assignment.replicas_changed && assignment.revision == 2);
     assert_eq!(refusal(move_replica(&mut meta, "A", 3, &[1, 2, 3, 4])).0, 10040, "it went");
+}
+
+fn move_stream(meta: &mut MetaMachine, stream: &str, from: Option<u64>, nodes: &[u64]) -> MetaReply {
+    let (account, name) = (AccountName::global(), StreamName::parse(stream).unwrap());
+    let (from, alive, tags) = (from.map(NodeId), alive(nodes), Vec::new());
+    meta.apply(9, &MetaCommand::MoveStream { now: NOW, account, name, from, tags, alive })
+}
+
+fn cancel_move(meta: &mut MetaMachine, stream: &str) -> MetaReply {
+    let (account, name) = (AccountName::global(), StreamName::parse(stream).unwrap());
+    meta.apply(9, &MetaCommand::CancelMove { now: NOW, account, name })
+}
+
+fn end_move(meta: &mut MetaMachine, stream: &str, at: &[NodeId]) {
+    let group = assignment(meta, stream).group;
+    let ended = meta.apply(9, &MetaCommand::EndMove { now: NOW, group, replicas: at.to_vec() });
+    assert_eq!(ended, MetaReply::MoveEnded);
+}
+
+fn assignment(meta: &MetaMachine, stream: &str) -> StreamAssignment {
+    meta.stream(&AccountName::global(), &StreamName::parse(stream).unwrap()).unwrap().clone()
+}
+
+#[test]
+fn a_move_can_be_taken_back_until_the_stream_has_arrived() {
+    let mut meta = cluster(4);
+    let all = [1, 2, 3, 4];
+    let before = created(create(&mut meta, &config("A", &["a"], 3), &[1, 2, 3])).replicas;
+    assert_eq!(refusal(cancel_move(&mut meta, "A")).0, 10129);
+    assert_eq!(refusal(cancel_move(&mut meta, "X")).0, 10059);
+    assert_eq!(refusal(move_stream(&mut meta, "A", Some(4), &all)).0, 10040);
+    assert_eq!(refusal(move_stream(&mut meta, "A", Some(1), &[1, 2, 3])).0, 10005, "4 is not alive");
+
+    assert!(matches!(move_stream(&mut meta, "A", None, &all), MetaReply::Updated { .. }));
+    assert_eq!(assignment(&meta, "A").replicas[..2], before[..2], "who leads by preference stays");
+    assert_eq!(refusal(move_stream(&mut meta, "A", Some(4), &all)).0, 10124);
+    assert_eq!(refusal(update(&mut meta, &config("A", &["a"], 1), &all)).0, 10124);
+    update(&mut meta, &config("A", &["a", "b"], 3), &all);
+    assert!(matches!(cancel_move(&mut meta, "A"), MetaReply::Updated { .. }));
+    assert_eq!(assignment(&meta, "A").replicas, before);
+    assert_eq!(assignment(&meta, "A").config.subjects, ["a", "b"], "the rest of it stays");
+
+    end_move(&mut meta, "A", &alive(&[2, 3, 4]));
+    assert!(assignment(&meta, "A").moving.is_some(), "it has not been there");
+    end_move(&mut meta, "A", &before);
+    assert_eq!(assignment(&meta, "A").moving, None);
+    assert_eq!(refusal(cancel_move(&mut meta, "A")).0, 10129);
+}
+
+#[test]
+fn scaling_and_placing_anew_can_be_taken_back_too_but_not_a_removal() {
+    let mut meta = cluster(4);
+    let all = [1, 2, 3, 4];
+    let before = created(create(&mut meta, &config("A", &["a"], 1), &all));
+
+    update(&mut meta, &config("A", &["a"], 3), &all);
+    assert_eq!(refusal(move_stream(&mut meta, "A", None, &all)).0, 10226);
+    assert!(matches!(cancel_move(&mut meta, "A"), MetaReply::Updated { .. }));
+    let after = assignment(&meta, "A");
+    assert_eq!((after.replicas.clone(), &after.config), (before.replicas.clone(), &before.config));
+    end_move(&mut meta, "A", &before.replicas);
+
+    // What is removed has to go. That keeps nobody from scaling the stream.
+    move_replica(&mut meta, "A", before.replicas[0].0, &all);
+    assert!(assignment(&meta, "A").moving.is_some());
+    assert_eq!(refusal(cancel_move(&mut meta, "A")).0, 10129);
+    assert!(matches!(update(&mut meta, &config("A", &["a"], 3), &all), MetaReply::Updated { .. }));
+
+    // Who was removed in the meantime does not come back.
+    let held = assignment(&meta, "A").replicas;
+    end_move(&mut meta, "A", &held);
+    update(&mut meta, &config("A", &["a"], 1), &all);
+    let (stays, goes) = (held[0], held[1]);
+    remove(&mut meta, goes.0, &all);
+    assert!(matches!(cancel_move(&mut meta, "A"), MetaReply::Updated { .. }));
+    let back = assignment(&meta, "A").replicas;
+    assert!(back.contains(&stays) && !back.contains(&goes), "{back:?}");
+    assert!(meta.can_fill_up(&alive(&all)), "it lacks one");
+}
+
+#[test]
+fn a_stream_is_not_moved_and_scaled_at_once() {
+    let mut meta = tagged_cluster("");
+    let all = [1, 2, 3, 4];
+    created(create(&mut meta, &placed("A", 1, &["az:b"]), &all));
+
+    assert_eq!(refusal(update(&mut meta, &placed("A", 2, &["az:a"]), &all)).0, 10123);
+    let anywhere = update(&mut meta, &config("A", &["A"], 2), &all);
+    assert!(matches!(anywhere, MetaReply::Updated { .. }), "{anywhere:?}");
 }
 
 #[test]

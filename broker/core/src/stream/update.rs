@@ -44,7 +44,9 @@ pub fn check_update(old: &StreamConfig, new: &mut StreamConfig) -> Result<(), Ap
     if old.persist_mode != new.persist_mode {
         return refuse("stream configuration update can not change persist mode");
     }
-    if old.num_replicas != new.num_replicas && old.placement != new.placement {
+    // Who asks for nothing any more may stay.
+    let is_placed_anew = new.placement.is_some() && old.placement != new.placement;
+    if old.num_replicas != new.num_replicas && is_placed_anew {
         return Err(ApiError::move_and_scale());
     }
     if new.sealed {

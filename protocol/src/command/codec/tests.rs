@@ -16,6 +16,14 @@ fn times() -> impl Strategy<Value = Timestamp> {
     prop_oneof![Just(Timestamp::ZERO), any::<i64>().prop_map(Timestamp)]
 }
 
+fn stream_names() -> impl Strategy<Value = StreamName> {
+    "[a-zA-Z0-9_-]{1,20}".prop_map(|name| StreamName::parse(&name).unwrap())
+}
+
+fn tags() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec("[!a-z:]{1,8}", 0..3)
+}
+
 fn streams() -> impl Strategy<Value = Box<StreamConfig>> {
     let text = "[a-zA-Z.>*\"]{0,12}";
     let texts = prop::collection::vec(text, 0..3);
@@ -172,14 +180,24 @@ fn meta_commands() -> impl Strategy<Value = MetaCommand> {
             alive
         }),
         (times(), nodes()).prop_map(|(now, alive)| MetaCommand::FillUp { now, alive }),
-        (times(), "[a-zA-Z0-9_-]{1,20}", any::<u64>(), nodes()).prop_map(move |(now, name, id, alive)| {
-            MetaCommand::MoveReplica {
-                now,
-                account: account(),
-                name: StreamName::parse(&name).unwrap(),
-                from: NodeId(id),
-                alive,
+        (times(), stream_names(), any::<u64>(), nodes()).prop_map(move |(now, name, id, alive)| {
+            MetaCommand::MoveReplica { now, account: account(), name, from: NodeId(id), alive }
+        }),
+        (times(), stream_names(), prop::option::of(any::<u64>()), tags(), nodes()).prop_map(
+            move |(now, name, from, tags, alive)| {
+                let from = from.map(NodeId);
+                MetaCommand::MoveStream { now, account: account(), name, from, tags, alive }
             }
+        ),
+        (times(), stream_names()).prop_map(move |(now, name)| MetaCommand::CancelMove {
+            now,
+            account: account(),
+            name
+        }),
+        (times(), any::<u64>(), nodes()).prop_map(|(now, group, replicas)| MetaCommand::EndMove {
+            now,
+            group: GroupId(group),
+            replicas
         }),
         (times(), streams(), nodes()).prop_map(move |(now, config, alive)| MetaCommand::CreateStream {
             now,
