@@ -11,6 +11,7 @@ mod failover;
 mod joining;
 mod last_words;
 mod moving;
+mod moving_at_random;
 mod permissions;
 mod placement;
 mod redrive;

@@ -44,6 +44,8 @@ pub(super) async fn run(jetstream: Arc<JetStream>, replica: Arc<Replica>, change
         }
         let wanted: BTreeSet<NodeId> = assignment.replicas.iter().copied().collect();
         let name = &assignment.config.name;
+        // A leader that took itself out leads for a moment still. Who comes after it is there, and says so.
+        let has_arrived = assignment.moving.is_some() && wanted.contains(&jetstream.node());
         if !replica.group().consists_of(&wanted) {
             tokio::select! {
                 change = replica.group().set_members(wanted) => if let Err(error) = change {
@@ -58,7 +60,7 @@ pub(super) async fn run(jetstream: Arc<JetStream>, replica: Arc<Replica>, change
             }
             continue;
         }
-        if assignment.moving.is_some() && !tell_arrived(&jetstream, &assignment).await {
+        if has_arrived && !tell_arrived(&jetstream, &assignment).await {
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
                 () = changed.notified() => {}
