@@ -95,6 +95,8 @@ pub enum Figure {
     PublishBesideCpuPerMillion,
     /// Resident memory before the consumers, MiB.
     MemoryBeforeMib,
+    /// Resident memory when half of them have come and gone, MiB.
+    MemoryHalfwayMib,
     /// Resident memory when they are gone, MiB.
     MemoryAfterMib,
     /// From killing the leader of a stream until it has another, and every consumer that was asked gave a message,
@@ -138,6 +140,7 @@ impl Figure {
         Self::PublishBesideRate,
         Self::PublishBesideCpuPerMillion,
         Self::MemoryBeforeMib,
+        Self::MemoryHalfwayMib,
         Self::MemoryAfterMib,
         Self::FailoverSeconds,
         Self::LateP50Ms,
@@ -189,6 +192,7 @@ impl Figure {
             Self::PublishBesideRate => "10 publishers, one at a time, beside the consumers, msg/s",
             Self::PublishBesideCpuPerMillion => "publishing beside the consumers, CPU s/M",
             Self::MemoryBeforeMib => "memory before the consumers, MiB",
+            Self::MemoryHalfwayMib => "memory when half of them have come and gone, MiB",
             Self::MemoryAfterMib => "memory when they are gone, MiB",
             Self::FailoverSeconds => "SIGKILL of the leader, stream and consumers answer again, s",
             Self::LateP50Ms => "unacked messages delivered again, late by, p50, ms",

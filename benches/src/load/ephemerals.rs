@@ -1,6 +1,7 @@
 //! Consumers that come and go: created, used for one message, and deleted or left to expire. What stays behind shows in
 //! memory.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -49,7 +50,10 @@ pub fn run(
     std::thread::sleep(REST);
     let before = servers.memory()?;
     let (meter, start) = (Meter::start(servers)?, Instant::now());
-    let created = live(servers, ending, consumers, start + effort.limit)?;
+    let until = start + effort.limit;
+    let half = live(servers, ending, 0..consumers / 2, until)?;
+    let halfway = servers.memory()?;
+    let created = half + live(servers, ending, consumers / 2..consumers, until)?;
     let seconds = start.elapsed().as_secs_f64();
     let mut outcome = meter.finish(servers, created)?;
 
@@ -67,19 +71,21 @@ pub fn run(
     outcome.set(Figure::ConsumerRate, created as f64 / seconds);
     std::thread::sleep(REST);
     outcome.set(Figure::MemoryBeforeMib, mib(before));
+    outcome.set(Figure::MemoryHalfwayMib, mib(halfway));
     outcome.set(Figure::MemoryAfterMib, mib(servers.memory()?));
     Ok(outcome)
 }
 
-fn live(servers: &Servers, ending: Ending, consumers: u64, until: Instant) -> anyhow::Result<u64> {
-    let clients = CLIENTS.min(consumers);
+fn live(servers: &Servers, ending: Ending, consumers: Range<u64>, until: Instant) -> anyhow::Result<u64> {
+    let clients = CLIENTS.min(consumers.end - consumers.start);
     let created = std::thread::scope(|scope| {
         let threads = (0..clients)
             .map(|client| {
+                let mine = (consumers.start + client..consumers.end).step_by(clients as usize);
                 scope.spawn(move || -> anyhow::Result<u64> {
                     let mut created = 0;
                     let mut connection = Client::connect(servers.address(client as usize % servers.nodes()))?;
-                    for consumer in (client..consumers).step_by(clients as usize) {
+                    for consumer in mine {
                         if Instant::now() > until {
                             break;
                         }

@@ -204,7 +204,7 @@ impl Effort {
         divide_by: 1,
         latency: Lasting { warm: Duration::from_secs(2), recorded: Duration::from_secs(5) },
         settle_within: Duration::from_secs(30),
-        limit: Duration::from_secs(300),
+        limit: Duration::from_secs(180),
     };
     /// All ordinary rows in a few minutes.
     pub const QUICK: Self = Self {

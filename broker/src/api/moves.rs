@@ -1,8 +1,6 @@
 //! `ACCOUNT.STREAM.MOVE` brings one replica of a stream to another node; `STREAM.CANCEL_MOVE` and its like of the account
 //! take it back until it has arrived, and a stream that is scaled or placed anew, too.
 
-use std::borrow::Cow;
-
 use levee_broker_core::meta::MetaReply;
 use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
@@ -19,7 +17,7 @@ pub(super) async fn begin(cx: &Context<'_>) -> Answer {
     let (account, name) = stream(cx)?;
     let command = MetaCommand::MoveStream {
         now: cx.jetstream.clock().now(),
-        account: account.clone().into_owned(),
+        account: account.clone(),
         name,
         from: giver(cx, &request)?,
         tags: request.tags,
@@ -31,15 +29,15 @@ pub(super) async fn begin(cx: &Context<'_>) -> Answer {
 pub(super) async fn cancel(cx: &Context<'_>) -> Answer {
     let (account, name) = stream(cx)?;
     let now = cx.jetstream.clock().now();
-    let command = MetaCommand::CancelMove { now, account: account.clone().into_owned(), name };
+    let command = MetaCommand::CancelMove { now, account: account.clone(), name };
     decide(cx, &account, &command).await
 }
 
 /// The stream that the call names, of the account that it names or of the caller's.
-fn stream<'a>(cx: &Context<'a>) -> Result<(Cow<'a, AccountName>, StreamName), ApiError> {
+fn stream(cx: &Context<'_>) -> Result<(AccountName, StreamName), ApiError> {
     let account = match cx.request.account {
-        "" => Cow::Borrowed(cx.account),
-        named => Cow::Owned(AccountName::parse(named).map_err(|_| ApiError::account_not_found())?),
+        "" => cx.account.clone(),
+        named => AccountName::parse(named).map_err(|_| ApiError::account_not_found())?,
     };
     if !cx.jetstream.accounts().exists(&account) {
         return Err(ApiError::account_not_found());
