@@ -93,6 +93,83 @@ async fn streams_are_on_servers_with_their_tags_and_move_when_these_change() -> 
 }
 
 #[tokio::test]
+async fn a_stream_moves_on_request_to_where_its_tags_and_those_of_the_request_are() -> Result<()> {
+    let cluster = tagged("", 4).await?;
+    let client = cluster.client(0).await?;
+    for (name, tags) in
+        [("FREE", Value::Null), ("ZONE", json!({ "tags": ["az:3"] })), ("BOUND", json!({ "tags": ["az:1"] }))]
+    {
+        let made = create(&client, name, 1, &tags).await?;
+        ensure!(made.get("error").is_none(), "{made}");
+        wait_until(&format!("{name} takes a message"), PATIENCE, async || {
+            // On nats-server another node may not know of the stream yet.
+            Ok(client.request(name, "kept".into()).await.ok())
+        })
+        .await?;
+    }
+    let moves = async |name: &str, request: Value| {
+        api(&client, &format!("ACCOUNT.STREAM.MOVE.$G.{name}"), &request).await
+    };
+    let is_on = async |name: &str, node: &str| {
+        wait_until(&format!("{name} is on {node}"), PATIENCE, async || {
+            let info = api_ok(&client, &format!("STREAM.INFO.{name}"), &Value::Null).await?;
+            let cluster = &info["cluster"];
+            ensure!(cluster["leader"] == node && cluster.get("desired").is_none(), "{info}");
+            ensure!(info["state"]["messages"] == 1, "{info}");
+            Ok(Some(info["config"]["placement"].clone()))
+        })
+        .await
+    };
+    let free_on = leader(&client, "FREE").await?;
+    let other = if free_on == "n2" { "n1" } else { "n2" };
+
+    for (name, request, code, description) in [
+        ("NONE", json!({}), 10059, "stream not found"),
+        ("FREE", json!({ "server": "nobody" }), 10044, "server is not a member of the cluster"),
+        (
+            "FREE",
+            json!({ "server": free_on, "cluster": "X" }),
+            10044,
+            "server is not a member of the cluster",
+        ),
+        ("FREE", json!({ "server": other }), 10040, "peer not a member"),
+        (
+            "FREE",
+            json!({ "tags": ["nope"] }),
+            10005,
+            "no suitable peers for placement, tags not matched ['nope']",
+        ),
+        ("BOUND", json!({}), 10005, "no suitable peers for placement, tags not matched ['az:1']"),
+        (
+            "BOUND",
+            json!({ "tags": ["az:2"] }),
+            10005,
+            "no suitable peers for placement, tags not matched ['az:1']",
+        ),
+        ("FREE", json!({ "x": 1 }), 10025, "invalid JSON: json: unknown field \"x\""),
+    ] {
+        let refused = moves(name, request.clone()).await?;
+        ensure!(refused["error"]["err_code"] == code, "{name} {request}: {refused}");
+        ensure!(refused["error"]["description"] == description, "{name} {request}: {refused}");
+    }
+    let cancelled = api(&client, "STREAM.CANCEL_MOVE.FREE", &Value::Null).await?;
+    ensure!(cancelled["error"]["err_code"] == 10129, "{cancelled}");
+    let both = json!({ "name": "FREE", "num_replicas": 3, "placement": { "tags": ["ssd"] } });
+    let both = api(&client, "STREAM.UPDATE.FREE", &both).await?;
+    ensure!(both["error"]["err_code"] == 10123, "{both}");
+
+    let zone_on = leader(&client, "ZONE").await?;
+    let moved = moves("ZONE", json!({ "server": zone_on })).await?;
+    let (from, to) = if zone_on == "n3" { ("n3", "n4") } else { ("n4", "n3") };
+    ensure!(moved.get("error").is_none() && zone_on == from, "{moved}");
+    ensure!(is_on("ZONE", to).await? == json!({ "tags": ["az:3"] }));
+    let moved = moves("FREE", json!({ "tags": [if free_on == "n2" { "az:1" } else { "az:2" }] })).await?;
+    ensure!(moved.get("error").is_none(), "{moved}");
+    ensure!(is_on("FREE", other).await?.is_null(), "the tags are those of this move");
+    Ok(())
+}
+
+#[tokio::test]
 async fn replicas_are_in_different_zones_when_that_is_configured() -> Result<()> {
     // The harness would wait for a stream with a replica on each of the four, which there can't be.
     let mut cluster = tagged("unique_tag: \"az:\"", 0).await?;
