@@ -69,7 +69,6 @@ pub fn run(
         For::Acks => acks(servers, created, ack_wait, payload_bytes, before, &mut outcome)?,
         For::Messages => messages(servers, created, payload_bytes, before, offered, effort, &mut outcome)?,
     }
-    outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));
     Ok(outcome)
 }
 
@@ -86,6 +85,8 @@ fn acks(
     let delivered = take_one_each(servers, consumers)?;
     std::thread::sleep(REST);
     idle(servers, consumers, before, outcome)?;
+    // While all servers are there to be asked.
+    outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));
 
     let leader = setup::leading_node(servers, STREAM)?;
     let other = (leader + 1) % servers.nodes();
@@ -163,6 +164,7 @@ fn messages(
     if let Some(cpu) = cost.get(Figure::CpuPerMillion) {
         outcome.set(Figure::PublishBesideCpuPerMillion, cpu);
     }
+    outcome.set(Figure::PeakMemoryMib, mib(servers.peak_memory()?));
     // It ends with the servers.
     drop(acking);
     Ok(())
