@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId};
-use levee_raft::{Birth, Error, ProposeError};
+use levee_raft::{Birth, Error, Group, ProposeError};
 use levee_storage::kind::INLINE;
 use levee_storage::{MemoryDisk, Sync};
 use support::{Cluster, ListMachine, ids, payload, put, put_somewhere, quick, until};
@@ -251,8 +251,7 @@ async fn a_few_large_entries_are_purged_too_and_the_machine_hears_of_it_though_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_grows_from_one_to_three_and_survives_its_founder() {
     let mut cluster = Cluster::new(3, quick());
-    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
-    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    let founder = found_alone(&mut cluster).await;
     for number in 0..30 {
         put(&founder, format!("{number:02}")).await.unwrap();
     }
@@ -293,11 +292,17 @@ async fn a_member_is_replaced_and_the_removed_one_can_be_deleted() {
     assert_eq!(cluster.converged(GROUP, 2).await, [payload("one"), payload("two")]);
 }
 
+/// The group on the first node, which is its only voter and leads.
+async fn found_alone(cluster: &mut Cluster) -> Group {
+    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
+    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    founder
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_group_opens_late_gets_its_vote_when_its_log_has_begun() {
     let mut cluster = Cluster::new(2, quick());
-    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
-    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    let founder = found_alone(&mut cluster).await;
     put(&founder, "one").await.unwrap();
     // A leader before may have added it, too, and not seen it begin.
     let early = tokio::time::timeout(Duration::from_secs(1), founder.add_learner(NodeId(2))).await;
@@ -320,8 +325,7 @@ async fn a_member_whose_group_opens_late_gets_its_vote_when_its_log_has_begun() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_members_that_stopped_halfway_is_seen_and_finished() {
     let mut cluster = Cluster::new(3, quick());
-    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
-    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    let founder = found_alone(&mut cluster).await;
     for number in [2, 3] {
         cluster.nodes.get_mut(&number).unwrap().open(GROUP, Birth::Joining).await;
         founder.add_learner(NodeId(number)).await.unwrap();
@@ -347,8 +351,7 @@ async fn a_change_of_members_that_stopped_halfway_is_seen_and_finished() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_that_is_not_wanted_any_more_leaves() {
     let mut cluster = Cluster::new(2, quick());
-    let founder = cluster.nodes.get_mut(&1).unwrap().open(GROUP, Birth::Founding(ids([1]))).await;
-    founder.leadership().wait_for(|now| now.leading).await.unwrap();
+    let founder = found_alone(&mut cluster).await;
     // It never comes.
     let early = tokio::time::timeout(Duration::from_millis(300), founder.add_learner(NodeId(2))).await;
     assert!(early.is_err(), "{early:?}");

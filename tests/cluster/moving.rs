@@ -48,7 +48,7 @@ async fn fill(cluster: &Cluster, stream: &str, messages: usize) -> Result<()> {
 }
 
 /// Waits until a node has copies of so many streams.
-async fn holds(cluster: &Cluster, index: usize, streams: u64) -> Result<()> {
+pub(crate) async fn holds(cluster: &Cluster, index: usize, streams: u64) -> Result<()> {
     wait_until(&format!("node {index} holds {streams} streams"), PATIENCE, async || {
         let jsz = cluster.node(index).monitoring("/jsz").await?;
         ensure!(jsz["streams"] == streams, "it holds {}", jsz["streams"]);

@@ -19,6 +19,8 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
+use crate::moving::holds;
+
 const NODES: usize = 4;
 const STREAMS: [(&str, u64); 2] = [("THREE", 3), ("ONE", 1)];
 
@@ -70,12 +72,7 @@ async fn whatever_moves_and_dies_nothing_acknowledged_is_lost() -> Result<()> {
         }
     }
     for (index, streams) in held.into_iter().enumerate() {
-        wait_until(&format!("node {index} holds {streams} streams (seed {seed})"), PATIENCE, async || {
-            let jsz = cluster.node(index).monitoring("/jsz").await?;
-            ensure!(jsz["streams"] == streams, "it holds {}", jsz["streams"]);
-            Ok(Some(()))
-        })
-        .await?;
+        holds(&cluster, index, streams).await.with_context(|| format!("seed {seed}"))?;
     }
     Ok(())
 }

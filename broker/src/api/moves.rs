@@ -69,8 +69,10 @@ async fn decide(cx: &Context<'_>, account: &AccountName, command: &MetaCommand) 
         Ok(MetaReply::Updated { assignment, .. }) => {
             advisory::stream_action(cx.jetstream, account, cx.request.stream, Action::Modify);
             // Asked for again, it would find itself under way.
-            let info = stream_info::changed(cx, &assignment).await;
-            info.map_err(|_| not_again("it is decided, but the stream has no leader that carries it out now"))
+            let info = stream_info::decided(cx.jetstream, &assignment).await.map_err(|_| {
+                not_again("it is decided, but the stream has no leader that carries it out now")
+            })?;
+            Ok(cx.request.endpoint.success(&info))
         }
         Ok(MetaReply::Rejected(error)) => Err(error),
         Ok(_) => Err(ApiError::not_available()),

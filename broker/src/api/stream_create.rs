@@ -1,7 +1,5 @@
 //! `$JS.API.STREAM.CREATE.*`: meta decides, the stream's leader answers with what came of it.
 
-use std::collections::BTreeMap;
-
 use levee_broker_core::meta::MetaReply;
 use levee_protocol::api::advisory::Action;
 use levee_protocol::api::envelope::{self, Strictness};
@@ -142,11 +140,6 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         MetaReply::Exists(assignment) => assignment,
         _ => return Err(ApiError::not_available()),
     };
-    let mut wanted = BTreeMap::new();
-    wanted.insert(assignment.group, assignment.revision);
-    let mut infos = stream_info::settled(cx.jetstream, wanted, stream_info::SETTLE_PATIENCE).await;
-    let mut info = infos.remove(&assignment.group).ok_or_else(ApiError::not_available)?;
-    stream_info::reachable(cx.jetstream, assignment.group, assignment.revision).await;
-    info.config = info.config.shown();
+    let info = stream_info::decided(cx.jetstream, &assignment).await?;
     Ok(cx.request.endpoint.success(&StreamCreated { info, did_create: true }))
 }

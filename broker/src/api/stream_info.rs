@@ -201,14 +201,17 @@ pub fn peer_id(node: NodeId) -> String {
     node.to_string()[..8].to_owned()
 }
 
-/// Answers with the stream, once its leader and the other nodes know what meta decided.
-pub async fn changed(cx: &Context<'_>, assignment: &StreamAssignment) -> Answer {
+/// The stream as it is shown, once its leader and the other nodes know what meta decided.
+pub async fn decided(
+    jetstream: &Arc<JetStream>,
+    assignment: &StreamAssignment,
+) -> Result<StreamInfo, ApiError> {
     let StreamAssignment { group, revision, .. } = *assignment;
-    let mut infos = settled(cx.jetstream, BTreeMap::from([(group, revision)]), SETTLE_PATIENCE).await;
+    let mut infos = settled(jetstream, BTreeMap::from([(group, revision)]), SETTLE_PATIENCE).await;
     let mut info = infos.remove(&group).ok_or_else(ApiError::not_available)?;
-    reachable(cx.jetstream, group, revision).await;
+    reachable(jetstream, group, revision).await;
     info.config = info.config.shown();
-    Ok(cx.request.endpoint.success(&info))
+    Ok(info)
 }
 
 #[derive(Serialize, Deserialize)]

@@ -36,7 +36,8 @@ pub(super) async fn handle(cx: &Context<'_>) -> Answer {
         Ok(MetaReply::Rejected(error)) => return Err(error),
         Ok(_) | Err(_) => return Err(ApiError::not_available()),
     };
-    stream_info::changed(cx, &assignment).await
+    let info = stream_info::decided(cx.jetstream, &assignment).await?;
+    Ok(cx.request.endpoint.success(&info))
 }
 
 /// Whether the stream is promised more bytes than now. Others may be updated even if the bounds are exceeded.
