@@ -14,7 +14,7 @@ use levee_protocol::time::{Nanos, Timestamp};
 use super::deleted::DeletedSet;
 use super::markers;
 use super::reads::Reads;
-use super::subjects::{AfterRemoval, Held, SubjectEntry, SubjectIndex};
+use super::subjects::{AfterRemoval, Held, SubjectIndex};
 use super::view::ReadFailed;
 use crate::rows::RowKind;
 
@@ -461,7 +461,7 @@ impl Messages {
         reads: &Reads<'_>,
         removals: &mut Removals,
     ) -> Result<(), ReadFailed> {
-        let matching = self.matching(std::slice::from_ref(filter));
+        let matching = self.subjects.matching(std::slice::from_ref(filter));
         let total: u64 = matching.iter().map(|entry| entry.count).sum();
         let mut left = total.saturating_sub(keep);
         if left == 0 {
@@ -495,22 +495,6 @@ impl Messages {
             gone
         };
         self.remove_run((first, last), &mut unwanted, reads, removals)
-    }
-
-    /// The entries of all subjects that match one of the filters; no filters match everything.
-    pub(crate) fn matching(&self, filters: &[Filter]) -> Vec<&SubjectEntry> {
-        match filters {
-            [] => self.subjects.iter().collect(),
-            // Filters of a consumer do not overlap, so none comes twice.
-            literal if literal.iter().all(Filter::is_literal) => {
-                literal.iter().filter_map(|filter| self.subjects.get(filter.as_bytes())).collect()
-            }
-            _ => self
-                .subjects
-                .iter()
-                .filter(|entry| filters.iter().any(|filter| filter.matches(entry.subject())))
-                .collect(),
-        }
     }
 
     /// The oldest message of a subject.

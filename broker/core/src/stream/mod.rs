@@ -10,7 +10,7 @@
 //! | [`outcome`] | changes, replies, events |
 //! | `state` | what is replicated; checkpoint rows |
 //! | `messages` | counters, live sequences, and every way a message can leave |
-//! | `subjects`, `deleted` | the subject index; removed sequences |
+//! | `subjects`, `branches`, `deleted` | the subject index; subjects by their first tokens; removed sequences |
 //! | `publish`, `dedup` | expectations, sequencing, rollup; the duplicate window |
 //! | `batch`, [`counter`] | messages that are stored together; messages that add up |
 //! | `schedules` | messages that say when others are to be published |
@@ -44,6 +44,7 @@ use self::state::Settings;
 use crate::consumer::{CreateRequest, Ledger};
 
 mod batch;
+mod branches;
 mod compose;
 mod consumers;
 pub mod counter;

@@ -156,11 +156,10 @@ impl StreamMachine {
         if filters.is_empty() || filters.iter().any(|filter| self.covers(filter)) {
             return Some((Seq(first), Seq(last)));
         }
-        let is_one_subject = matches!(filters, [filter] if filter.is_literal());
-        if !is_one_subject && messages.subjects.len() > subjects_max {
+        if messages.subjects.candidates(filters) > subjects_max {
             return Some((Seq(first), Seq(last)));
         }
-        let matching = messages.matching(filters).into_iter().filter(|entry| entry.last >= first);
+        let matching = messages.subjects.matching(filters).into_iter().filter(|entry| entry.last >= first);
         let bounds = matching.map(|entry| (entry.first.max(first), entry.last));
         let span = bounds.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
         span.map(|(first, last)| (Seq(first), Seq(last)))
@@ -181,8 +180,7 @@ impl StreamMachine {
             return Ok(self.messages.count_from(from));
         }
         let messages_left = self.messages.last - from;
-        let is_literal = filters.iter().all(Filter::is_literal);
-        if !is_literal && messages_left.saturating_mul(READ_COST) < self.messages.subjects.len() as u64 {
+        if messages_left.saturating_mul(READ_COST) < self.messages.subjects.candidates(filters) as u64 {
             return self.count_read(filters, from, view);
         }
         let matching = self.matching(filters);
@@ -259,9 +257,9 @@ impl StreamMachine {
 
     fn matching(&self, filters: &[Filter]) -> Vec<&SubjectEntry> {
         if filters.iter().any(|filter| self.covers(filter)) {
-            return self.messages.matching(&[]);
+            return self.messages.subjects.matching(&[]);
         }
-        self.messages.matching(filters)
+        self.messages.subjects.matching(filters)
     }
 
     /// Whether every message there can be matches the filter.

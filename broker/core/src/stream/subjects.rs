@@ -1,8 +1,9 @@
 //! Hot path: the subject index. One hash look-up per publish, no allocation for a known subject.
 //!
 //! For every subject that has messages: how many, and the first and last sequence. Entries lie in one vector and a
-//! hash table holds their positions, which keeps a subject under 100 bytes beyond its text. Nothing that replicas
-//! must agree on depends on the order of the table: rows are keyed by subject and lists are sorted.
+//! hash table holds their positions, which keeps a subject under 100 bytes beyond its text. Filters with wildcards find
+//! theirs by the first tokens (`branches.rs`). Nothing that replicas must agree on depends on the order of either: rows
+//! are keyed by subject and lists are sorted.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
@@ -11,8 +12,10 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use levee_protocol::command::Undecodable;
+use levee_protocol::subject::Filter;
 
 use crate::rows::{RowKind, RowReader, StateRow};
+use crate::stream::branches::Branches;
 
 /// Up to this many messages per subject, a stream with such a limit remembers the sequence of every message of a
 /// subject, so that the one to evict is known without reading. Above it, the store is searched.
@@ -140,6 +143,7 @@ pub(crate) struct SubjectIndex {
     table: HashTable<u32>,
     entries: Vec<SubjectEntry>,
     free: Vec<u32>,
+    branches: Branches,
     /// The seed may differ between nodes, and should: a client that knew it could choose subjects that collide.
     hasher: RandomState,
     dirty: Vec<u32>,
@@ -165,6 +169,39 @@ impl SubjectIndex {
     /// Every subject, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &SubjectEntry> {
         self.entries.iter().filter(|entry| entry.count > 0)
+    }
+
+    /// The subjects that match one of the filters, each once, in no particular order. No filters match everything.
+    pub(crate) fn matching(&self, filters: &[Filter]) -> Vec<&SubjectEntry> {
+        match filters {
+            [] => self.iter().collect(),
+            [filter] => self.positions(filter).map(|position| self.at(position)).collect(),
+            _ => {
+                let mut positions: Vec<u32> =
+                    filters.iter().flat_map(|filter| self.positions(filter)).collect();
+                positions.sort_unstable();
+                positions.dedup();
+                positions.into_iter().map(|position| self.at(position)).collect()
+            }
+        }
+    }
+
+    /// How many subjects are looked at to find those that match one of the filters.
+    pub(crate) fn candidates(&self, filters: &[Filter]) -> usize {
+        let of = |filter: &Filter| {
+            if filter.is_literal() { 1 } else { self.branches.candidates_len(filter) }
+        };
+        if filters.is_empty() { self.len() } else { filters.iter().map(of).sum() }
+    }
+
+    fn positions<'a>(&'a self, filter: &'a Filter) -> impl Iterator<Item = u32> + 'a {
+        let (literal, wild) = if filter.is_literal() {
+            (self.position(filter.as_bytes()), None)
+        } else {
+            (None, Some(self.branches.candidates(filter)))
+        };
+        let wild = wild.into_iter().flatten();
+        literal.into_iter().chain(wild.filter(|position| filter.matches(self.at(*position).subject())))
     }
 
     /// Takes note of a new message, the newest of the stream. Returns where the subject's entry is, the sequence of the
@@ -198,6 +235,7 @@ impl SubjectIndex {
                     }
                 };
                 slot.insert(position);
+                self.branches.insert(position, |position| &self.entries[position as usize].text);
                 position
             }
         };
@@ -285,6 +323,7 @@ impl SubjectIndex {
         self.table.clear();
         self.free.clear();
         self.dirty.clear();
+        self.branches = Branches::default();
         let with_rows =
             std::mem::take(&mut self.entries).into_iter().filter(|entry| entry.flags & HAS_ROW != 0);
         self.gone.extend(with_rows.map(|entry| entry.text));
@@ -310,6 +349,7 @@ impl SubjectIndex {
         if let Ok(slot) = self.table.find_entry(hash, |other| *other == position) {
             slot.remove();
         }
+        self.branches.remove(position);
         self.free.push(position);
         if entry.flags & HAS_ROW != 0 {
             self.gone.insert(entry.text);
@@ -360,6 +400,7 @@ impl SubjectIndex {
         self.table.insert_unique(hash, position, |position| {
             self.hasher.hash_one(&*self.entries[*position as usize].text)
         });
+        self.branches.insert(position, |position| &self.entries[position as usize].text);
         Ok(count)
     }
 }

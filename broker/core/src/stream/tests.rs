@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{Bench, run_script};
 
+mod many_subjects;
 mod removals;
 
 /// Every script says what the machine does today. `UPDATE_EXPECT=1` rewrites them; review the diff.
