@@ -29,8 +29,10 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// Threads for flushes and compactions. Default 2, which is also the least.
     pub background_jobs: i32,
-    /// Bound on the bytes per second that flushes and compactions write. Default none.
-    pub compaction_bytes_per_second: Option<u64>,
+    /// Most bytes per second that flushes and compactions write. They begin with a twentieth of it and get more for as long
+    /// as they need it, so that syncs do not wait behind them. Default twice what the disk takes when the store is opened,
+    /// 640 MiB at least.
+    pub background_bytes_per_second: Option<u64>,
 }
 
 /// Where blocks of messages live. Stores can be opened with either, whatever they were written with.
@@ -62,7 +64,7 @@ impl Default for Options {
             prepared_log_bytes: 16 << 20,
             reserve_bytes: 256 << 20,
             background_jobs: 2,
-            compaction_bytes_per_second: None,
+            background_bytes_per_second: None,
         }
     }
 }

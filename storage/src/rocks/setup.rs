@@ -1,19 +1,33 @@
 //! How RocksDB is set up: one function per kind of table, each option with its reason.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rocksdb::{
     BlockBasedOptions, Cache, DBCompactionStyle, DBCompressionType, DBRecoveryMode, LogLevel,
     Options as RocksOptions, UniversalCompactOptions,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
 use crate::keys::Table;
 use crate::options::{Options, Payloads};
+use crate::space::now;
+use crate::values::AlignedBuffer;
 
 const MEBIBYTE: usize = 1 << 20;
 /// Files of the write-ahead log that are kept for reuse.
 const REUSED_LOGS: usize = 8;
+/// The limits of background writes that are chosen: a disk that looks slow may have been busy, and none needs more.
+const RATE_MIN: u64 = 640 << 20;
+const RATE_MAX: u64 = 16 << 30;
+/// How often background writes get their share.
+const RATE_PERIOD_US: i64 = 10_000;
+/// Compactions come first once in so many turns. RocksDB's default.
+const RATE_FAIRNESS: i32 = 10;
+/// What is written to see how fast the disk is: some milliseconds' worth.
+const PROBE_WRITES: usize = 8;
 
 pub(super) fn database_options(dir: &Path, options: &Options) -> RocksOptions {
     let mut db = RocksOptions::default();
@@ -32,7 +46,9 @@ pub(super) fn database_options(dir: &Path, options: &Options) -> RocksOptions {
     // Memtables of all tables together.
     db.set_db_write_buffer_size(options.write_buffer_bytes);
     db.set_paranoid_checks(true);
-    if direct_io_works(dir) {
+    let probe = dir.join("disk-probe");
+    let disk = open_direct(&probe);
+    if disk.is_ok() {
         // Flushes and compactions of bulk data that nobody reads soon: the page cache is worth more to consumers.
         db.set_use_direct_io_for_flush_and_compaction(true);
     }
@@ -42,9 +58,20 @@ pub(super) fn database_options(dir: &Path, options: &Options) -> RocksOptions {
     // Replays read files in order: let the kernel read ahead.
     db.set_advise_random_on_open(false);
     db.set_max_open_files(512);
-    if let Some(limit) = options.compaction_bytes_per_second {
-        db.set_ratelimiter(i64::try_from(limit).unwrap_or(i64::MAX), 100_000, 10);
-    }
+    // A memtable that is flushed at the speed of the disk makes every sync meanwhile wait behind it, for 100 ms and more
+    // on a disk of some 300 MB/s. So background writes begin at a twentieth of a limit, which is a tenth of what the disk
+    // takes, in steps of 10 ms, and get 5 % more with every second in which they needed all they had; flushes come before
+    // compactions.
+    let limit = options.background_bytes_per_second.unwrap_or_else(|| {
+        let takes = disk.and_then(|disk| bytes_per_second(&disk)).unwrap_or(0);
+        takes.saturating_mul(2).clamp(RATE_MIN, RATE_MAX)
+    });
+    let _ = std::fs::remove_file(&probe);
+    db.set_auto_tuned_ratelimiter(
+        i64::try_from(limit).unwrap_or(i64::MAX).max(1),
+        RATE_PERIOD_US,
+        RATE_FAIRNESS,
+    );
     // RocksDB's own log is for its developers; ours says what an operator must know.
     db.set_log_level(LogLevel::Warn);
     db.set_max_log_file_size(MEBIBYTE);
@@ -54,15 +81,22 @@ pub(super) fn database_options(dir: &Path, options: &Options) -> RocksOptions {
 }
 
 /// File systems in memory refuse direct I/O, and RocksDB would fail its first flush.
-fn direct_io_works(dir: &Path) -> bool {
-    let probe = dir.join("direct-io-probe");
-    let opened = rustix::fs::open(
-        &probe,
-        OFlags::CREATE | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC,
-        Mode::RUSR | Mode::WUSR,
-    );
-    let _ = std::fs::remove_file(&probe);
-    opened.is_ok()
+fn open_direct(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::DIRECT | OFlags::DSYNC).bits()).unwrap_or(0);
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
+}
+
+/// How much a disk takes, in writes that return when it has them.
+fn bytes_per_second(file: &File) -> io::Result<u64> {
+    let mut buffer = AlignedBuffer::default();
+    let piece = buffer.fill(&[&vec![0; MEBIBYTE]]);
+    let begun = now();
+    for at in 0..PROBE_WRITES {
+        file.write_all_at(piece, (at * MEBIBYTE) as u64)?;
+    }
+    let nanos = begun.elapsed().as_nanos().max(1);
+    let bytes = (PROBE_WRITES * MEBIBYTE) as u128;
+    Ok(u64::try_from(bytes * 1_000_000_000 / nanos).unwrap_or(u64::MAX))
 }
 
 pub(super) fn family_options(table: Table, options: &Options, cache: &Cache) -> RocksOptions {

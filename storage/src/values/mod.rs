@@ -25,6 +25,7 @@ use self::segment::Appender;
 use crate::moments::{self, Moment};
 use crate::sealed::{Fields, seal, unseal};
 
+pub(crate) use self::buffer::AlignedBuffer;
 pub(crate) use self::cleaning::Census;
 pub(crate) use self::segment::Segment;
 
