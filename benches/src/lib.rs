@@ -6,7 +6,7 @@
 //! | [`client`] | a connection that speaks just enough of the protocol |
 //! | [`servers`] | one or three server processes of one side, fresh for each run |
 //! | [`process`] | what processes and the machine spend, from the operating system |
-//! | [`disk`] | what synced writes cost without any server |
+//! | [`disk`] | what synced writes cost without any server, and whether the machine pauses |
 //! | [`pace`] | the schedule of an open loop, and latency against it |
 //! | [`messages`] | what is published |
 //! | [`setup`] | streams and consumers |

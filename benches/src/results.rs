@@ -22,6 +22,9 @@ pub struct Setting {
     /// What synced writes cost there. Empty in files of before that was measured.
     #[serde(default)]
     pub disk: String,
+    /// How long the machine stands still under load. Empty in files of before that was measured.
+    #[serde(default)]
+    pub pauses: String,
     /// Our version.
     pub levee: String,
     /// Their version.

@@ -38,7 +38,7 @@ struct Options {
     /// A hundredth of the messages, to see that everything works.
     #[arg(long, conflicts_with = "quick")]
     tiny: bool,
-    /// Only rows whose name contains this; in any mode, and as often as wanted.
+    /// Only rows whose name contains this, or begins with it after a `^`; in any mode, and as often as wanted.
     #[arg(long)]
     only: Vec<String>,
     /// Names the rows and ends.
@@ -171,7 +171,10 @@ impl Options {
         if self.only.is_empty() {
             return row.group == Group::Ordinary || !self.quick;
         }
-        self.only.iter().any(|part| row.name.contains(part.as_str()))
+        self.only.iter().any(|part| match part.strip_prefix('^') {
+            Some(beginning) => row.name.starts_with(beginning),
+            None => row.name.contains(part.as_str()),
+        })
     }
 
     fn effort(&self) -> Effort {
@@ -220,6 +223,7 @@ impl Options {
             machine: process::machine(),
             file_system: process::file_system(&self.scratch),
             disk: disk::synced_writes(&self.scratch)?,
+            pauses: disk::pauses(&self.scratch)?,
             levee: binaries.version(Side::Levee)?,
             nats: binaries.version(Side::Nats)?,
         })

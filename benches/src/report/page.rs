@@ -63,7 +63,11 @@ fn setting(results: &Results) -> String {
     for (name, values) in [
         ("Machine", different(|setting| &setting.machine)),
         ("Files", different(|setting| &setting.file_system)),
-        ("Disk", different(|setting| &setting.disk)),
+        ("A synced write of 4 KiB (median), and synced writes of 1 MiB", different(|setting| &setting.disk)),
+        (
+            "Pauses of all CPUs while they are busy and 1 MiB writes are synced",
+            different(|setting| &setting.pauses),
+        ),
         ("Versions", different(|setting| &setting.levee)),
         ("Against", different(|setting| &setting.nats)),
     ] {
