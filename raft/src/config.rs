@@ -39,8 +39,14 @@ pub struct Config {
     pub group_queue: usize,
     /// How long applied state stays in memory only. Default 1 s.
     pub checkpoint_after: Duration,
-    /// Applied bytes after which a checkpoint does not wait. Default 16 MiB.
+    /// Applied bytes after which a checkpoint does not wait. Applying waits for the one that is being written. Default
+    /// 16 MiB.
     pub checkpoint_bytes: u64,
+    /// The same for groups whose logs are not synced. What their checkpoints cover has to come to the disk first, so they
+    /// are fewer, and applying goes on meanwhile. Default 32 MiB.
+    pub volatile_checkpoint_bytes: u64,
+    /// Applied bytes after which applying does wait in such a group. Default 256 MiB.
+    pub volatile_lag_bytes: u64,
     /// Changed rows after which a checkpoint does not wait, unless one is being written: the rows of one checkpoint are one
     /// write, and appends wait behind it. Default 4096.
     pub checkpoint_rows: usize,
@@ -79,6 +85,8 @@ impl Default for Config {
             group_queue: 4096,
             checkpoint_after: Duration::from_secs(1),
             checkpoint_bytes: 16 << 20,
+            volatile_checkpoint_bytes: 32 << 20,
+            volatile_lag_bytes: 256 << 20,
             checkpoint_rows: 4096,
             keep_entries: 1024,
             keep_bytes: 32 << 20,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{Stream, TryStreamExt};
 use levee_protocol::ids::{GroupId, NodeId};
-use levee_storage::{Batch, Durability, EntryLog, SnapshotReader, SnapshotWriter, Storage};
+use levee_storage::{Batch, EntryLog, SnapshotReader, SnapshotWriter, Storage, Sync};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
@@ -96,6 +96,10 @@ pub(crate) struct StateMachine {
     checkpointed: SnapshotMeta,
     /// The checkpoint that is being written.
     under_way: Option<UnderWay>,
+    /// Applied bytes after which a checkpoint does not wait.
+    checkpoint_bytes: u64,
+    /// Applied bytes after which applying waits for the checkpoint under way.
+    lag_bytes: u64,
     /// Bytes applied since the group was opened, and where it stood at earlier checkpoints.
     bytes: u64,
     bytes_taken: u64,
@@ -142,6 +146,11 @@ impl StateMachine {
         let next = meta.last_log_id.as_ref().map_or(0, |id| id.index + 1);
         parts.shared.next.store(next, Ordering::Relaxed);
         parts.shared.checkpointed_next.store(next, Ordering::Relaxed);
+        let config = &parts.config;
+        let (checkpoint_bytes, lag_bytes) = match parts.log.sync() {
+            Sync::Always => (config.checkpoint_bytes, config.checkpoint_bytes),
+            Sync::Never => (config.volatile_checkpoint_bytes, config.volatile_lag_bytes),
+        };
         Ok(Self {
             group: parts.group,
             node: parts.node,
@@ -152,6 +161,8 @@ impl StateMachine {
             membership: meta.last_membership.clone(),
             checkpointed: meta,
             under_way: None,
+            checkpoint_bytes,
+            lag_bytes,
             bytes: 0,
             bytes_taken: 0,
             bytes_purged: 0,
@@ -200,7 +211,7 @@ impl StateMachine {
             dirty.mark(group);
             drop(gone);
         };
-        self.storage.submit(batch, Durability::Ordered, Box::new(done));
+        self.storage.checkpoint(self.group, batch, Box::new(done));
         self.under_way = Some(UnderWay { covers, bytes: self.bytes, written });
         self.bytes_taken = self.bytes;
         Ok(())
@@ -321,12 +332,15 @@ impl StateMachine {
     /// Begins a checkpoint when much changed since the last one. Where much was applied it waits if that one is still being
     /// written: what is in memory only stays bounded.
     async fn checkpoint_if_much_changed(&mut self) -> Result<(), io::Error> {
-        let begun = if self.bytes - self.bytes_taken >= self.config.checkpoint_bytes {
+        let bytes = self.bytes - self.bytes_taken;
+        let begun = if bytes >= self.lag_bytes {
             match self.wait_until_written().await {
                 Ok(()) => self.begin_checkpoint(),
                 failed => failed,
             }
-        } else if self.machine.get_mut().unwritten_rows() >= self.config.checkpoint_rows {
+        } else if bytes >= self.checkpoint_bytes
+            || self.machine.get_mut().unwritten_rows() >= self.config.checkpoint_rows
+        {
             self.take_written().and_then(|()| self.begin_checkpoint())
         } else {
             Ok(())
@@ -359,13 +373,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Checkpointed> {
-        // While opening, the stored checkpoint is recent enough, and a thousand groups open faster without a write.
-        let made = if self.shared.running.load(Ordering::Acquire) {
-            self.checkpoint_or_stop().await
-        } else {
-            Ok(())
-        };
-        Some(Checkpointed(made.map(|()| self.checkpointed.clone())))
+        // Asked for when a log is to be cut behind the last checkpoint, and while opening: that one is recent enough.
+        Some(Checkpointed(Ok(self.checkpointed.clone())))
     }
 
     async fn get_snapshot_builder(&mut self) -> Checkpointed {
@@ -458,7 +467,7 @@ pub(crate) fn read_applied_row(
 
 #[cfg(test)]
 mod tests {
-    use levee_storage::{MemoryDisk, Sync};
+    use levee_storage::MemoryDisk;
 
     use super::*;
     use crate::machine::Reply;

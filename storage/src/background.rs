@@ -1,7 +1,6 @@
-//! A thread of the storage that works off requests, and what ends it. Requests are hints: one that finds the queue full is
-//! left out.
+//! A thread of the storage that works off requests, and what ends it.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::error::Error;
@@ -26,9 +25,18 @@ impl<T: Send + 'static> Background<T> {
         Ok(Self { requests: Some(requests), thread: Some(thread) })
     }
 
+    /// For requests that are hints: one that finds the queue full is left out.
     pub(crate) fn request(&self, request: T) {
         if let Some(requests) = &self.requests {
             let _ = requests.try_send(request);
+        }
+    }
+
+    /// For requests that count: waits for room, and gives the request back if the thread is gone.
+    pub(crate) fn hand_over(&self, request: T) -> Result<(), T> {
+        match &self.requests {
+            Some(requests) => requests.send(request).map_err(|SendError(request)| request),
+            None => Err(request),
         }
     }
 

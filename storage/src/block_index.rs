@@ -139,14 +139,15 @@ pub(crate) struct KeptBounds {
     pub(crate) last: u64,
 }
 
+fn damaged(space: Space, what: &str) -> Error {
+    Error::damaged(space.group, Table::BlockIndex, what, "it does not decode")
+}
+
 impl Index {
     /// The index as of the last checkpoint.
     pub(crate) fn load(view: &dyn View, space: Space) -> Result<Self, Error> {
-        let damaged = |what: &str| Error::damaged(space.group, Table::BlockIndex, what, "it does not decode");
-        let meta = match view.read(Table::BlockIndex, &space.tagged(TAG_META, META))? {
-            Some(value) => Meta::decode(&value).ok_or_else(|| damaged("the block index"))?,
-            None => Meta::default(),
-        };
+        let damaged = |what| damaged(space, what);
+        let meta = Meta::load(view, space)?;
         let kept = match view.read(Table::BlockIndex, &space.tagged(TAG_META, KEPT_BOUNDS))? {
             Some(value) => KeptBounds::decode(&value).ok_or_else(|| damaged("the bounds of kept records"))?,
             None => KeptBounds::default(),
@@ -691,6 +692,14 @@ impl Default for Meta {
 }
 
 impl Meta {
+    /// As of the last checkpoint.
+    pub(crate) fn load(view: &dyn View, space: Space) -> Result<Self, Error> {
+        match view.read(Table::BlockIndex, &space.tagged(TAG_META, META))? {
+            Some(value) => Self::decode(&value).ok_or_else(|| damaged(space, "the block index")),
+            None => Ok(Self::default()),
+        }
+    }
+
     fn encode(self) -> Bytes {
         let mut value = Vec::with_capacity(36);
         for number in [self.floor, self.last_seq, self.next_index] {

@@ -49,6 +49,10 @@ pub(crate) trait Engine: View + 'static {
         Ok(())
     }
 
+    /// Returns once every volatile value that was written before is on stable storage. May take long; nobody else waits
+    /// meanwhile.
+    fn sync_values(&self) -> Result<(), Error>;
+
     /// Bytes left on the file system. Asked often, so it must be cheap.
     fn disk_free(&self) -> Result<u64, Error>;
 
@@ -145,6 +149,7 @@ pub(crate) enum Operation {
         table: Table,
         key: Vec<u8>,
         value: Bytes,
+        keep: Keep,
     },
     Delete {
         table: Table,
@@ -163,6 +168,16 @@ pub(crate) enum Operation {
     },
 }
 
+/// What a crash of the machine may take of a value.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Keep {
+    /// Nothing, when its write is not lost as a whole.
+    WithItsWrite,
+    /// The value, while its row is there, until `Engine::sync_values`. Reading it is an error then. For log entries of
+    /// groups whose appends nobody waits for.
+    Volatile,
+}
+
 impl WriteSet {
     /// Adds what another set has, behind what is here.
     pub(crate) fn extend(&mut self, other: Self) {
@@ -171,8 +186,12 @@ impl WriteSet {
     }
 
     pub(crate) fn put(&mut self, table: Table, key: Vec<u8>, value: Bytes) {
+        self.put_kept(table, key, value, Keep::WithItsWrite);
+    }
+
+    pub(crate) fn put_kept(&mut self, table: Table, key: Vec<u8>, value: Bytes, keep: Keep) {
         self.bytes += key.len() + value.len() + 16;
-        self.operations.push(Operation::Put { table, key, value });
+        self.operations.push(Operation::Put { table, key, value, keep });
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: Vec<u8>) {

@@ -28,7 +28,16 @@ pub struct EntryLog {
 impl EntryLog {
     pub(crate) fn open(storage: &Arc<Storage>, group: Arc<Group>, sync: Sync) -> Result<Self, Error> {
         group.set_sync(sync);
-        group.recover_log(storage.engine())?;
+        if let Some(lost) = group.recover_log(storage.engine())? {
+            let entries = lost.to - lost.from + 1;
+            tracing::warn!(
+                group = group.id.0,
+                from = lost.from,
+                entries,
+                "a power cut took the end of a log that is not synced"
+            );
+            storage.push(Some(Arc::clone(&group)), Work::LoseEnd(lost));
+        }
         Ok(Self { storage: Arc::clone(storage), group })
     }
 
@@ -192,6 +201,12 @@ impl EntryLog {
         self.storage.queue().push(self.job(Work::Vote { vote, mark }, 0, Some(done)));
         drop(log);
         self.storage.kick();
+    }
+
+    /// Whether appends are synced before they are reported.
+    #[must_use]
+    pub fn sync(&self) -> Sync {
+        self.group.sync()
     }
 
     /// The newest vote.

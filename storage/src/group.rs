@@ -10,6 +10,7 @@ use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId};
 use parking_lot::{Mutex, RwLock};
 
+use crate::block_index::Meta;
 use crate::engine::{Engine, Scan};
 use crate::entry_row::{EntryRow, kind};
 use crate::error::Error;
@@ -51,9 +52,18 @@ impl LogEntry {
 pub enum Sync {
     /// Every append is on stable storage when it is reported. The default.
     Always,
-    /// Appends are reported once written; a power cut may lose the newest. For streams in memory and for those that
-    /// opted out of durability. Votes are synced all the same.
+    /// Appends are reported once written; a power cut may lose the newest, and the log ends before the first that is
+    /// lost. For streams in memory. Votes are synced all the same.
     Never,
+}
+
+/// Entries that a power cut took from the end of a log that is not synced, and what is known to be committed without
+/// them.
+pub(crate) struct LostEnd {
+    pub(crate) from: u64,
+    /// The last one that has a row.
+    pub(crate) to: u64,
+    pub(crate) committed: Option<LogId>,
 }
 
 /// One per group that was opened since the storage was.
@@ -136,10 +146,13 @@ impl Group {
 
     /// Walks the whole log once: no gap, terms in order, every checksum right. A group that fails this must not
     /// serve: what it lacks may have been acknowledged.
-    pub(crate) fn recover_log(&self, engine: &dyn Engine) -> Result<(), Error> {
+    ///
+    /// Of a log that is not synced a power cut may have taken any block that no checkpoint covers, and the log ends before
+    /// the first of them: then this says what must leave the disk.
+    pub(crate) fn recover_log(&self, engine: &dyn Engine) -> Result<Option<LostEnd>, Error> {
         let mut log = self.log.write();
         if log.recovered {
-            return Ok(());
+            return Ok(None);
         }
         let first = log.purged.map_or(0, |purged| purged.index + 1);
         let space = self.space();
@@ -147,7 +160,10 @@ impl Group {
         let blocks = KeyRange { from: space.numbered(first), to: space.range().to };
         let mut rows = engine.scan(Table::Entries, &entries, Scan::Bulk);
         let mut blocks = engine.scan(Table::Blocks, &blocks, Scan::Bulk);
+        let checkpointed = Meta::load(engine, space)?.next_index;
+        let may_lose = |index| self.sync() == Sync::Never && index >= checkpointed;
         let mut last = log.purged;
+        let mut lost_from = None;
         while let Some((key, value)) = rows.next()? {
             let index = keys::trailing_number(key).unwrap_or(u64::MAX);
             let expected = last.map_or(0, |last| last.index + 1);
@@ -164,15 +180,33 @@ impl Group {
                 ));
             }
             if row.kind == kind::BLOCK {
-                match blocks.next()? {
-                    Some((key, block)) if keys::trailing_number(key) == Some(index) => {
-                        row.check_block(self.id, block)?
+                let found = match blocks.next() {
+                    Ok(Some((key, block))) if keys::trailing_number(key) == Some(index) => {
+                        row.check_block(self.id, block)
                     }
-                    _ => return Err(row.lost_block(self.id)),
+                    Ok(_) => Err(row.lost_block(self.id)),
+                    Err(error) => Err(error),
+                };
+                match found {
+                    Ok(()) => {}
+                    Err(Error::Damaged { .. }) if may_lose(index) => {
+                        lost_from = Some(index);
+                        break;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             last = Some(row.id);
         }
+        let lost = match lost_from {
+            Some(from) => {
+                log.committed = log
+                    .committed
+                    .and_then(|id| last.map(|last| if id.index > last.index { last } else { id }));
+                Some(LostEnd { from, to: end_of(engine, self.id, from)?, committed: log.committed })
+            }
+            None => None,
+        };
         // The row is written behind the entries it names, so an end before it is an end that was cut off.
         if let Some(committed) = log.committed
             && last.is_none_or(|last| last.index < committed.index)
@@ -182,7 +216,7 @@ impl Group {
         log.last = last;
         log.written = last.map(|last| last.index);
         log.recovered = true;
-        Ok(())
+        Ok(lost)
     }
 
     pub(crate) fn space(&self) -> Space {
@@ -282,6 +316,13 @@ impl LogState {
             self.tail_bytes -= entry.memory_bytes();
         }
     }
+}
+
+/// The last index that has a row, at or behind `from`, which has one.
+fn end_of(engine: &dyn Engine, group: GroupId, from: u64) -> Result<u64, Error> {
+    let rows = KeyRange { from: keys::entry(group, from), to: keys::group_range(group).to };
+    let mut rows = engine.scan(Table::Entries, &rows, Scan::Backward);
+    Ok(rows.next()?.and_then(|(key, _)| keys::trailing_number(key)).unwrap_or(from))
 }
 
 pub(crate) fn encode_log_id(id: LogId) -> Bytes {

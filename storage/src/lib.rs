@@ -11,6 +11,7 @@ mod engine;
 mod entry_log;
 mod entry_row;
 mod error;
+mod flusher;
 mod format;
 mod group;
 mod kept;

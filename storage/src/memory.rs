@@ -3,14 +3,14 @@
 //! `MemoryDisk` is the disk and outlives the storage that uses it, as a real disk outlives a process: crash it, then
 //! open a new storage on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, View, WriteSet};
+use crate::engine::{Cursor, DiskUsage, Durability, Engine, Keep, Operation, Scan, View, WriteSet};
 use crate::error::Error;
 use crate::keys::{KeyRange, Table};
 
@@ -30,6 +30,8 @@ struct DiskState {
     synced: Tables,
     /// Written and not synced, oldest first.
     unsynced: Vec<WriteSet>,
+    /// Keys of blocks that a crash takes, whatever becomes of their writes.
+    volatile: BTreeSet<Vec<u8>>,
     /// Counts crashes: an engine from before a crash is dead.
     era: u64,
     writes_before_failure: Option<u64>,
@@ -55,12 +57,15 @@ impl MemoryDisk {
     }
 
     /// Loses power after the oldest `kept` unsynced writes happened to reach the disk: writes are lost from the
-    /// newest backwards, never out of the middle.
+    /// newest backwards, never out of the middle. Volatile values that were not synced are lost all the same.
     pub fn crash_keeping(&self, kept: usize) {
         let mut state = self.state.lock();
         let unsynced = std::mem::take(&mut state.unsynced);
         for set in unsynced.iter().take(kept) {
             state.synced.apply(set);
+        }
+        for key in std::mem::take(&mut state.volatile) {
+            Arc::make_mut(state.synced.rows(Table::Blocks)).remove(&key);
         }
         state.now = state.synced.clone();
         state.era += 1;
@@ -176,7 +181,7 @@ impl Tables {
     fn apply(&mut self, set: &WriteSet) {
         for operation in &set.operations {
             match operation {
-                Operation::Put { table, key, value } => {
+                Operation::Put { table, key, value, .. } => {
                     Arc::make_mut(self.rows(*table)).insert(key.clone(), value.clone());
                 }
                 Operation::Delete { table, key } => {
@@ -246,6 +251,14 @@ impl Engine for MemEngine {
             *left -= 1;
         }
         state.now.apply(&set);
+        for operation in &set.operations {
+            if let Operation::Put { table: Table::Blocks, key, keep, .. } = operation {
+                match keep {
+                    Keep::Volatile => state.volatile.insert(key.clone()),
+                    Keep::WithItsWrite => state.volatile.remove(key),
+                };
+            }
+        }
         state.unsynced.push(set);
         if durability == Durability::Synced {
             state.syncs += 1;
@@ -270,6 +283,15 @@ impl Engine for MemEngine {
     }
 
     fn drop_files(&self, _table: Table, _range: &KeyRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn sync_values(&self) -> Result<(), Error> {
+        let mut state = self.disk.state.lock();
+        if state.era != self.era {
+            return Err(Error::Engine("the machine lost power".into()));
+        }
+        state.volatile.clear();
         Ok(())
     }
 

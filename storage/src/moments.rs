@@ -16,7 +16,7 @@ const VARIABLE: &str = "LEVEE_CRASH_AT";
 pub(crate) enum Moment {
     /// A file of the value log is there, with nothing but its head.
     SegmentBegun,
-    /// Large values are on the disk, their places are not.
+    /// Large values are on the disk, or in its cache where nobody waits for them; their places are not.
     ValuesAppended,
     /// A batch with entries is on the disk, nobody was told.
     AppendSynced,
@@ -32,6 +32,8 @@ pub(crate) enum Moment {
     Installed,
     /// A group is gone from the disk, nobody was told.
     GroupRemoved,
+    /// Values that nobody waited for are on the disk; the checkpoint that covers them is not.
+    ValuesSynced,
     /// A checkpoint or what cleaning removes is written, unsynced.
     RowsWritten,
     /// Live records of a mostly dead block are in `kept` and the block is gone, unsynced.
@@ -55,7 +57,7 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::SegmentBegun,
         Self::ValuesAppended,
         Self::AppendSynced,
@@ -65,6 +67,7 @@ impl Moment {
         Self::ImportWritten,
         Self::Installed,
         Self::GroupRemoved,
+        Self::ValuesSynced,
         Self::RowsWritten,
         Self::BlockEmptied,
         Self::AppendAnswered,
@@ -88,6 +91,7 @@ impl Moment {
             Self::ImportWritten => "import-written",
             Self::Installed => "installed",
             Self::GroupRemoved => "group-removed",
+            Self::ValuesSynced => "values-synced",
             Self::RowsWritten => "rows-written",
             Self::BlockEmptied => "block-emptied",
             Self::AppendAnswered => "append-answered",

@@ -16,8 +16,9 @@ use crate::block_cache::BlockCache;
 use crate::engine::{DiskUsage, Durability, Engine, Scan, WriteSet};
 use crate::entry_log::EntryLog;
 use crate::error::Error;
+use crate::flusher::{Checkpoint, Flusher};
 use crate::format::{DirectoryLock, check_version};
-use crate::group::{Group, LogId, Sync};
+use crate::group::{Group, Sync};
 use crate::keys::{self, HardItem, KeyRange, Space, Table};
 use crate::memory::{MemEngine, MemoryDisk};
 use crate::messages::MessageStore;
@@ -38,6 +39,7 @@ pub struct Storage {
     queue: Arc<Queue>,
     pump: Pump,
     reclaimer: Option<Reclaimer>,
+    flusher: Option<Flusher>,
     read_ahead: Option<ReadAhead>,
     cache: BlockCache,
     space: SpaceGate,
@@ -97,21 +99,23 @@ impl Storage {
             Arc::clone(&written_bytes),
         );
         let exports = Arc::new(AtomicUsize::new(0));
-        let (pump, reclaimer, read_ahead) = match inline {
-            Some(disk) => (Pump::Inline { writer: Mutex::new(writer), disk }, None, None),
+        let (pump, reclaimer, flusher, read_ahead) = match inline {
+            Some(disk) => (Pump::Inline { writer: Mutex::new(writer), disk }, None, None, None),
             None => {
                 let spawned =
                     std::thread::Builder::new().name("storage-writer".into()).spawn(|| writer.run());
                 let thread = spawned.map_err(|error| Error::Engine(format!("writer thread: {error}")))?;
                 let reclaimer =
                     Reclaimer::start(Arc::clone(&engine), Arc::clone(&queue), Arc::clone(&exports))?;
-                (Pump::Thread(Some(thread)), Some(reclaimer), Some(ReadAhead::start()?))
+                let flusher = Flusher::start(Arc::clone(&engine), Arc::clone(&queue))?;
+                (Pump::Thread(Some(thread)), Some(reclaimer), Some(flusher), Some(ReadAhead::start()?))
             }
         };
         Ok(Arc::new(Self {
             queue,
             pump,
             reclaimer,
+            flusher,
             read_ahead,
             cache: BlockCache::new(options.read_cache_bytes),
             space: SpaceGate::new(options.reserve_bytes.max(RESERVE_BYTES_MIN)),
@@ -179,16 +183,30 @@ impl Storage {
 
     /// The same without blocking for the write; waits only if the queue is full.
     pub fn submit(&self, batch: Batch, durability: Durability, done: Done) {
-        let bytes = batch.bytes();
         // So that every group of the batch is known to the writer.
         if let Err(error) = batch.groups().into_iter().try_for_each(|group| self.writable(group)) {
             return done(Err(error));
         }
-        self.queue.reserve(bytes);
-        let committed = self.committed_news(&batch);
-        let work = Work::Rows { batch, durability, committed };
-        self.queue.push(Job { group: None, work, bytes, done: Some(done) });
+        self.queue.push_rows(batch, durability, done);
         self.kick();
+    }
+
+    /// Writes a checkpoint of a group's state, unsynced and behind everything that it covers. For a group whose log is not
+    /// synced that is brought to stable storage first, in the background: a log may lose its end, and nothing before its
+    /// last checkpoint.
+    pub fn checkpoint(&self, group: GroupId, batch: Batch, done: Done) {
+        let is_synced = match self.group(group) {
+            Ok(group) => group.sync() == Sync::Always,
+            Err(error) => return done(Err(error)),
+        };
+        match &self.flusher {
+            _ if is_synced => self.submit(batch, Durability::Ordered, done),
+            Some(flusher) => flusher.request(Checkpoint { batch, done }),
+            None => {
+                self.push(None, Work::SyncValues);
+                self.submit(batch, Durability::Ordered, done);
+            }
+        }
     }
 
     /// The groups that have anything stored.
@@ -345,13 +363,6 @@ impl Storage {
         Ok(())
     }
 
-    /// How far the logs of a batch's groups are committed, as far as that is not stored yet.
-    fn committed_news(&self, batch: &Batch) -> Vec<(GroupId, LogId)> {
-        let groups = self.queue.groups.read();
-        let known = batch.groups().into_iter().filter_map(|id| groups.get(&id));
-        known.filter_map(|group| Some((group.id, group.log.write().take_committed()?))).collect()
-    }
-
     /// Queues work and blocks until it is done.
     pub(crate) fn run(&self, group: Option<Arc<Group>>, work: Work, bytes: usize) -> Result<(), Error> {
         self.queue.reserve(bytes);
@@ -407,9 +418,13 @@ impl Drop for Storage {
             Pump::Thread(Some(thread)) => Some(thread.thread().id()),
             _ => None,
         };
+        // They may wait for the writer, which must not wait for them.
+        let is_writer = writer == Some(std::thread::current().id());
         if let Some(reclaimer) = self.reclaimer.take() {
-            // It may wait for the writer, which must not wait for it.
-            if writer == Some(std::thread::current().id()) { reclaimer.detach() } else { drop(reclaimer) }
+            if is_writer { reclaimer.detach() } else { drop(reclaimer) }
+        }
+        if let Some(flusher) = self.flusher.take() {
+            if is_writer { flusher.detach() } else { drop(flusher) }
         }
         match &mut self.pump {
             Pump::Thread(thread) => {

@@ -18,10 +18,10 @@ use levee_protocol::ids::GroupId;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::batch::Batch;
-use crate::engine::{Durability, Engine, WriteSet};
+use crate::engine::{Durability, Engine, Keep, WriteSet};
 use crate::entry_row::{EntryRow, kind};
 use crate::error::Error;
-use crate::group::{Group, LogEntry, LogId, Sync, encode_log_id};
+use crate::group::{Group, LogEntry, LogId, LostEnd, Sync, encode_log_id};
 use crate::keys::{self, HardItem, Scope, Table};
 use crate::metrics;
 use crate::moments::{self, Moment, Moments};
@@ -56,6 +56,8 @@ pub(crate) enum Work {
         from: u64,
         to: u64,
     },
+    /// Entries that a power cut took are no longer in the log.
+    LoseEnd(LostEnd),
     /// Entries from `from` up to the id leave the front of the log.
     Purge {
         from: u64,
@@ -79,6 +81,10 @@ pub(crate) enum Work {
     Raw(WriteSet),
     /// Values that cleaning copied.
     Moves(WriteSet),
+    /// Nothing: it is done when what was queued before is written.
+    Nothing,
+    /// Volatile values that were queued before come to stable storage. Where there is no thread for it.
+    SyncValues,
     /// The import of `generation` becomes the group's data.
     Install {
         generation: u32,
@@ -173,6 +179,22 @@ impl Queue {
         move || written.recv().unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Queues rows, waiting for room.
+    pub(crate) fn push_rows(&self, batch: Batch, durability: Durability, done: Done) {
+        let bytes = batch.bytes();
+        self.reserve(bytes);
+        let committed = self.committed_news(&batch);
+        let work = Work::Rows { batch, durability, committed };
+        self.push(Job { group: None, work, bytes, done: Some(done) });
+    }
+
+    /// How far the logs of a batch's groups are committed, as far as that is not stored yet.
+    fn committed_news(&self, batch: &Batch) -> Vec<(GroupId, LogId)> {
+        let groups = self.groups.read();
+        let known = batch.groups().into_iter().filter_map(|id| groups.get(&id));
+        known.filter_map(|group| Some((group.id, group.log.write().take_committed()?))).collect()
+    }
+
     /// Ends the writer once everything queued is written.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
@@ -241,7 +263,7 @@ impl Health {
         }
     }
 
-    fn fail(&self, reason: &str) {
+    pub(crate) fn fail(&self, reason: &str) {
         tracing::error!(reason, "writing to the store failed, it takes no further writes; restart the node");
         metrics::failed();
         let watchers = self.watchers.lock();
@@ -303,8 +325,8 @@ impl Writer {
     fn write(&mut self, jobs: Vec<Job>) {
         let mut batch = Assembled::default();
         for job in jobs {
-            // These read what lies before them, so that must be written first.
-            if let Work::Install { .. } | Work::Moves(_) = job.work {
+            // These are about what lies before them, so that must be written first.
+            if let Work::Install { .. } | Work::Moves(_) | Work::SyncValues = job.work {
                 self.finish(std::mem::take(&mut batch));
                 self.assemble(&mut batch, job);
                 self.finish(std::mem::take(&mut batch));
@@ -345,10 +367,14 @@ impl Writer {
                     let bytes = entries.iter().map(LogEntry::memory_bytes).sum();
                     outcome.effect = Effect::Appended { last: last.id.index, epoch, bytes };
                 }
+                let keep = match group.sync() {
+                    Sync::Always => Keep::WithItsWrite,
+                    Sync::Never => Keep::Volatile,
+                };
                 for entry in entries {
                     set.put(Table::Entries, keys::entry(group.id, entry.id.index), EntryRow::encode(&entry));
                     if entry.kind == kind::BLOCK {
-                        set.put(Table::Blocks, space.numbered(entry.id.index), entry.payload);
+                        set.put_kept(Table::Blocks, space.numbered(entry.id.index), entry.payload, keep);
                     }
                 }
                 put_committed(set, group.id, committed);
@@ -364,9 +390,16 @@ impl Writer {
                 batch.sync = true;
             }
             (Work::Truncate { from, to }, Some(group)) => {
-                let space = group.space();
-                set.delete_numbered(Table::Entries, from, to + 1, |index| keys::entry(group.id, index));
-                set.delete_numbered(Table::Blocks, from, to + 1, |index| space.numbered(index));
+                truncate(set, group, from, to);
+                batch.moments.add(Moment::Truncated);
+            }
+            (Work::LoseEnd(LostEnd { from, to, committed }), Some(group)) => {
+                truncate(set, group, from, to);
+                // What follows on these places is other than what the row says to be committed.
+                match committed {
+                    Some(_) => put_committed(set, group.id, committed),
+                    None => set.delete(Table::HardState, keys::hard_state(group.id, HardItem::Committed)),
+                }
                 batch.moments.add(Moment::Truncated);
             }
             (Work::Purge { from, id }, Some(group)) => {
@@ -406,6 +439,8 @@ impl Writer {
                 set.extend(rows);
             }
             (Work::Moves(rows), _) => set.extend(rows),
+            (Work::Nothing, _) => {}
+            (Work::SyncValues, _) => self.engine.sync_values()?,
             (Work::Install { generation, applied, mark }, Some(group)) => {
                 put_mark(set, mark);
                 let cut = snapshot::install(self.engine.as_ref(), set, group, generation, applied)?;
@@ -510,6 +545,12 @@ impl Writer {
             group.log.write().evict_through(through);
         }
     }
+}
+
+fn truncate(set: &mut WriteSet, group: &Group, from: u64, to: u64) {
+    let space = group.space();
+    set.delete_numbered(Table::Entries, from, to + 1, |index| keys::entry(group.id, index));
+    set.delete_numbered(Table::Blocks, from, to + 1, |index| space.numbered(index));
 }
 
 fn delete_all(set: &mut WriteSet, group: GroupId) {

@@ -23,8 +23,8 @@ use levee_tests::tools;
 use levee_tests::wait::{PATIENCE, wait_until};
 use rand::Rng as _;
 
-use crate::load::{Story, Work, patient};
-use crate::site::{MIDDLE, SMALL, Site, config};
+use crate::load::{Story, Work, body, patient};
+use crate::site::{LARGE, MIDDLE, SMALL, Site, config};
 
 /// A disk must have room beyond what a node holds in reserve.
 const DISK_MEBIBYTES: u64 = 3072;
@@ -236,40 +236,94 @@ async fn files_of_purged_messages_go_after_the_purge_is_on_the_disk() -> Result<
     Ok(())
 }
 
-/// Three nodes and a stream in memory on them; `None` where the test is skipped.
-async fn in_memory(name: &str) -> Result<Option<Site>> {
+/// So many nodes and a stream in memory on them; `None` where the test is skipped.
+async fn in_memory(name: &str, nodes: usize) -> Result<Option<Site>> {
     if !Program::subject()?.is_levee() {
         skip::not_claimed(name, "nats-server empties its streams in memory");
         return Ok(None);
     }
-    let disks = match disks(3) {
+    let disks = match disks(nodes) {
         Ok(disks) => disks,
         Err(error) => return skip::missing(name, &format!("{error:#}")).map(|()| None),
     };
-    let site = Site::new(Setup { nodes: 3, ..Setup::default() }, disks).await?;
+    let site = Site::new(Setup { nodes, ..Setup::default() }, disks).await?;
     let js = patient(site.cluster.client(0).await?);
-    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", 3) }).await?;
+    js.create_stream(Config { storage: StorageType::Memory, ..config("MEMORY", nodes) }).await?;
     Ok(Some(site))
 }
 
-/// Publishers of that stream.
-async fn written_in_memory(site: &Site) -> Result<(Story, Work)> {
+/// Publishers of that stream. What they send in one round has other subjects than in another, and so other ids.
+async fn written_in_memory(site: &Site, round: usize) -> Result<(Story, Work)> {
     let (story, mut work) = (Story::default(), Work::default());
     for number in 0..2 {
-        let subject = move |_| format!("MEMORY.{number}");
+        let subject = move |_| format!("MEMORY.{round}.{number}");
         let pause = Duration::from_millis(1);
         work.publisher(site.client(number).await?, &story, subject, &[SMALL, MIDDLE], 4, pause);
     }
+    let (subject, pause) = (move |_| format!("MEMORY.{round}.large"), Duration::from_millis(10));
+    work.publisher(site.client(2).await?, &story, subject, &[LARGE, MIDDLE], 12, pause);
     Ok((story, work))
+}
+
+/// Large messages in memory lie in files that nobody syncs but checkpoints, and what names them is on the disk as soon as
+/// another stream syncs. What a checkpoint covers is there after a cut, and what follows is there up to some message; each is
+/// what was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_in_memory_on_one_node_goes_on_behind_its_last_checkpoint() -> Result<()> {
+    const NAME: &str = "a_stream_in_memory_on_one_node_goes_on_behind_its_last_checkpoint";
+    let Some(mut site) = in_memory(NAME, 1).await? else { return Ok(()) };
+    patient(site.cluster.client(0).await?).create_stream(config("SYNCED", 1)).await?;
+    for round in 1..=cuts(4)? {
+        let js = patient(site.cluster.client(0).await?);
+        let covered: Vec<String> = (0..400).map(|number| body(&format!("{round} {number}"), LARGE)).collect();
+        let mut acks = Vec::new();
+        for text in &covered {
+            acks.push(js.publish(format!("MEMORY.covered.{round}"), text.clone().into()).await?);
+        }
+        for ack in acks {
+            ack.await?;
+        }
+        // A checkpoint is due a second after the first change, and nothing shows from outside that it is written.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let (story, work) = written_in_memory(&site, round).await?;
+        tokio::time::sleep(Duration::from_millis(site.chance.random_range(50..1500))).await;
+        js.publish("SYNCED.all", "before it".into()).await?.await?;
+        let loss = if round == 1 { Loss::Everything } else { Loss::any(&mut site.chance) };
+        site.cut(loss, Some(work)).await?;
+        site.cluster.ready().await?;
+
+        let client = site.cluster.client(0).await?;
+        let mut read = wait_until("the stream is back", PATIENCE, async || {
+            Ok(Some(read_replica(&client, "MEMORY").await?))
+        })
+        .await?;
+        ensure!(read.iter().zip(1..).all(|(stored, seq)| stored.seq == seq), "there is a gap");
+        let there = read.iter().filter(|stored| stored.subject == format!("MEMORY.covered.{round}"));
+        let there: Vec<&String> = there.map(|stored| &stored.body).collect();
+        ensure!(there.iter().copied().eq(&covered), "{} of {} are there", there.len(), covered.len());
+        read.retain(|stored| stored.subject.starts_with(&format!("MEMORY.{round}.")));
+        let known = story.known();
+        println!("behind it {} are there, {} were acknowledged", read.len(), known.given.len());
+        for stored in &read {
+            let sent = known.sent.get(&stored.id);
+            ensure!(
+                sent.is_some_and(|sent| body(&stored.id, sent.bytes) == stored.body),
+                "message {} is not what was sent as {}",
+                stored.seq,
+                stored.id
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A stream in memory may lose its newest messages, and of three replicas each may lose others. They end up alike.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_in_memory_that_lost_their_ends_are_alike_again() -> Result<()> {
     const NAME: &str = "replicas_in_memory_that_lost_their_ends_are_alike_again";
-    let Some(mut site) = in_memory(NAME).await? else { return Ok(()) };
+    let Some(mut site) = in_memory(NAME, 3).await? else { return Ok(()) };
     for round in 1..=cuts(3)? {
-        let (_, work) = written_in_memory(&site).await?;
+        let (_, work) = written_in_memory(&site, round).await?;
         tokio::time::sleep(Duration::from_millis(site.chance.random_range(300..1500))).await;
         site.cut(Loss::Sectors(0.5), Some(work)).await?;
         site.cluster.ready().await?;
@@ -296,10 +350,10 @@ async fn replicas_in_memory_that_lost_their_ends_are_alike_again() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part() -> Result<()> {
     const NAME: &str = "a_replica_in_memory_that_has_what_the_others_lost_gives_it_up_and_takes_part";
-    let Some(mut site) = in_memory(NAME).await? else { return Ok(()) };
+    let Some(mut site) = in_memory(NAME, 3).await? else { return Ok(()) };
     // The disks have what the start wrote.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (story, work) = written_in_memory(&site).await?;
+    let (story, work) = written_in_memory(&site, 1).await?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
 
     // What the third has would win the election: it is away until there is another leader.

@@ -19,7 +19,7 @@ use crate::load::{Story, Work, consumer, patient, settle};
 /// large enough for it alone.
 pub(crate) const SMALL: usize = 128;
 pub(crate) const MIDDLE: usize = 1024;
-const LARGE: usize = 16 << 10;
+pub(crate) const LARGE: usize = 16 << 10;
 const KEPT: usize = 3000;
 /// How many acknowledged messages of a stream are published again.
 const REPEATED: usize = 40;

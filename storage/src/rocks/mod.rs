@@ -20,13 +20,13 @@ use rocksdb::{
 
 use self::cursor::{BlocksCursor, RocksCursor, ValueReader, read_options};
 use self::setup::{database_options, family_options, places_options};
-use crate::engine::{Cursor, DiskUsage, Durability, Engine, Operation, Scan, Value, View, WriteSet};
+use crate::engine::{Cursor, DiskUsage, Durability, Engine, Keep, Operation, Scan, Value, View, WriteSet};
 use crate::error::Error;
 use crate::keys::{self, KeyRange, Table};
 use crate::mark::SyncMark;
 use crate::moments::{self, Moment};
 use crate::options::{Options, Payloads, RESERVE_BYTES_MIN};
-use crate::values::{Census, Place, ValueLog};
+use crate::values::{Census, Place, ValueLog, Writes};
 
 /// The column family of places in the value log, with the keys of `blocks`.
 const PLACES: &str = "places";
@@ -124,11 +124,12 @@ impl RocksEngine {
         Ok(())
     }
 
-    /// Whether every value is where its place says, as far as files and their sizes tell.
+    /// Whether every value is where its place says, as far as files and their sizes tell. What a crash took of volatile
+    /// values is seen when the log that they belong to is opened.
     fn check_places(&self) -> Result<(), Error> {
         let segments = self.values.segments();
         self.each_place(&mut |key, place| match segments.get(&place.segment) {
-            Some(segment) if segment.holds(place) => Ok(()),
+            Some(segment) if segment.writes == Writes::Volatile || segment.holds(place) => Ok(()),
             Some(_) => Err(lost(key, place, "the file is cut")),
             None => Err(lost(key, place, "the file is missing")),
         })
@@ -164,26 +165,34 @@ impl RocksEngine {
         self.db.cf_handle(PLACES).expect("it was opened with the tables")
     }
 
-    /// Appends what is bulk to the value log. Places in the order of the set's values that were.
-    fn append_bulk(&self, set: &WriteSet) -> Result<Vec<Place>, Error> {
-        let bulk: Vec<&[u8]> = set.operations.iter().filter_map(large_value).collect();
-        let bytes: usize = bulk.iter().map(|value| value.len()).sum();
-        if self.payloads != Payloads::ValueLog || bytes < BULK_BYTES_MIN {
-            return Ok(Vec::new());
-        }
-        self.values.append(&bulk).map_err(value_log)
+    /// Appends what is bulk to the value log.
+    fn append_bulk(&self, set: &WriteSet) -> Result<BulkPlaces, Error> {
+        let append = |wanted: Keep| {
+            let large = set.operations.iter().filter_map(large_value);
+            let bulk: Vec<&[u8]> =
+                large.filter(|(keep, _)| *keep == wanted).map(|(_, value)| value).collect();
+            let bytes: usize = bulk.iter().map(|value| value.len()).sum();
+            if self.payloads != Payloads::ValueLog || bytes < BULK_BYTES_MIN {
+                return Ok(Vec::new());
+            }
+            match wanted {
+                Keep::WithItsWrite => self.values.append(&bulk),
+                Keep::Volatile => self.values.append_volatile(&bulk),
+            }
+        };
+        let places = |wanted| append(wanted).map(Vec::into_iter).map_err(value_log);
+        Ok(BulkPlaces { kept: places(Keep::WithItsWrite)?, volatile: places(Keep::Volatile)? })
     }
 
     /// The set for RocksDB, and whether it removes blocks.
-    fn rocks_batch(&self, set: &WriteSet, places: Vec<Place>) -> Result<(WriteBatch, bool), Error> {
-        let in_values = places.len();
-        let mut places = places.into_iter();
+    fn rocks_batch(&self, set: &WriteSet, mut places: BulkPlaces) -> Result<(WriteBatch, bool), Error> {
         let mut removes = false;
-        let mut batch = WriteBatch::with_capacity_bytes(if in_values > 0 { 4096 } else { set.bytes + 64 });
+        let mut batch =
+            WriteBatch::with_capacity_bytes(if places.is_empty() { set.bytes + 64 } else { 4096 });
         for operation in &set.operations {
             match operation {
-                Operation::Put { table, key, value } => {
-                    match large_value(operation).and_then(|_| places.next()) {
+                Operation::Put { table, key, value, .. } => {
+                    match large_value(operation).and_then(|(keep, _)| places.next(keep)) {
                         Some(place) => batch.put_cf(self.places(), key, place.encode()),
                         None => batch.put_cf(self.family(*table), key, value),
                     }
@@ -406,6 +415,12 @@ impl Engine for RocksEngine {
         cleaned.map(drop)
     }
 
+    fn sync_values(&self) -> Result<(), Error> {
+        self.values.sync().map_err(value_log)?;
+        moments::reached(Moment::ValuesSynced);
+        Ok(())
+    }
+
     fn disk_free(&self) -> Result<u64, Error> {
         let stat = rustix::fs::statvfs(&self.dir).map_err(|error| Error::Engine(error.to_string()))?;
         Ok(stat.f_bavail * stat.f_frsize)
@@ -459,10 +474,31 @@ impl View for RocksSnapshot<'_> {
     }
 }
 
+/// Where the large values of a set lie, those of each kind in the order of the set; none of a kind that is not bulk.
+struct BulkPlaces {
+    kept: std::vec::IntoIter<Place>,
+    volatile: std::vec::IntoIter<Place>,
+}
+
+impl BulkPlaces {
+    fn is_empty(&self) -> bool {
+        self.kept.len() + self.volatile.len() == 0
+    }
+
+    fn next(&mut self, keep: Keep) -> Option<Place> {
+        match keep {
+            Keep::WithItsWrite => self.kept.next(),
+            Keep::Volatile => self.volatile.next(),
+        }
+    }
+}
+
 /// The value of a put that may go to the value log.
-fn large_value(operation: &Operation) -> Option<&[u8]> {
+fn large_value(operation: &Operation) -> Option<(Keep, &[u8])> {
     match operation {
-        Operation::Put { table: Table::Blocks, value, .. } if value.len() >= VALUE_BYTES_MIN => Some(value),
+        Operation::Put { table: Table::Blocks, value, keep, .. } if value.len() >= VALUE_BYTES_MIN => {
+            Some((*keep, value))
+        }
         _ => None,
     }
 }

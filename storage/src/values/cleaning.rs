@@ -10,8 +10,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::segment::Appender;
-use super::{Place, ValueLog};
+use super::{Place, ValueLog, Writes};
 
 /// Garbage that is not worth copying for, in full segments.
 const GARBAGE_SEGMENTS_MIN: u64 = 2;
@@ -41,7 +40,7 @@ impl ValueLog {
     pub(crate) fn census(&self) -> Census {
         // Before the appenders are looked at: a segment that is begun in between must not be taken for a sealed one.
         let segments = self.segments();
-        let appended = [self.active.lock(), self.copies.lock()]
+        let appended = [self.active.lock(), self.volatile.lock(), self.copies.lock()]
             .map(|appender| appender.as_ref().map(|appender| appender.segment().number));
         let sealed = segments.keys().filter(|number| !appended.contains(&Some(**number)));
         Census { live: sealed.map(|number| (*number, 0)).collect() }
@@ -98,16 +97,8 @@ impl ValueLog {
             })
         };
         let values: Vec<Option<Bytes>> = places.iter().map(read).collect();
-        let mut copies = self.copies.lock();
-        if copies.as_ref().is_some_and(|copies| copies.segment().bytes() >= self.segment_bytes) {
-            *copies = None;
-        }
-        if copies.is_none() {
-            *copies = Some(self.begin_segment()?);
-        }
-        let appender: &mut Appender = copies.as_mut().expect("a segment was just begun");
         let present: Vec<&[u8]> = values.iter().flatten().map(|value| &value[..]).collect();
-        let mut moved = appender.append(&present)?.into_iter();
+        let mut moved = self.append_to(&self.copies, Writes::Synced, &present)?.into_iter();
         Ok(values.iter().map(|value| value.as_ref().and_then(|_| moved.next())).collect())
     }
 }

@@ -3,7 +3,9 @@
 //! Through RocksDB a large value is written three times: to the write-ahead log, when its memtable is flushed, and by
 //! compactions. Here it is written once, past the page cache, and the database holds its [`Place`]. The order keeps the
 //! database the only truth: a place is written to it after the bytes are on stable storage, so a place never points to
-//! nothing, and bytes that no place points to are garbage that nobody needs to find at a restart.
+//! nothing, and bytes that no place points to are garbage that nobody needs to find at a restart. Volatile values are the
+//! exception: nobody waits for them, and after a crash of the machine their places may point to nothing until they are
+//! synced (decision 35).
 //!
 //! One thread appends, any number read. Decision 16 says why values live here, with the measurements.
 
@@ -27,7 +29,7 @@ use crate::sealed::{Fields, seal, unseal};
 
 pub(crate) use self::buffer::AlignedBuffer;
 pub(crate) use self::cleaning::Census;
-pub(crate) use self::segment::Segment;
+pub(crate) use self::segment::{Segment, Writes};
 
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -70,14 +72,18 @@ pub(crate) struct ValueLog {
     segments: RwLock<Segments>,
     /// The segment that is appended to; the writer's alone.
     active: Mutex<Option<Appender>>,
+    /// The same for volatile values.
+    volatile: Mutex<Option<Appender>>,
     /// The segment that takes what cleaning copies. Left, like the other, at the start of a call, when the places of
     /// all earlier copies are in the database.
     copies: Mutex<Option<Appender>>,
     next_segment: AtomicU64,
+    /// One sync at a time: who comes second finds little left to do.
+    syncing: Mutex<()>,
 }
 
 impl ValueLog {
-    /// Opens or creates the log in `dir`. A segment that is not full is continued.
+    /// Opens or creates the log in `dir`. A segment that is not full and not volatile is continued.
     pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         if let Some(parent) = dir.parent() {
@@ -86,13 +92,13 @@ impl ValueLog {
         let mut segments = BTreeMap::new();
         for file in std::fs::read_dir(dir)? {
             let path = file?.path();
-            let Some(number) = segment::number(&path) else { continue };
-            segments.insert(number, Arc::new(Segment::open(&path, number)?));
+            let Some((number, writes)) = segment::named(&path) else { continue };
+            segments.insert(number, Arc::new(Segment::open(&path, number, writes)?));
         }
-        let newest = segments.last_key_value().map(|(_, segment)| Arc::clone(segment));
-        let next_segment = newest.as_ref().map_or(1, |newest| newest.number + 1);
+        let next_segment = segments.last_key_value().map_or(1, |(newest, _)| newest + 1);
+        let newest = segments.values().rfind(|segment| segment.writes == Writes::Synced);
         let active = match newest.filter(|newest| newest.bytes() < segment_bytes) {
-            Some(newest) => Some(Appender::resume(dir, newest)?),
+            Some(newest) => Some(Appender::resume(Arc::clone(newest))?),
             None => None,
         };
         Ok(Self {
@@ -100,8 +106,10 @@ impl ValueLog {
             segment_bytes,
             segments: RwLock::new(Arc::new(segments)),
             active: Mutex::new(active),
+            volatile: Mutex::new(None),
             copies: Mutex::new(None),
             next_segment: AtomicU64::new(next_segment),
+            syncing: Mutex::new(()),
         })
     }
 
@@ -111,14 +119,34 @@ impl ValueLog {
     /// places of every earlier call are in the database, so what cleaning finds unused in a segment that is not
     /// appended to stays unused.
     pub(crate) fn append(&self, values: &[&[u8]]) -> io::Result<Vec<Place>> {
-        let mut active = self.active.lock();
-        if active.as_ref().is_some_and(|appender| appender.segment().bytes() >= self.segment_bytes) {
-            *active = None;
+        self.append_to(&self.active, Writes::Synced, values)
+    }
+
+    /// The same for volatile values, which are on stable storage after the next [`sync`](Self::sync).
+    pub(crate) fn append_volatile(&self, values: &[&[u8]]) -> io::Result<Vec<Place>> {
+        self.append_to(&self.volatile, Writes::Volatile, values)
+    }
+
+    /// Returns once all volatile values of earlier calls are on stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let _one_at_a_time = self.syncing.lock();
+        self.segments().values().try_for_each(|segment| segment.sync())
+    }
+
+    fn append_to(
+        &self,
+        appender: &Mutex<Option<Appender>>,
+        writes: Writes,
+        values: &[&[u8]],
+    ) -> io::Result<Vec<Place>> {
+        let mut appender = appender.lock();
+        if appender.as_ref().is_some_and(|appender| appender.segment().bytes() >= self.segment_bytes) {
+            *appender = None;
         }
-        if active.is_none() {
-            *active = Some(self.begin_segment()?);
+        if appender.is_none() {
+            *appender = Some(self.begin_segment(writes)?);
         }
-        let appender = active.as_mut().expect("a segment was just begun");
+        let appender = appender.as_mut().expect("a segment was just begun");
         appender.append(values)
     }
 
@@ -142,9 +170,9 @@ impl ValueLog {
         self.segments.read().values().map(|segment| segment.bytes()).sum()
     }
 
-    fn begin_segment(&self) -> io::Result<Appender> {
+    fn begin_segment(&self, writes: Writes) -> io::Result<Appender> {
         let number = self.next_segment.fetch_add(1, Ordering::Relaxed);
-        let appender = Appender::create(&self.dir, number)?;
+        let appender = Appender::create(&self.dir, number, writes)?;
         moments::reached(Moment::SegmentBegun);
         let mut segments = self.segments.write();
         Arc::make_mut(&mut segments).insert(number, Arc::clone(appender.segment()));
@@ -154,7 +182,7 @@ impl ValueLog {
     /// Forgets a segment and removes its file. Readers that hold the segment keep reading it.
     fn remove(&self, number: u64) -> io::Result<()> {
         let Some(segment) = self.segments().get(&number).cloned() else { return Ok(()) };
-        segment.delete(&self.dir)?;
+        segment.delete()?;
         Arc::make_mut(&mut self.segments.write()).remove(&number);
         Ok(())
     }

@@ -10,6 +10,10 @@
 //!
 //! Values carry checksums of their own, which whoever reads one compares. A file is appended to until it is full and
 //! is removed as a whole.
+//!
+//! A volatile segment has values that nobody waits for (decision 35). It is written and read through the page cache, which
+//! brings it to the disk when there is time or when it is synced; a crash of the machine may take any of what was not. Its
+//! head is on stable storage from the beginning, and a process continues none of an earlier one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,23 +32,45 @@ use crate::sealed::{Fields, seal, unseal};
 const MAGIC: &[u8; 12] = b"levee values";
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 12 + 1 + 8 + 4;
-const ENDING: &str = "values";
 /// Values of this size are read past the page cache.
 const DIRECT_BYTES_MIN: u32 = 64 << 10;
+
+/// How a file is written, and what a crash of the machine leaves of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Writes {
+    /// A write is on stable storage when it returns.
+    Synced,
+    /// Only what was synced afterwards is.
+    Volatile,
+}
+
+impl Writes {
+    const ALL: [Self; 2] = [Self::Synced, Self::Volatile];
+
+    const fn ending(self) -> &'static str {
+        match self {
+            Self::Synced => "values",
+            Self::Volatile => "volatile",
+        }
+    }
+}
 
 /// A file to read from.
 pub(crate) struct Segment {
     pub(crate) number: u64,
+    pub(crate) writes: Writes,
     path: PathBuf,
     file: File,
     /// The same for direct I/O, once it was needed; `None` where the file system has no such thing.
     direct: OnceLock<Option<File>>,
     bytes: AtomicU64,
+    /// How much of a volatile file is on stable storage at least. Nothing is known of what an earlier process wrote.
+    synced: AtomicU64,
 }
 
 impl Segment {
     /// Opens a file that was written before.
-    pub(crate) fn open(path: &Path, number: u64) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, number: u64, writes: Writes) -> io::Result<Self> {
         let file = File::open(path)?;
         let bytes = file.metadata()?.len();
         let mut head = [0; HEAD_BYTES];
@@ -53,12 +79,13 @@ impl Segment {
                 .and_then(|()| check_head(&head, number))
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         }
-        Ok(Self::new(path, number, file, bytes))
+        Ok(Self::new(path, number, writes, file, bytes))
     }
 
-    fn new(path: &Path, number: u64, file: File, bytes: u64) -> Self {
+    fn new(path: &Path, number: u64, writes: Writes, file: File, bytes: u64) -> Self {
         let (path, direct) = (path.to_path_buf(), OnceLock::new());
-        Self { number, path, file, direct, bytes: AtomicU64::new(bytes) }
+        let (bytes, synced) = (AtomicU64::new(bytes), AtomicU64::new(0));
+        Self { number, writes, path, file, direct, bytes, synced }
     }
 
     /// Bytes that were written to it.
@@ -73,7 +100,9 @@ impl Segment {
     }
 
     pub(crate) fn read(&self, place: Place) -> io::Result<Bytes> {
+        // What the page cache has and the disk does not would be written first.
         if place.len >= DIRECT_BYTES_MIN
+            && self.writes == Writes::Synced
             && let Some(direct) = self.direct.get_or_init(|| open_direct(&self.path).ok())
         {
             match read_aligned(direct, place.offset, place.len as usize) {
@@ -86,34 +115,48 @@ impl Segment {
         Ok(value.into())
     }
 
-    pub(crate) fn delete(&self, dir: &Path) -> io::Result<()> {
-        std::fs::remove_file(path(dir, self.number))
+    /// Brings what was written to a volatile file to stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let bytes = self.bytes();
+        if self.writes == Writes::Volatile && self.synced.load(Ordering::Acquire) < bytes {
+            self.file.sync_data()?;
+            self.synced.fetch_max(bytes, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn delete(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
     }
 }
 
 /// A file to append to.
 pub(crate) struct Appender {
     segment: Arc<Segment>,
-    /// Opened so that a write returns once it is on stable storage, and past the page cache where that works.
+    /// Unless the segment is volatile, opened so that a write returns once it is on stable storage, and past the page cache
+    /// where that works.
     file: File,
     buffer: AlignedBuffer,
 }
 
 impl Appender {
     /// Begins a file. It and its name are on stable storage when this returns.
-    pub(crate) fn create(dir: &Path, number: u64) -> io::Result<Self> {
-        let path = path(dir, number);
+    pub(crate) fn create(dir: &Path, number: u64, writes: Writes) -> io::Result<Self> {
+        let path = dir.join(format!("{number:020}.{}", writes.ending()));
         let mut buffer = AlignedBuffer::default();
-        let file = open_synced(&path, &mut buffer, number)?;
+        let mut file = open_synced(&path, &mut buffer, number)?;
+        if writes == Writes::Volatile {
+            file = OpenOptions::new().write(true).open(&path)?;
+        }
         File::open(dir)?.sync_all()?;
-        let segment = Arc::new(Segment::new(&path, number, File::open(&path)?, ALIGNMENT as u64));
+        let segment = Arc::new(Segment::new(&path, number, writes, File::open(&path)?, ALIGNMENT as u64));
         Ok(Self { segment, file, buffer })
     }
 
-    /// Continues a file behind whatever a crash may have left at its end.
-    pub(crate) fn resume(dir: &Path, segment: Arc<Segment>) -> io::Result<Self> {
+    /// Continues a file that is not volatile, behind whatever a crash may have left at its end.
+    pub(crate) fn resume(segment: Arc<Segment>) -> io::Result<Self> {
         let mut buffer = AlignedBuffer::default();
-        let file = open_synced(&path(dir, segment.number), &mut buffer, segment.number)?;
+        let file = open_synced(&segment.path, &mut buffer, segment.number)?;
         let end = segment.bytes().max(ALIGNMENT as u64).next_multiple_of(ALIGNMENT as u64);
         segment.bytes.store(end, Ordering::Release);
         Ok(Self { segment, file, buffer })
@@ -132,23 +175,29 @@ impl Appender {
             places.push(Place { segment: self.segment.number, offset, len });
             offset += u64::from(len);
         }
-        let filled = self.buffer.fill(values);
-        self.file.write_all_at(filled, start)?;
-        self.segment.bytes.store(start + filled.len() as u64, Ordering::Release);
+        let end = match self.segment.writes {
+            Writes::Synced => {
+                let filled = self.buffer.fill(values);
+                self.file.write_all_at(filled, start)?;
+                start + filled.len() as u64
+            }
+            Writes::Volatile => {
+                for (value, place) in values.iter().zip(&places) {
+                    self.file.write_all_at(value, place.offset)?;
+                }
+                offset
+            }
+        };
+        self.segment.bytes.store(end, Ordering::Release);
         Ok(places)
     }
 }
 
-/// The number in a file's name, if it is one of ours.
-pub(crate) fn number(path: &Path) -> Option<u64> {
-    if path.extension()? != ENDING {
-        return None;
-    }
-    path.file_stem()?.to_str()?.parse().ok()
-}
-
-fn path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:020}.{ENDING}"))
+/// What a file's name says, if it is one of ours.
+pub(crate) fn named(path: &Path) -> Option<(u64, Writes)> {
+    let writes =
+        Writes::ALL.into_iter().find(|writes| path.extension().is_some_and(|end| end == writes.ending()))?;
+    Some((path.file_stem()?.to_str()?.parse().ok()?, writes))
 }
 
 /// Opens or creates a file and writes its head. Some file systems refuse direct I/O, when a file is opened or when it

@@ -144,3 +144,29 @@ fn a_file_that_is_no_segment_is_refused_by_name() {
         assert!(refused.contains("00001.values") && refused.contains("checksum"), "{name}: {refused}");
     }
 }
+
+#[test]
+fn volatile_values_lie_in_files_of_their_own_that_no_later_process_continues() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = ValueLog::open(dir.path(), SEGMENT_BYTES).unwrap();
+    let kept = append(&log, 1, 5000);
+    let volatile = log.append_volatile(&[&value(2, 10_001), &value(3, 70_000)]).unwrap();
+    let behind = append(&log, 4, 5000);
+    log.sync().unwrap();
+    drop(log);
+
+    let log = ValueLog::open(dir.path(), SEGMENT_BYTES).unwrap();
+    let later = log.append_volatile(&[&value(5, 5000)]).unwrap()[0];
+
+    assert_eq!([kept.segment, volatile[0].segment, volatile[1].segment, behind.segment], [1, 2, 2, 1]);
+    assert!(later.segment > 2);
+    assert!(dir.path().join(format!("{:020}.volatile", 2)).exists());
+    for (place, number, bytes) in [(volatile[0], 2, 10_001), (volatile[1], 3, 70_000), (later, 5, 5000)] {
+        assert_eq!(read(&log, place), Some(value(number, bytes)));
+    }
+    assert!(!log.census().counts(later.segment), "it is still appended to");
+    let mut census = log.census();
+    census.count(kept);
+    log.remove_dead(&census).unwrap();
+    assert!(!dir.path().join(format!("{:020}.volatile", 2)).exists());
+}

@@ -14,4 +14,5 @@ mod snapshots;
 mod stream;
 mod torn;
 mod values;
+mod volatile;
 mod writer;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId, Seq};
 use levee_protocol::record::{Block, BlockBuilder, RecordFlags, RecordRef};
 use levee_protocol::time::Timestamp;
-use levee_storage::{Batch, Durability, EntryLog, Error, LogEntry, LogId, MessageStore, Storage, Sync, kind};
+use levee_storage::{Batch, EntryLog, Error, LogEntry, LogId, MessageStore, Storage, Sync, kind};
 
 pub(crate) const GROUP: GroupId = GroupId(16);
 
@@ -59,7 +59,11 @@ impl Stream {
     }
 
     pub(crate) fn of_group(storage: &Arc<Storage>, group: GroupId) -> Self {
-        let log = storage.entry_log(group, Sync::Always).unwrap();
+        Self::with(storage, group, Sync::Always)
+    }
+
+    pub(crate) fn with(storage: &Arc<Storage>, group: GroupId, sync: Sync) -> Self {
+        let log = storage.entry_log(group, sync).unwrap();
         let messages = storage.messages(group).unwrap();
         let mut last_seq = 0;
         storage
@@ -109,7 +113,9 @@ impl Stream {
         let mut batch = Batch::new();
         self.messages.checkpoint(&mut batch);
         batch.put_state(self.group, 1, b"state", &self.last_seq.to_le_bytes());
-        self.storage.write(batch, Durability::Ordered).unwrap();
+        let (sender, receiver) = channel();
+        self.storage.checkpoint(self.group, batch, Box::new(move |result| sender.send(result).unwrap()));
+        receiver.recv().unwrap().unwrap();
     }
 
     /// Checkpoints, purges the whole log, and cleans until there is nothing left to do.
