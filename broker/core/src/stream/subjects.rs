@@ -143,6 +143,8 @@ pub(crate) struct SubjectIndex {
     table: HashTable<u32>,
     entries: Vec<SubjectEntry>,
     free: Vec<u32>,
+    /// Where the subject of the newest message is.
+    newest: u32,
     branches: Branches,
     /// The seed may differ between nodes, and should: a client that knew it could choose subjects that collide.
     hasher: RandomState,
@@ -212,17 +214,37 @@ impl SubjectIndex {
         message: Held,
         keep_history: bool,
     ) -> (u32, u64, Option<Held>) {
+        let position = match self.entries.get(self.newest as usize) {
+            // Messages of a subject often come one behind another.
+            Some(entry) if entry.count > 0 && *entry.text == *subject => self.newest,
+            _ => self.find_or_add(subject, message.seq),
+        };
+        self.newest = position;
+        let entry = &mut self.entries[position as usize];
+        let only_before = entry.only();
+        let before = entry.last;
+        entry.flags &= !LAST_IS_GONE;
+        entry.count += 1;
+        entry.last = message.seq;
+        entry.last_bytes = message.bytes;
+        if keep_history {
+            entry.history.get_or_insert_default().push_back(message);
+        }
+        self.mark(position);
+        (position, before, only_before)
+    }
+
+    fn find_or_add(&mut self, subject: &[u8], seq: u64) -> u32 {
         let hash = self.hasher.hash_one(subject);
         let slot = self.table.entry(
             hash,
             |position| *self.entries[*position as usize].text == *subject,
             |position| self.hasher.hash_one(&*self.entries[*position as usize].text),
         );
-        let position = match slot {
+        match slot {
             Slot::Occupied(slot) => *slot.get(),
             Slot::Vacant(slot) => {
-                let entry =
-                    SubjectEntry { text: subject.into(), first: message.seq, ..SubjectEntry::default() };
+                let entry = SubjectEntry { text: subject.into(), first: seq, ..SubjectEntry::default() };
                 let position = match self.free.pop() {
                     Some(position) => {
                         self.entries[position as usize] = entry;
@@ -238,19 +260,7 @@ impl SubjectIndex {
                 self.branches.insert(position, |position| &self.entries[position as usize].text);
                 position
             }
-        };
-        let entry = &mut self.entries[position as usize];
-        let only_before = entry.only();
-        let before = entry.last;
-        entry.flags &= !LAST_IS_GONE;
-        entry.count += 1;
-        entry.last = message.seq;
-        entry.last_bytes = message.bytes;
-        if keep_history {
-            entry.history.get_or_insert_default().push_back(message);
         }
-        self.mark(position);
-        (position, before, only_before)
     }
 
     /// Takes note that a message is gone.
