@@ -38,7 +38,7 @@ pub use group::{Group, GroupStatus, ReplicaStatus};
 pub use groups::{Birth, Groups};
 pub use leadership::Leadership;
 pub use machine::{CommittedEntry, ReplicatedMachine, Reply};
-pub use outbox::Outbox;
+pub use outbox::{Haste, Outbox};
 pub use proposals::{Outcome, Proposal, Then};
 pub use state_machine::APPLIED_ROW_KIND;
 pub use transport::{AddressBook, GrpcTransport, LocalNetwork, LocalTransport, RaftService, Transport};

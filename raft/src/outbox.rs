@@ -15,6 +15,7 @@ use futures::{FutureExt, StreamExt};
 use levee_storage::kind::INLINE;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::order::{InDoubt, Numbered, Order};
 use crate::group::Group;
@@ -25,6 +26,8 @@ mod order;
 
 /// How long reports wait for company.
 const FOLD_INTERVAL: Duration = Duration::from_millis(5);
+/// The least between two entries that were made soon: one at a time leaves at once, a thousand a second are enough.
+const SOON_INTERVAL: Duration = Duration::from_millis(1);
 /// How long an entry that was not taken waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -38,8 +41,19 @@ pub struct Outbox<R, C> {
 struct Pending<R, C> {
     reports: Vec<R>,
     confirmations: Vec<C>,
-    /// Somebody waits for this: do not fold further.
-    urgent: bool,
+    haste: Haste,
+}
+
+/// How long a report may wait for others.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Haste {
+    /// A few milliseconds.
+    #[default]
+    None,
+    /// Not at all, unless an entry was made in the last millisecond.
+    Soon,
+    /// Not at all: somebody waits for it.
+    Now,
 }
 
 /// One entry.
@@ -55,14 +69,14 @@ impl<R, C> Default for Outbox<R, C> {
 }
 
 impl<R, C: Send + 'static> Outbox<R, C> {
-    /// Takes a report, and what to confirm with it. Urgent reports and confirmations leave at once, others wait a
-    /// little, so that a busy reporter costs a few hundred entries a second at most.
-    pub fn report(&self, report: Option<R>, confirmations: Vec<C>, urgent: bool) {
+    /// Takes a report, and what to confirm with it. Confirmations leave at once; others wait a little as `haste` says, so that
+    /// a busy reporter costs a few hundred entries a second, or a thousand.
+    pub fn report(&self, report: Option<R>, confirmations: Vec<C>, haste: Haste) {
         if report.is_none() && confirmations.is_empty() {
             return;
         }
         let mut pending = self.pending.lock();
-        pending.urgent |= urgent || !confirmations.is_empty();
+        pending.haste = pending.haste.max(if confirmations.is_empty() { haste } else { Haste::Now });
         pending.reports.extend(report);
         pending.confirmations.extend(confirmations);
         drop(pending);
@@ -81,7 +95,11 @@ impl<R, C: Send + 'static> Outbox<R, C> {
     ) {
         let mut in_flight = FuturesOrdered::<BoxFuture<'static, (Numbered<Entry<C>>, Outcome)>>::new();
         let mut order = Order::default();
+        let mut made: Option<Instant> = None;
+        let mut due: Option<Instant> = None;
         loop {
+            // What was refused is not proposed again at once.
+            let mut may_propose = false;
             tokio::select! {
                 biased;
                 Some((entry, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
@@ -90,21 +108,34 @@ impl<R, C: Send + 'static> Outbox<R, C> {
                         Ok(None) => {}
                         Err(InDoubt) => return,
                     }
-                    continue;
                 }
-                () = tokio::time::sleep(RETRY), if order.may_retry() => {}
+                () = sleep(RETRY), if order.may_retry() => may_propose = true,
+                // Not while one is refused: reports would begin its wait again each time.
                 () = self.wake.notified(), if order.has_room() => {
-                    if !self.pending.lock().urgent {
-                        tokio::time::sleep(FOLD_INTERVAL).await;
-                    }
-                    let Pending { reports, confirmations, .. } = std::mem::take(&mut *self.pending.lock());
-                    if reports.is_empty() && confirmations.is_empty() {
-                        continue;
-                    }
+                    let now = Instant::now();
+                    let at = match self.pending.lock().haste {
+                        Haste::None => now + FOLD_INTERVAL,
+                        Haste::Soon => made.map_or(now, |made| now.max(made + SOON_INTERVAL)),
+                        Haste::Now => now,
+                    };
+                    due = Some(due.map_or(at, |due| due.min(at)));
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && order.has_room() => {}
+            }
+            if let Some(at) = due
+                && let now = Instant::now()
+                && at <= now
+                && order.has_room()
+            {
+                due = None;
+                let Pending { reports, confirmations, .. } = std::mem::take(&mut *self.pending.lock());
+                if !reports.is_empty() || !confirmations.is_empty() {
+                    made = Some(now);
                     order.add(Entry { payload: encode(reports), confirmations });
+                    may_propose = true;
                 }
             }
-            while let Some(entry) = order.take() {
+            while may_propose && let Some(entry) = order.take() {
                 let mut proposal = group.propose_in(raft_term, INLINE, entry.entry.payload.clone());
                 match (&mut proposal).now_or_never() {
                     // What comes behind it must not overtake it.
@@ -122,6 +153,6 @@ impl<R, C: Send + 'static> Outbox<R, C> {
 
 impl<R, C> Default for Pending<R, C> {
     fn default() -> Self {
-        Self { reports: Vec::new(), confirmations: Vec::new(), urgent: false }
+        Self { reports: Vec::new(), confirmations: Vec::new(), haste: Haste::None }
     }
 }

@@ -17,6 +17,7 @@ use levee_protocol::api::{AckKind, AckReply, PullRequest, RetentionPolicy};
 use levee_protocol::ids::{ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
 use levee_protocol::wire::headers::HeaderBlock;
+use levee_raft::Haste;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -357,12 +358,15 @@ impl Driver {
             }
             Ok(Turn::More)
         });
-        let retains = |retention| retention != RetentionPolicy::Limits;
-        let urgent = dispatch.waits_for_commit()
-            || stream
-                .replica
-                .read(|machine, _| machine.config().is_some_and(|config| retains(config.retention)));
-        progress.report(dispatch.take_progress(), confirmations, urgent);
+        let removes = |machine: &StreamMachine| {
+            machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
+        };
+        let haste = match dispatch.waits_for_commit() {
+            true => Haste::Now,
+            false if stream.replica.read(|machine, _| removes(machine)) => Haste::Soon,
+            false => Haste::None,
+        };
+        progress.report(dispatch.take_progress(), confirmations, haste);
         turn
     }
 

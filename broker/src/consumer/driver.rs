@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use levee_broker_core::consumer::{Advisory, Attention, Closed, Confirm, Delivery, Dispatch, Notice, Step};
-use levee_broker_core::stream::{Event, ReadFailed};
+use levee_broker_core::stream::{Event, ReadFailed, StreamMachine};
 use levee_protocol::api::{AckKind, AckReply, ConsumerInfo, PullRequest, RetentionPolicy};
 use levee_protocol::command::StreamCommand;
 use levee_protocol::ids::{AccountName, ConsumerName, Seq};
 use levee_protocol::time::{Nanos, Timestamp};
+use levee_raft::Haste;
 use levee_storage::kind::INLINE;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -563,11 +564,15 @@ impl Driver {
             }
             Ok(Turn::More)
         });
-        let urgent = dispatch.waits_for_commit()
-            || replica.read(|machine, _| {
-                machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
-            });
-        progress.report(dispatch.take_progress(), confirmations, urgent);
+        let removes = |machine: &StreamMachine| {
+            machine.config().is_some_and(|config| config.retention != RetentionPolicy::Limits)
+        };
+        let haste = match dispatch.waits_for_commit() {
+            true => Haste::Now,
+            false if replica.read(|machine, _| removes(machine)) => Haste::Soon,
+            false => Haste::None,
+        };
+        progress.report(dispatch.take_progress(), confirmations, haste);
         turn
     }
 
