@@ -23,7 +23,6 @@ use crate::router::peers::Peers;
 use crate::router::{Inbound, MessageRef, Router};
 use crate::runtime::clock::Clock;
 use crate::sinks;
-use crate::stream::block_memory::BlockMemory;
 use crate::stream::directory::Directory;
 use crate::stream::quota::{self, Quota};
 use crate::stream::told::{self, FORWARD_ASKED, FORWARD_TOLD, Questions};
@@ -95,7 +94,6 @@ pub struct JetStream {
     quota: Quota,
     limits: Limits,
     transfers: Transfers,
-    block_memory: Arc<BlockMemory>,
     /// Atomic batches that are open in the streams that this node leads.
     open_batches: Arc<AtomicUsize>,
     waiting_readers: Arc<Semaphore>,
@@ -143,7 +141,6 @@ impl JetStream {
             quota,
             limits,
             transfers: Transfers::default(),
-            block_memory: Arc::default(),
             open_batches: Arc::default(),
             waiting_readers: Arc::new(Semaphore::new(WAITING_READERS_MAX)),
             open_fast_batches: Arc::default(),
@@ -222,8 +219,8 @@ impl JetStream {
     }
 
     /// Memory for blocks of messages.
-    pub(crate) fn block_memory(&self) -> &Arc<BlockMemory> {
-        &self.block_memory
+    pub(crate) fn block_memory(&self) -> &Arc<levee_storage::BlockMemory> {
+        self.storage.block_memory()
     }
 
     /// How many atomic batches are open in the streams that this node leads.

@@ -162,11 +162,11 @@ impl Node {
         let leaving = Arc::new(Leaving::default());
         let tasks = tasks::Scope::default();
         let stop = tasks::Stop::new();
-        let transport = Arc::clone(&peers);
-        let transport = GrpcTransport::new(node, String::new(), Arc::new(PeerAddresses(transport)));
+        let addresses_of_peers = Arc::new(PeerAddresses(Arc::clone(&peers)));
+        let memory = storage.as_ref().map(|storage| Arc::clone(storage.block_memory())).unwrap_or_default();
+        let transport = GrpcTransport::new(node, String::new(), addresses_of_peers, memory);
         if let Some(listener) = cluster_listener {
-            let server = tonic::transport::Server::builder()
-                .tcp_nodelay(true)
+            let server = GrpcTransport::server()
                 .add_service(peers.service())
                 .add_service(transport.service())
                 .serve_with_incoming(peers::incoming(listener));

@@ -261,14 +261,22 @@ pub enum DamagedBlock {
 impl Block {
     /// Checks everything: version, checksum, and that every record lies inside. After this, reads cannot fail.
     pub fn parse(bytes: Bytes) -> Result<Self, DamagedBlock> {
+        let body = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(DamagedBlock::Short)?;
+        if bytes.first().is_some_and(|version| record_head_bytes(*version).is_some())
+            && crc32c::crc32c(&bytes[..body]) != u32_at(&bytes, body)
+        {
+            return Err(DamagedBlock::Checksum);
+        }
+        Self::parse_compared(bytes)
+    }
+
+    /// The same for bytes whose checksum was compared already.
+    pub fn parse_compared(bytes: Bytes) -> Result<Self, DamagedBlock> {
         if bytes.len() < BLOCK_HEAD_BYTES + CHECKSUM_BYTES {
             return Err(DamagedBlock::Short);
         }
         let head_bytes = record_head_bytes(bytes[0]).ok_or(DamagedBlock::Version(bytes[0]))?;
         let body = bytes.len() - CHECKSUM_BYTES;
-        if crc32c::crc32c(&bytes[..body]) != u32_at(&bytes, body) {
-            return Err(DamagedBlock::Checksum);
-        }
         let count = u32_at(&bytes, 4);
         let table = (count as usize)
             .checked_mul(4)

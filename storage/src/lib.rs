@@ -5,6 +5,7 @@ mod background;
 mod batch;
 mod block_cache;
 mod block_index;
+mod block_memory;
 mod block_row;
 mod cleaning;
 mod engine;
@@ -34,6 +35,7 @@ mod values;
 mod writer;
 
 pub use batch::Batch;
+pub use block_memory::BlockMemory;
 pub use cleaning::CleanReport;
 pub use engine::{DiskUsage, Durability};
 pub use entry_log::EntryLog;

@@ -71,7 +71,12 @@ impl MessageStore {
         let mut index = self.index.write();
         index.stored(log_index, block, first_seq.0, holes);
         moments::reached(Moment::Applied);
-        self.storage.cache().keep(index.space, log_index, block);
+    }
+
+    /// Keeps a block in memory that was just stored and will be read soon.
+    pub fn keep(&self, log_index: u64, block: &Block) {
+        let space = self.index.read().space;
+        self.storage.cache().keep(space, log_index, block);
     }
 
     /// These sequences, inclusive, are gone. Repeating it changes nothing.

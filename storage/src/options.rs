@@ -10,7 +10,8 @@ pub struct Options {
     pub write_buffer_bytes: usize,
     /// The newest log entries of all groups, kept readable for followers and for restarts of reading. Default 32 MiB.
     pub tail_bytes: usize,
-    /// Recently stored or read blocks of messages, kept parsed for consumers. Default 64 MiB.
+    /// Blocks of messages that were read recently, or stored where their stream is led, kept parsed for consumers. Default
+    /// 64 MiB.
     pub read_cache_bytes: usize,
     /// What may wait for the writer. Default 32 MiB. When full, an append blocks its thread until there is room.
     pub queue_bytes: usize,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::block_cache::BlockCache;
+use crate::block_memory::BlockMemory;
 use crate::engine::{DiskUsage, Durability, Engine, Scan, WriteSet};
 use crate::entry_log::EntryLog;
 use crate::error::Error;
@@ -42,6 +43,7 @@ pub struct Storage {
     flusher: Option<Flusher>,
     read_ahead: Option<ReadAhead>,
     cache: BlockCache,
+    block_memory: Arc<BlockMemory>,
     space: SpaceGate,
     exports: Arc<AtomicUsize>,
     written_bytes: Arc<AtomicU64>,
@@ -118,6 +120,7 @@ impl Storage {
             flusher,
             read_ahead,
             cache: BlockCache::new(options.read_cache_bytes),
+            block_memory: Arc::default(),
             space: SpaceGate::new(options.reserve_bytes.max(RESERVE_BYTES_MIN)),
             exports,
             written_bytes,
@@ -321,6 +324,12 @@ impl Storage {
 
     pub(crate) fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Memory for blocks of messages, which all that goes into this store may share.
+    #[must_use]
+    pub fn block_memory(&self) -> &Arc<BlockMemory> {
+        &self.block_memory
     }
 
     pub(crate) fn cache(&self) -> &BlockCache {

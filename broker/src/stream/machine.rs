@@ -115,7 +115,7 @@ impl ReplicatedMachine for Machine {
                         unreachable!("only a publish stores messages")
                     };
                     replica.messages.stored(entry.index, block, first_seq, &holes);
-                    replica.note_stored(block, first_seq, &holes);
+                    replica.note_stored(entry.index, block, first_seq, &holes);
                 }
                 Change::Removed { first, last } => replica.messages.removed(first, last)?,
             }

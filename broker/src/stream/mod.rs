@@ -6,7 +6,6 @@
 pub mod adoption;
 mod announce;
 mod batches;
-pub(crate) mod block_memory;
 pub(crate) mod compose;
 pub mod directory;
 pub mod forward;
@@ -131,8 +130,10 @@ impl Replica {
     }
 
     /// Notes whom the records of a block concern, all but those at `holes`, before anybody can see that they are stored.
-    fn note_stored(&self, block: &Block, first_seq: Seq, holes: &[u32]) {
+    fn note_stored(&self, log_index: u64, block: &Block, first_seq: Seq, holes: &[u32]) {
         let Some(leader) = self.leader() else { return };
+        // Nobody reads from a replica that does not lead.
+        self.messages.keep(log_index, block);
         let mut holes = holes.iter().copied().peekable();
         let stored = (0..block.count()).filter(|position| holes.next_if_eq(position).is_none());
         leader.listeners().stored(first_seq, stored.map(|position| block.record(position).subject));

@@ -130,7 +130,8 @@ impl StreamCommand {
         Encoded::Inline(bytes)
     }
 
-    /// Reads what `encode` wrote, in this or an older version.
+    /// Reads what `encode` wrote, in this or an older version. The checksum of a block is not compared: the log does that when
+    /// an entry is appended, and whenever one is read from a disk.
     pub fn decode(bytes: Bytes) -> Result<Self, Undecodable> {
         let Some(&first) = bytes.first() else {
             return Err(Undecodable("it is empty".to_owned()));
@@ -138,7 +139,7 @@ impl StreamCommand {
         let body = &bytes[1..];
         match first {
             ..=number::BLOCK_LAST => {
-                let block = Block::parse(bytes).map_err(|error| Undecodable(error.to_string()))?;
+                let block = Block::parse_compared(bytes).map_err(|error| Undecodable(error.to_string()))?;
                 Ok(if block.placed_at().is_some() { Self::Restore(block) } else { Self::Publish(block) })
             }
             number::CONFIGURE => {

@@ -2,8 +2,8 @@
 //!
 //! A sender takes everything that is queued into one message, so heartbeats of a thousand groups cost one write.
 //! While a connection is being made calls are queued; when it fails, or breaks later, all of them fail at once and
-//! new ones fail until the next attempt. Payloads are copied once on the way out, into the stream's buffer, and not
-//! at all on the way in.
+//! new ones fail until the next attempt. Payloads are copied once on the way out, into the stream's buffer, and once on the
+//! way in, into memory of their own: so who keeps one does not keep the message around it, and buffers are used again.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,14 +11,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use levee_protocol::ids::{GroupId, NodeId};
+use levee_storage::BlockMemory;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Answer, Frame, Lane, PeerSign, Receiver, Transport, TransportError};
@@ -41,6 +43,7 @@ struct Shared {
     node: NodeId,
     cluster_uid: RwLock<String>,
     addresses: Arc<dyn AddressBook>,
+    memory: Arc<BlockMemory>,
     receiver: OnceLock<Weak<dyn Receiver>>,
     peers: Mutex<HashMap<(NodeId, Lane), Arc<Peer>>>,
     stopped: watch::Sender<bool>,
@@ -66,6 +69,8 @@ const QUEUE_BYTES: usize = 64 << 20;
 /// Bytes after which a message is full. A single frame may be larger.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_FRAMES: usize = 1024;
+/// A payload above it keeps the buffer that it came in, which is not needed at that size again soon.
+const COPIED_BYTES_MAX: usize = 4 << 20;
 /// Largest message accepted: one entry of the largest payload a client may configure, and room.
 const MESSAGE_BYTES_MAX: usize = 160 << 20;
 /// Requests of one connection whose answers are not ready; beyond it nothing more is read from it.
@@ -78,16 +83,24 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const WINDOW_BYTES: u32 = 8 << 20;
+/// What goes into one frame of HTTP/2, which is a system call on either side.
+const FRAME_BYTES: u32 = 256 << 10;
 
 impl GrpcTransport {
     /// The transport of `node`. With an empty `cluster_uid` nobody is dialed or let in until
-    /// [`set_cluster_uid`](Self::set_cluster_uid).
+    /// [`set_cluster_uid`](Self::set_cluster_uid). Received payloads lie in `memory`.
     #[must_use]
-    pub fn new(node: NodeId, cluster_uid: String, addresses: Arc<dyn AddressBook>) -> Arc<Self> {
+    pub fn new(
+        node: NodeId,
+        cluster_uid: String,
+        addresses: Arc<dyn AddressBook>,
+        memory: Arc<BlockMemory>,
+    ) -> Arc<Self> {
         Arc::new(Self(Arc::new(Shared {
             node,
             cluster_uid: RwLock::new(cluster_uid),
             addresses,
+            memory,
             receiver: OnceLock::new(),
             peers: Mutex::default(),
             stopped: watch::Sender::new(false),
@@ -97,6 +110,16 @@ impl GrpcTransport {
     /// The cluster this node belongs to, once it is known.
     pub fn set_cluster_uid(&self, cluster_uid: String) {
         *self.0.cluster_uid.write() = cluster_uid;
+    }
+
+    /// A server for the cluster port, set up for much data from few peers.
+    #[must_use]
+    pub fn server() -> Server {
+        Server::builder()
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
     }
 
     /// The receiving side, to add to the node's server. Peers are refused until [`Groups`](crate::Groups) has started
@@ -264,6 +287,7 @@ impl Dialer {
             .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
@@ -292,6 +316,7 @@ impl Dialer {
     /// keep answers from being read.
     async fn exchange(&mut self, outbound: mpsc::Sender<pb::Batch>, mut inbound: Streaming<pb::Batch>) {
         let under_way = Mutex::new(HashMap::new());
+        let memory = Arc::clone(&self.shared.memory);
         let sending = async {
             let mut next_request = 0u64;
             while let Some(batch) = self.next_batch(&mut next_request, &under_way).await {
@@ -305,7 +330,7 @@ impl Dialer {
                 for frame in batch.frames {
                     let request = frame.request;
                     let answer: Option<oneshot::Sender<_>> = under_way.lock().remove(&request);
-                    if let (Some(answer), Some(frame)) = (answer, received(frame)) {
+                    if let (Some(answer), Some(frame)) = (answer, received(frame, &memory)) {
                         let _ = answer.send(Ok(frame));
                     }
                 }
@@ -370,9 +395,14 @@ fn sent(frame: Frame, request: u64) -> pb::Frame {
     }
 }
 
-fn received(frame: pb::Frame) -> Option<Frame> {
+fn received(frame: pb::Frame, memory: &Arc<BlockMemory>) -> Option<Frame> {
     let kind = u8::try_from(frame.kind).ok()?;
-    Some(Frame { group: GroupId(frame.group), kind, head: frame.head, payloads: frame.payloads })
+    let own = |payload: Bytes| match payload.len() {
+        ..=COPIED_BYTES_MAX => memory.copy(&payload),
+        _ => payload,
+    };
+    let payloads = frame.payloads.into_iter().map(own).collect();
+    Some(Frame { group: GroupId(frame.group), kind, head: own(frame.head), payloads })
 }
 
 fn refused_by(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -482,10 +512,11 @@ impl pb::raft_server::Raft for Acceptor {
         self.0.peer(hello.from, Lane::Log);
         let (answers, outbound) = mpsc::channel(4);
         let mut stopped = self.0.stopped.subscribe();
+        let memory = Arc::clone(&self.0.memory);
         spawn("raft answers", async move {
             tokio::select! {
                 _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = serve(hello.from, receiver, request.into_inner(), answers) => {}
+                () = serve(hello.from, receiver, &memory, request.into_inner(), answers) => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(outbound)))
@@ -496,6 +527,7 @@ impl pb::raft_server::Raft for Acceptor {
 async fn serve(
     from: NodeId,
     receiver: Arc<dyn Receiver>,
+    memory: &Arc<BlockMemory>,
     mut requests: Streaming<pb::Batch>,
     answers: mpsc::Sender<Result<pb::Batch, Status>>,
 ) {
@@ -513,7 +545,7 @@ async fn serve(
                 let Some(receiver) = receiver.upgrade() else { return };
                 for frame in batch.frames {
                     let request = frame.request;
-                    let Some(frame) = received(frame) else { continue };
+                    let Some(frame) = received(frame, memory) else { continue };
                     let answer = receiver.receive(from, frame);
                     answering.push(async move { (request, answer.await) });
                 }

@@ -11,6 +11,7 @@ use std::sync::Weak;
 use bytes::Bytes;
 use levee_protocol::ids::{GroupId, NodeId};
 
+pub(crate) mod batches;
 mod grpc;
 mod local;
 

@@ -162,7 +162,8 @@ struct Replica {
     live: BTreeMap<u64, String>,
     last_seq: u64,
     applied: Option<u64>,
-    checkpointed: Option<u64>,
+    /// What a written checkpoint covers, which is how far the log may be purged.
+    checkpointed: Arc<Mutex<Option<u64>>>,
 }
 
 const GROUP: GroupId = GroupId(16);
@@ -184,7 +185,8 @@ impl Replica {
                 }
             })
             .unwrap();
-        let mut replica = Self { storage, log, messages, live, last_seq, applied, checkpointed: applied };
+        let checkpointed = Arc::new(Mutex::new(applied));
+        let mut replica = Self { storage, log, messages, live, last_seq, applied, checkpointed };
         let from = applied.map_or(0, |applied| applied + 1);
         for entry in replica.log.read(from, u64::MAX, usize::MAX).unwrap() {
             replica.apply(&entry);
@@ -235,8 +237,13 @@ impl Replica {
         let state = [self.last_seq.to_be_bytes(), applied.to_be_bytes()].concat();
         batch.put_state(GROUP, 1, b"", &state);
         self.messages.checkpoint(&mut batch);
-        self.storage.submit(batch, Durability::Ordered, Box::new(|_| {}));
-        self.checkpointed = Some(applied);
+        let checkpointed = Arc::clone(&self.checkpointed);
+        let written = Box::new(move |result: Result<(), _>| {
+            if result.is_ok() {
+                *checkpointed.lock().unwrap() = Some(applied);
+            }
+        });
+        self.storage.submit(batch, Durability::Ordered, written);
     }
 
     fn check(&self) {
@@ -285,7 +292,8 @@ proptest! {
                 }
                 Deed::Checkpoint => replica.checkpoint(),
                 Deed::Purge => {
-                    if let Some(index) = replica.checkpointed
+                    let checkpointed = *replica.checkpointed.lock().unwrap();
+                    if let Some(index) = checkpointed
                         && replica.log.purged().is_none_or(|purged| purged.index < index)
                     {
                         let id = replica.log.log_id(index).unwrap().unwrap();
