@@ -295,7 +295,11 @@ impl MessageStore {
         {
             return Ok(Some(block));
         }
-        self.group.tail_block(row.log_index).map(|bytes| self.parse(row, bytes)).transpose()
+        let Some(bytes) = self.group.tail_block(row.log_index) else { return Ok(None) };
+        let block = self.parse(row, bytes)?;
+        // A follower that looks up what it removes comes back for the next message.
+        self.storage.cache().keep(space, row.log_index, &block);
+        Ok(Some(block))
     }
 
     fn parse(&self, row: &BlockRow, bytes: Bytes) -> Result<Block, Error> {

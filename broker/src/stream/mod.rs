@@ -132,7 +132,7 @@ impl Replica {
     /// Notes whom the records of a block concern, all but those at `holes`, before anybody can see that they are stored.
     fn note_stored(&self, log_index: u64, block: &Block, first_seq: Seq, holes: &[u32]) {
         let Some(leader) = self.leader() else { return };
-        // Nobody reads from a replica that does not lead.
+        // A replica that does not lead reads little: what it removes.
         self.messages.keep(log_index, block);
         let mut holes = holes.iter().copied().peekable();
         let stored = (0..block.count()).filter(|position| holes.next_if_eq(position).is_none());
