@@ -218,11 +218,6 @@ impl JetStream {
         &self.transfers
     }
 
-    /// Memory for blocks of messages.
-    pub(crate) fn block_memory(&self) -> &Arc<levee_storage::BlockMemory> {
-        self.storage.block_memory()
-    }
-
     /// How many atomic batches are open in the streams that this node leads.
     #[must_use]
     pub fn open_batches(&self) -> Arc<AtomicUsize> {

@@ -270,7 +270,7 @@ impl Ingest {
             Ok(charge) => charge,
             Err(error) => return self.done(Asked::Plain(batches), Err(Refused::With(error))),
         };
-        let memory = jetstream.block_memory();
+        let memory = jetstream.storage().block_memory();
         // Not the length of the chunks: those have messages of other streams, too, and the block stays for a while.
         let mut block = memory.builder(batches.iter().map(|arrived| stored_bytes(&arrived.batch)).sum());
         for Arrived { batch, .. } in &batches {
